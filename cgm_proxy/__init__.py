@@ -1,0 +1,38 @@
+"""cgm-proxy makes any FHIR R4 server a conformant receiver of continuous glucose monitoring (CGM) data.
+
+The story of a submission, which `submission.py` tells in one function:
+
+    detect → parse → find orders → judge → find known → plan → forward → reply
+
+| stage       | takes                        | gives                                                         | where                  |
+|-------------|------------------------------|---------------------------------------------------------------|------------------------|
+| detect      | request line, headers, body  | a dialect, or "not ours: stream it"                           | core/detect.py         |
+| parse       | bytes                        | a Submission and its entries, or a 400                        | core/bundle.py         |
+| find orders | patient                      | the patient's active standing orders, cached                  | upstream.py            |
+| judge       | entry, orders, rules         | a verdict for each entry and one for the submission           | core/judge.py          |
+| find known  | accepted entries' identities | the locations of those stored already                         | upstream.py            |
+| plan        | accepted entries, known ones | for each: create, stored at LOCATION, or same as entry K      | core/plan.py           |
+| forward     | plan                         | for each created entry: location and etag, or why not         | upstream.py            |
+| reply       | everything                   | a batch-response or transaction-response, in order            | core/reply.py          |
+
+Dependencies run `cli → app → handlers → submission → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
+clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value (`core.errors.Issue`);
+exceptions are for faults of the whole request.
+
+Invariants, which the tests hold:
+
+1. Nothing answered 201 or 200 is missing upstream. An entry whose fate is unknown answers 503 and may be sent again.
+2. Nothing is stored twice, whatever dies, repeats or races. The authority is the upstream store, by conditional create on
+   one identifier; caches only save work.
+3. What is stored is what was sent: numbers keep their digits, unknown order, extensions and text stay. Added are only the
+   identity (one more identifier) and resolved references.
+4. No way around the check: what is a submission is decided on the parsed content, and what is parsed is forwarded.
+5. What is not ours is not touched.
+6. Fail closed at start, fail clear at run.
+7. No patient data in logs, metrics' labels or logged URLs.
+
+Where to add what: a version of the guide is a row in `core/dialects.py` and a folder in `rules/`; a policy is a field of
+`settings.Policies` and a row in `core/judge.py`; a metric is a row in `metrics.py`; a rule is YAML with its samples.
+"""
+
+__version__ = "0.1.0"
