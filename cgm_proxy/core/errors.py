@@ -5,7 +5,7 @@ answer with. Both become an OperationOutcome (https://hl7.org/fhir/R4/operationo
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Severity = Literal["fatal", "error", "warning", "information"]
@@ -46,13 +46,14 @@ class Issue:
         return issue | ({"expression": [self.expression]} if self.expression else {})
 
 
-@dataclass(frozen=True)
 class RequestRefused(Exception):  # noqa: N818 -- it reads as what happened
-    """The whole request is refused with an HTTP status and an OperationOutcome."""
+    """The whole request is refused with an HTTP `status`, an OperationOutcome of `issues`, and `headers`."""
 
-    status: int
-    issues: tuple[Issue, ...]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    def __init__(self, status: int, issues: tuple[Issue, ...], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, issues)
+        self.status = status
+        self.issues = issues
+        self.headers = dict(headers or {})
 
 
 def refuse(status: int, rule: str, text: str, *, code: str = "invalid", **headers: str) -> RequestRefused:
