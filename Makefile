@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+HAPI_JAR := tests/hapi/target/hapi.jar
+PORT ?= 8081
+DB ?= jdbc:h2:mem:hapi
 
 .DEFAULT_GOAL := help
 
@@ -29,9 +32,16 @@ format: $(READY) ## format and fix what can be fixed
 test: lint ## lint, types and all tests
 	$(BIN)/pytest
 
+$(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java tests/hapi/src/main/resources/*)
+	mvn -q -B -f tests/hapi/pom.xml package
+	@touch $@
+
+hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB=jdbc:h2:file:/PATH
+	exec java -Xmx2g -jar $(HAPI_JAR) --port=$(PORT) '--db=$(DB)'
+
 lock: $(READY) ## renew the lock files
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
-.PHONY: help install lint format test lock
+.PHONY: help install lint format test hapi lock
