@@ -1,0 +1,432 @@
+"""Settings: what is read, from where, and the exact words for each mistake."""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import cgm_proxy
+from cgm_proxy.settings import FACTS, KEYS, Limits, Listen, Settings, Upstream, load, printable, table
+from cgm_proxy.settings_keys import FORMS, MASK, Key, SettingsError
+
+PACKAGE = Path(cgm_proxy.__file__).parent
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a settings file into the working directory, so that messages name it without a path."""
+    monkeypatch.chdir(tmp_path)
+
+    def written(text: str | bytes, name: str = "s.yaml") -> Path:
+        path = Path(name)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return written
+
+
+def faults(path: Path | None, environ: dict[str, str]) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(path, environ)
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return list(caught.value.faults)
+
+
+def test_nothing_given_gives_the_defaults():
+    assert load(None, {}) == Settings()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "upstream:\nlisten:\n  # port: 80\n"])
+def test_an_empty_file_or_section_gives_the_defaults(write, text):
+    assert load(write(text), {}) == Settings()
+
+
+FILE = """\
+mode: observe
+allow: [Observation]
+rules: /etc/cgm-proxy/rules
+listen: {port: 8000, public_url: "https://fhir.example.org/r4/"}
+upstream:
+  url: http://[fd00::1]:8081
+  connect_timeout: 2
+"""
+
+
+def test_each_kind_of_value_is_read_from_a_file(write):
+    read = load(write(FILE), {})
+    assert read == Settings(
+        mode="observe",
+        allow=("Observation",),
+        rules="/etc/cgm-proxy/rules",
+        listen=Listen(port=8000, public_url="https://fhir.example.org/r4"),
+        upstream=Upstream(url="http://[fd00::1]:8081", connect_timeout=2.0),
+    )
+    assert isinstance(read.upstream.connect_timeout, float)
+
+
+def test_each_kind_of_value_is_read_from_the_environment_which_wins(write):
+    environ = {
+        "CGM_PROXY_MODE": "enforce",
+        "CGM_PROXY_ALLOW": "Observation, Device",
+        "CGM_PROXY_RULES": "",
+        "CGM_PROXY_LISTEN_PORT": "8001",
+        "CGM_PROXY_UPSTREAM_CONNECT_TIMEOUT": "0.5",
+        "PATH": "/bin",
+    }
+    read = load(write(FILE), environ)
+    assert (read.mode, read.allow, read.rules) == ("enforce", ("Observation", "Device"), None)
+    assert (read.listen.port, read.upstream.connect_timeout) == (8001, 0.5)
+    assert read.listen.public_url == "https://fhir.example.org/r4"
+
+
+def test_the_environment_names_the_file_unless_one_is_given(write):
+    named = write("mode: observe\n")
+    other = write("log_level: debug\n", "other.yaml")
+    assert load(None, {"CGM_PROXY_SETTINGS": str(named)}) == Settings(mode="observe")
+    assert load(other, {"CGM_PROXY_SETTINGS": str(named)}) == Settings(log_level="debug")
+    assert load(None, {"CGM_PROXY_SETTINGS": ""}) == Settings()
+
+
+def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
+    monkeypatch.setenv("CGM_PROXY_MODE", "observe")
+    assert load() == Settings(mode="observe")
+
+
+def test_a_secret_comes_from_a_file_without_its_line_break(write):
+    token = write("s3cr3t\n", "token")
+    assert load(None, {"CGM_PROXY_UPSTREAM_TOKEN_FILE": str(token)}).upstream.token == "s3cr3t"
+
+
+BASE_URL = "write an http or https URL with a host and a plain path, without user, query, fragment and %-escapes"
+BAD_FILES = [
+    # not a settings file
+    (
+        "mode: [",
+        "s.yaml, line 1: no valid YAML (expected the node content, but found …); quote text with special characters",
+    ),
+    (
+        "mode: observe\n---\nmode: enforce\n",
+        "s.yaml, line 2: no valid YAML (but found another document); quote text with special characters",
+    ),
+    (
+        "upstream:\n  token: *s3cr3t\n",
+        "s.yaml, line 2: no valid YAML (found undefined alias …); quote text with special characters",
+    ),
+    ("mode: \x07", "s.yaml: no valid YAML (a control character); remove it"),
+    (b"mode: \xff", "settings: s.yaml is not UTF-8 text; save it as such"),
+    ("- mode", "s.yaml, line 1: the file has no keys; write lines of `key: value`"),
+    ("observe", "s.yaml, line 1: the file has no keys; write lines of `key: value`"),
+    ("[" * 3000, "s.yaml: nested too deeply; settings have sections and keys alone"),
+    # keys
+    ("mood: observe", 's.yaml, line 1: unknown key "mood"; did you mean "mode"?'),
+    ("\nupstrem:\n  url: x", 's.yaml, line 2: unknown key "upstrem"; did you mean "upstream"?'),
+    ("upstream:\n  ulr: http://h/fhir", 's.yaml, line 2: unknown key "upstream.ulr"; did you mean "upstream.url"?'),
+    ("port: 8080", 's.yaml, line 1: unknown key "port"; did you mean "listen.port"?'),
+    ("listen:\n  chunk: 1", 's.yaml, line 2: unknown key "listen.chunk"; did you mean "forward.chunk"?'),
+    ("forward: {zzz: 1}", 's.yaml, line 1: unknown key "forward.zzz"; known are forward.chunk or forward.concurrency'),
+    (
+        "zzz: 1",
+        (
+            's.yaml, line 1: unknown key "zzz"; known are allow, cache, detection, forward, limits, listen, log_level,'
+            " mode, policies, rules or upstream"
+        ),
+    ),
+    ("upstream: http://h/fhir", 's.yaml, line 1: section "upstream" has no keys; write lines of `key: value`'),
+    ("mode: observe\nmode: enforce", "s.yaml, line 2: mode is here a second time (first: s.yaml, line 1); keep one"),
+    (
+        "listen: {port: 1}\nlisten: {port: 2}",
+        "s.yaml, line 2: listen.port is here a second time (first: s.yaml, line 1); keep one",
+    ),
+    # kinds
+    ("listen: {port: '8080'}", 's.yaml, line 1: listen.port is "8080"; write a whole number from 0 to 65535'),
+    ("listen: {port: 80.5}", "s.yaml, line 1: listen.port is 80.5; write a whole number from 0 to 65535"),
+    ("listen: {port: true}", "s.yaml, line 1: listen.port is True; write a whole number from 0 to 65535"),
+    ("listen: {port: }", "s.yaml, line 1: listen.port is empty; write a whole number from 0 to 65535"),
+    ("listen: {port: [1]}", "s.yaml, line 1: listen.port is [1]; write a whole number from 0 to 65535"),
+    ("limits: {seconds: soon}", 's.yaml, line 1: limits.seconds is "soon"; write a number from 1 to 86400'),
+    ("mode: on", "s.yaml, line 1: mode is True; write enforce or observe"),
+    ("rules: [a]", "s.yaml, line 1: rules is ['a']; write the path of a directory"),
+    ("rules: {a: b}", "s.yaml, line 1: rules is {'a': 'b'}; write the path of a directory"),
+    ("rules: !dir x", "s.yaml, line 1: rules is nothing that YAML can read; write the path of a directory"),
+    (
+        "rules: 2026-99-99",
+        "s.yaml, line 1: rules is nothing that YAML can read; write the path of a directory",
+    ),
+    (
+        "allow: Observation",
+        's.yaml, line 1: allow is "Observation"; write a list of FHIR resource types, such as Observation',
+    ),
+    ("allow: []", "s.yaml, line 1: allow is []; write a list of FHIR resource types, such as Observation"),
+    ("allow: [1]", "s.yaml, line 1: allow is [1]; write a list of FHIR resource types, such as Observation"),
+    # choices, ranges, forms
+    ("mode: obsrve", 's.yaml, line 1: mode is "obsrve"; write enforce or observe'),
+    ("policies: {no_order: deny}", 's.yaml, line 1: policies.no_order is "deny"; write accept, warn or reject'),
+    ("listen: {port: 65536}", "s.yaml, line 1: listen.port is 65536; write a whole number from 0 to 65535"),
+    ("forward: {chunk: 0}", "s.yaml, line 1: forward.chunk is 0; write a whole number from 1 to 10000"),
+    ("limits: {seconds: .nan}", "s.yaml, line 1: limits.seconds is nan; write a number from 1 to 86400"),
+    ("limits: {seconds: .inf}", "s.yaml, line 1: limits.seconds is inf; write a number from 1 to 86400"),
+    (
+        "allow: [observation]",
+        "s.yaml, line 1: allow is ['observation']; write a list of FHIR resource types, such as Observation",
+    ),
+    (
+        "listen: {host: 'http://h'}",
+        's.yaml, line 1: listen.host is "http://h"; write a host name or IP address, without scheme, port or brackets',
+    ),
+    (f"mode: {'x' * 200}", f's.yaml, line 1: mode is "{"x" * 59}…; write enforce or observe'),
+    # URLs
+    ("upstream: {url: ftp://h/fhir}", f's.yaml, line 1: upstream.url is "ftp://h/fhir"; {BASE_URL}'),
+    ("upstream: {url: h/fhir}", f's.yaml, line 1: upstream.url is "h/fhir"; {BASE_URL}'),
+    ("upstream: {url: 'http:///fhir'}", f's.yaml, line 1: upstream.url is "http:///fhir"; {BASE_URL}'),
+    ("upstream: {url: 'http://h:0/fhir'}", f's.yaml, line 1: upstream.url is "http://h:0/fhir"; {BASE_URL}'),
+    ("upstream: {url: 'http://h:70000/fhir'}", f's.yaml, line 1: upstream.url is "http://h:70000/fhir"; {BASE_URL}'),
+    ("upstream: {url: 'http://h/a//b'}", f's.yaml, line 1: upstream.url is "http://h/a//b"; {BASE_URL}'),
+    ("upstream: {url: 'http://h/a/../b'}", f's.yaml, line 1: upstream.url is "http://h/a/../b"; {BASE_URL}'),
+    ("upstream: {url: 'http://h/%2e'}", f's.yaml, line 1: upstream.url is "http://h/%2e"; {BASE_URL}'),
+    ("upstream: {url: 'http://h/fhir '}", f's.yaml, line 1: upstream.url is "http://h/fhir "; {BASE_URL}'),
+    (
+        "upstream: {url: 'http://me:s3cr3t@h/fhir'}",
+        f's.yaml, line 1: upstream.url is "http://***@h/fhir"; {BASE_URL}',
+    ),
+    ("upstream: {url: 'http://h/fhir?key=s3cr3t'}", f's.yaml, line 1: upstream.url is "http://h/fhir?***"; {BASE_URL}'),
+    ("upstream: {url: 'http://h/fhir#s3cr3t'}", f's.yaml, line 1: upstream.url is "http://h/fhir#***"; {BASE_URL}'),
+    # secrets
+    (
+        "upstream: {token: Bearer s3cr3t}",
+        (
+            "s.yaml, line 1: upstream.token has a value that can't be used (not shown: it is a secret);"
+            ' write the token alone, without "Bearer", blanks or line breaks'
+        ),
+    ),
+    (
+        "upstream: {token: [s3cr3t]}",
+        (
+            "s.yaml, line 1: upstream.token has a value that can't be used (not shown: it is a secret);"
+            ' write the token alone, without "Bearer", blanks or line breaks'
+        ),
+    ),
+    (
+        f"upstream: {{token: '{MASK}'}}",
+        "s.yaml, line 1: upstream.token is the mask that is printed for a secret; write the secret",
+    ),
+    # settings that disagree
+    (
+        "listen: {port: 9090}",
+        "s.yaml, line 1: listen.ops_port equals listen.port, which would make the metrics public; choose another port",
+    ),
+    (
+        "listen: {port: 0, workers: 2}",
+        "s.yaml, line 1: listen.port is 0, so that each of several listen.workers would take another port; name a port",
+    ),
+    (
+        "limits:\n  atomic_entries: 600\n  entries: 500",
+        (
+            "s.yaml, line 2; s.yaml, line 3: limits.atomic_entries is above limits.entries and would never be reached;"
+            " lower it"
+        ),
+    ),
+    (
+        "limits: {seconds: 30}",
+        "s.yaml, line 1: upstream.read_timeout is above limits.seconds and would never be reached; lower it",
+    ),
+    (
+        "upstream: {url: 'http://localhost:8080/r4'}",
+        "s.yaml, line 1: upstream.url leads back to the proxy itself; write the URL of the FHIR server behind it",
+    ),
+    (
+        "upstream: {url: 'http://Fhir.example.org/r4/hapi'}\nlisten: {public_url: 'http://fhir.example.org/r4'}",
+        (
+            "s.yaml, line 1; s.yaml, line 2: upstream.url leads back to the proxy itself; write the URL of the FHIR"
+            " server behind it"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES)
+def test_a_mistake_in_the_file_is_named_with_file_line_key_and_cure(write, text, message):
+    assert faults(write(text), {}) == [message]
+    assert "s3cr3t" not in message
+
+
+BAD_ENVIRONMENTS = [
+    ({"CGM_PROXY_MODE": "obsrve"}, 'CGM_PROXY_MODE: mode is "obsrve"; write enforce or observe'),
+    (
+        {"CGM_PROXY_LISTEN_PORT": "http"},
+        'CGM_PROXY_LISTEN_PORT: listen.port is "http"; write a whole number from 0 to 65535',
+    ),
+    ({"CGM_PROXY_LISTEN_PORT": ""}, 'CGM_PROXY_LISTEN_PORT: listen.port is ""; write a whole number from 0 to 65535'),
+    (
+        {"CGM_PROXY_LISTEN_PORT": "9" * 5000},
+        f'CGM_PROXY_LISTEN_PORT: listen.port is "{"9" * 59}…; write a whole number from 0 to 65535',
+    ),
+    (
+        {"CGM_PROXY_LIMITS_SECONDS": "nan"},
+        'CGM_PROXY_LIMITS_SECONDS: limits.seconds is "nan"; write a number from 1 to 86400',
+    ),
+    ({"CGM_PROXY_ALLOW": ""}, 'CGM_PROXY_ALLOW: allow is ""; write a list of FHIR resource types, such as Observation'),
+    (
+        {"CGM_PROXY_UPSTREAM_ULR": "x"},
+        'CGM_PROXY_UPSTREAM_ULR: unknown variable; did you mean "CGM_PROXY_UPSTREAM_URL"?',
+    ),
+    ({"cgm_proxy_mode": "observe"}, 'cgm_proxy_mode: unknown variable; did you mean "CGM_PROXY_MODE"?'),
+    ({"CGM_PROXY_SETTING": "x"}, 'CGM_PROXY_SETTING: unknown variable; did you mean "CGM_PROXY_SETTINGS"?'),
+    ({"CGM_PROXY_MODE_FILE": "x"}, 'CGM_PROXY_MODE_FILE: unknown variable; did you mean "CGM_PROXY_MODE"?'),
+    ({"CGM_PROXY_7": "x"}, "CGM_PROXY_7: unknown variable; the README lists the known ones"),
+    (
+        {"CGM_PROXY_PORT_8080_TCP": "tcp://10.0.0.1:8080"},
+        (
+            "CGM_PROXY_PORT_8080_TCP: set by Kubernetes for a Service, and no setting;"
+            " set enableServiceLinks: false in the pod"
+        ),
+    ),
+    (
+        {"CGM_PROXY_SETTINGS": "none.yaml"},
+        "settings: can't read none.yaml: no such file or directory; name a readable file",
+    ),
+    ({"CGM_PROXY_SETTINGS": "."}, "settings: can't read .: is a directory; name a readable file"),
+    (
+        {"CGM_PROXY_UPSTREAM_TOKEN_FILE": "none"},
+        "CGM_PROXY_UPSTREAM_TOKEN_FILE: can't read none: no such file or directory; name a readable file",
+    ),
+    (
+        {"CGM_PROXY_UPSTREAM_TOKEN_FILE": "blank"},
+        "CGM_PROXY_UPSTREAM_TOKEN_FILE: blank is empty; write the secret into it, or unset the variable",
+    ),
+    (
+        {"CGM_PROXY_UPSTREAM_TOKEN_FILE": "two-lines"},
+        (
+            "CGM_PROXY_UPSTREAM_TOKEN_FILE: upstream.token has a value that can't be used (not shown: it is a secret);"
+            ' write the token alone, without "Bearer", blanks or line breaks'
+        ),
+    ),
+    (
+        {"CGM_PROXY_UPSTREAM_TOKEN_FILE": "two-lines", "CGM_PROXY_UPSTREAM_TOKEN": "s3cr3t"},
+        "CGM_PROXY_UPSTREAM_TOKEN_FILE: CGM_PROXY_UPSTREAM_TOKEN is set too; keep one of the two",
+    ),
+    (
+        {"CGM_PROXY_LISTEN_PORT": "9001", "CGM_PROXY_LISTEN_OPS_PORT": "9001"},
+        (
+            "CGM_PROXY_LISTEN_OPS_PORT; CGM_PROXY_LISTEN_PORT: listen.ops_port equals listen.port, which would make the"
+            " metrics public; choose another port"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("environ", "message"), BAD_ENVIRONMENTS)
+def test_a_mistake_in_the_environment_is_named_with_variable_and_cure(write, environ, message):
+    write("\n", "blank")
+    write("s3cr3t\ns3cr3t\n", "two-lines")
+    assert faults(None, environ) == [message]
+    assert "s3cr3t" not in message
+
+
+def test_all_mistakes_are_told_at_once(write):
+    path = write("mode: x\nlisten:\n  port: -1\n")
+    assert [fault.partition(" is ")[0] for fault in faults(path, {"CGM_PROXY_ALLOW": "x"})] == [
+        "s.yaml, line 1: mode",
+        "s.yaml, line 3: listen.port",
+        "CGM_PROXY_ALLOW: allow",
+    ]
+
+
+def test_the_environment_can_mend_the_file(write):
+    path = write(f"mode: x\nupstream: {{token: '{MASK}'}}\n")
+    mended = load(path, {"CGM_PROXY_MODE": "observe", "CGM_PROXY_UPSTREAM_TOKEN": "s3cr3t"})
+    assert mended == Settings(mode="observe", upstream=Upstream(token="s3cr3t"))
+
+
+def test_every_fact_between_settings_is_held_by_a_bad_case():
+    messages = " ".join(message for _, message in BAD_FILES)
+    assert [fact.text for fact in FACTS if fact.text not in messages] == []
+
+
+def test_each_setting_has_limits_choices_or_a_form():
+    assert [key.name for key in KEYS.values() if not (key.limits or key.choices or key.form)] == []
+    assert len({key.variable for key in KEYS.values()}) == len(KEYS)
+
+
+def test_the_defaults_are_values_that_would_be_accepted(write):
+    assert load(write(printable(Settings())), {}) == Settings()
+
+
+def values(key: Key) -> st.SearchStrategy:
+    """Give acceptable values of a key."""
+    if key.choices:
+        return st.sampled_from(key.choices)
+    if key.kind is int:
+        return st.integers(key.at_least, key.at_most)
+    if key.kind is float:
+        return st.floats(key.at_least, key.at_most)
+    return {
+        "address": st.sampled_from(["127.0.0.1", "::1", "on"]),
+        "path": st.none() | st.text(st.characters(exclude_categories=["C"]), min_size=1).filter(str.strip),
+        "resource type": st.lists(st.from_regex(FORMS["resource type"].pattern, fullmatch=True), min_size=1).map(tuple),
+        "token": st.none(),
+        "url": st.sampled_from(["https://[::1]:1/a", "http://h", "https://h.example/a/b"]),
+    }[key.form]
+
+
+def any_settings() -> st.SearchStrategy[Settings]:
+    """Give settings of acceptable values that agree with one another."""
+
+    def built(chosen: dict) -> Settings:
+        sections = {name.partition(".")[0] for name in chosen if "." in name}
+        top = {name: value for name, value in chosen.items() if "." not in name}
+        for section in sections:
+            leaves = {k.partition(".")[2]: v for k, v in chosen.items() if k.startswith(f"{section}.")}
+            top[section] = replace(getattr(Settings(), section), **leaves)
+        return Settings(**top)
+
+    every = st.fixed_dictionaries({name: values(key) for name, key in KEYS.items()})
+    return every.map(built).filter(lambda made: not any(fact.broken(made) for fact in FACTS))
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(any_settings())
+def test_what_is_printed_reads_back_the_same(tmp_path_factory, made):
+    path = tmp_path_factory.mktemp("printed") / "s.yaml"
+    path.write_text(printable(made), "utf-8")
+    assert load(path, {}) == made
+
+
+def test_secrets_are_masked_wherever_settings_are_shown():
+    secret = load(None, {"CGM_PROXY_UPSTREAM_TOKEN": "s3cr3t"})
+    assert "s3cr3t" not in printable(secret) + repr(secret)
+    assert yaml.safe_load(printable(secret))["upstream"]["token"] == MASK
+    assert yaml.safe_load(printable(Settings()))["upstream"]["token"] is None
+
+
+def test_the_table_has_a_row_for_each_setting():
+    rows = table(Settings).splitlines()
+    assert rows[0] == "| setting | environment variable | default | meaning |"
+    assert len(rows) == 2 + len(KEYS)
+    assert "| `listen.port` | `CGM_PROXY_LISTEN_PORT` | `8080` | Public port; 0 takes a free one (0 to 65535) |" in rows
+    assert (
+        "| `mode` | `CGM_PROXY_MODE` | `enforce` | `observe` judges and counts, and rejects nothing"
+        " (`enforce`, `observe`) |" in rows
+    )
+    assert "also from a file named by `CGM_PROXY_UPSTREAM_TOKEN_FILE`" in table(Settings)
+
+
+def test_only_the_settings_read_the_environment():
+    readers = {"environ", "environb", "getenv", "getenvb"}
+    reading = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in readers
+    }
+    assert reading == {"settings.py"}
+
+
+def test_limits_of_a_submission_can_be_raised_for_ninety_days_at_a_minute():
+    assert load(
+        None, {"CGM_PROXY_LIMITS_BODY_BYTES": str(107 * 2**20), "CGM_PROXY_LIMITS_ENTRIES": "129600"}
+    ).limits == (replace(Limits(), body_bytes=107 * 2**20, entries=129_600))
