@@ -4,16 +4,16 @@ The story of a submission, which `submission.py` tells in one function:
 
     detect → parse → find orders → judge → find known → plan → forward → reply
 
-| stage       | takes                        | gives                                                         | where                  |
-|-------------|------------------------------|---------------------------------------------------------------|------------------------|
-| detect      | request line, headers, body  | a dialect, or "not ours: stream it"                           | core/detect.py         |
-| parse       | bytes                        | a Submission and its entries, or a 400                        | core/bundle.py         |
-| find orders | patient                      | the patient's active standing orders, cached                  | upstream.py            |
-| judge       | entry, orders, rules         | a verdict for each entry and one for the submission           | core/judge.py          |
-| find known  | accepted entries' identities | the locations of those stored already                         | upstream.py            |
-| plan        | accepted entries, known ones | for each: create, stored at LOCATION, or same as entry K      | core/plan.py           |
-| forward     | plan                         | for each created entry: location and etag, or why not         | upstream.py            |
-| reply       | everything                   | a batch-response or transaction-response, in order            | core/reply.py          |
+| stage       | takes                       | gives                                        | where                            |
+|-------------|-----------------------------|----------------------------------------------|----------------------------------|
+| detect      | request line, headers, body | a dialect, or "not ours: stream it"          | `core/detect.py`, `relay.py`     |
+| parse       | bytes                       | a Submission and its entries, or a 400       | `core/body.py`, `core/bundle.py` |
+| find orders | patient                     | the patient's active orders, cached          | `memory.py`, `core/orders.py`    |
+| judge       | entries, orders, rules      | a verdict for each entry, and one for all    | `core/judge.py`, `core/rules.py` |
+| find known  | accepted entries            | the locations of those stored already        | `known.py`, `core/identity.py`   |
+| plan        | accepted, known             | for each: create, stored, or same as entry K | `core/plan.py`                   |
+| forward     | plan                        | for each: location and etag, or why not      | `forward.py`, `upstream.py`      |
+| reply       | everything                  | a response Bundle, in the entries' order     | `core/reply.py`, `render.py`     |
 
 Dependencies run `cli → app → handlers → submission → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
 clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value (`core.errors.Issue`);

@@ -1,0 +1,160 @@
+"""From a body's bytes to a parsed document, within limits; whatever cannot be read surely is refused here.
+
+What is parsed is what is forwarded: digits survive (`100.0`), and a document that says one name twice is refused, because
+two readers could see two documents (RFC 8259, section 4).
+"""
+
+import json
+import zlib
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+
+from cgm_proxy.core import xml
+from cgm_proxy.core.errors import Json, refuse
+
+Format = Literal["json", "xml"]
+
+#: Media types of FHIR R4 and the generic ones that servers take as well (https://hl7.org/fhir/R4/http.html#mime-type).
+MEDIA_TYPES: dict[str, Format] = {
+    "application/fhir+json": "json",
+    "application/json": "json",
+    "application/json+fhir": "json",
+    "text/json": "json",
+    "application/fhir+xml": "xml",
+    "application/xml": "xml",
+    "application/xml+fhir": "xml",
+    "text/xml": "xml",
+}
+CONTENT_TYPES: dict[Format, str] = {"json": "application/fhir+json", "xml": "application/fhir+xml"}
+
+#: zlib's window bits for each Content-Encoding; `deflate` is zlib's format (RFC 9110, 8.4.1.2).
+ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+#: How much is inflated at a time, bytes.
+STEP = 2**18
+
+_decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+def encode(value: Any) -> bytes:
+    """Serialise compactly; Decimals keep their digits."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes) -> Json:
+    """Parse JSON that is an object; numbers with a fraction or exponent become Decimals.
+
+    Raises `msgspec.DecodeError` and, when nested deeper than the interpreter allows, `RecursionError`.
+    """
+    document: Json = _decoder.decode(data)
+    return document
+
+
+def media_type(content_type: str) -> Format | None:
+    """Give the format that a Content-Type header names, or None for any other type."""
+    return MEDIA_TYPES.get(content_type.partition(";")[0].strip().lower())
+
+
+def inflate(data: bytes, content_encoding: str, limit: int) -> bytes:
+    """Undo a Content-Encoding, never producing more than `limit` bytes.
+
+    Raises `RequestRefused`: 413 over the limit, 415 for an unknown encoding, 400 for damaged data.
+    """
+    for name in reversed([part.strip().lower() for part in content_encoding.split(",")]):
+        if name in {"", "identity"}:
+            continue
+        if name not in ENCODINGS:
+            raise refuse(
+                415, "content-encoding", f"Content-Encoding {name[:40]!r} is not read here; send gzip, deflate or none"
+            )
+        data = _inflate(data, ENCODINGS[name], limit)
+    return data
+
+
+def _inflate(data: bytes, window: int, limit: int) -> bytes:
+    stream = zlib.decompressobj(window)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while data and not stream.eof:
+            parts.append(stream.decompress(data, STEP))
+            data = stream.unconsumed_tail
+            size += len(parts[-1])
+            if size > limit:
+                raise too_large(limit)
+    except zlib.error as error:
+        raise refuse(400, "content-encoding", f"the compressed body is damaged ({error}); send it again") from error
+    if not stream.eof or stream.unused_data:
+        raise refuse(
+            400, "content-encoding", "the compressed body is cut short or has bytes after its end; send it again"
+        )
+    return b"".join(parts)
+
+
+def too_large(limit: int) -> Exception:
+    """Make the 413 for a body of more than `limit` bytes."""
+    return refuse(413, "too-large", f"the body is larger than {limit:,} bytes; split the submission", code="too-long")
+
+
+def sniff(data: bytes) -> Format | None:
+    """Tell JSON from XML by the first byte that is no white space or UTF-8 byte order mark."""
+    first = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    return {b"{": "json", b"[": "json", b"<": "xml"}.get(first)  # type: ignore[return-value]
+
+
+def parse(data: bytes, depth: int) -> Json:
+    """Parse a body of either format, told apart by its content, not by what its header claims.
+
+    Raises `RequestRefused` (400) for anything that two readers could read differently.
+    """
+    match sniff(data):
+        case "json":
+            return parse_json(data)
+        case "xml":
+            return xml.to_json(data, depth=depth)
+    raise refuse(400, "unreadable", "the body is neither JSON nor XML in UTF-8; send a FHIR resource in one of these")
+
+
+def parse_json(data: bytes) -> Json:
+    """Parse a JSON object.
+
+    Raises `RequestRefused` (400): malformed, not an object, NaN, broken surrogates, a name twice, nested too deep.
+    """
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        document = decode(data)
+    except RecursionError as error:
+        raise refuse(400, "too-deep", "the JSON is nested deeper than any FHIR resource; flatten it") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise refuse(400, "json-malformed", f"the body is not a JSON object: {error}", code="structure") from error
+    if name := repeated_name(data, encode(document)):
+        raise refuse(
+            400, "json-duplicate-key", f'the JSON object says "{name[:60]}" twice; say it once', code="structure"
+        )
+    return document
+
+
+def repeated_name(data: bytes, compact: bytes) -> str | None:
+    r"""Give a name that an object in `data` has twice, or None; `compact` is the same document, parsed and serialised again.
+
+    Each member has one colon outside strings, and parsing drops the earlier of two members: without `\u` escapes, which
+    could hide a colon inside a string, equal counts of colons mean that nothing was dropped. Only otherwise is the
+    document read again, slowly.
+    """
+    if b"\\u" not in data and data.count(b":") == compact.count(b":"):
+        return None
+    twice: list[str] = []
+
+    def notice(pairs: Iterable[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                twice.append(name)
+            seen.add(name)
+
+    json.loads(data, object_pairs_hook=notice, parse_float=str, parse_int=str)
+    return twice[0] if twice else None

@@ -1,0 +1,231 @@
+"""A submission and its entries, made from a parsed document; structural faults of an entry are values."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from cgm_proxy.core.body import encode
+from cgm_proxy.core.dialects import Dialect
+from cgm_proxy.core.errors import Issue, Json, refuse
+
+Kind = Literal["batch", "transaction", "operation", "create"]
+
+#: `Bundle.type` that each way of submitting takes.
+TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operation": ("transaction", "batch")}
+
+#: What stands in a canonical serialisation for a Reference: an unescaped `"reference":` can only be a member's name.
+REFERENCE = re.compile(rb'"reference":"((?:[^"\\]|\\.)*)"')
+
+#: R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
+PATIENT = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a submission. `encoded` is its resource, parsed and serialised compactly."""
+
+    index: int
+    resource: Json
+    encoded: bytes
+    full_url: str | None
+    request: Json
+    subject: str | None
+    """The patient whom it is about, as `Patient/id`; None where it names none (a Device) or none that can be read."""
+    references: tuple[str, ...]
+    issues: tuple[Issue, ...] = ()
+
+    @property
+    def type(self) -> str:
+        """The resource's type, or "" where it has none."""
+        kind = self.resource.get("resourceType")
+        return kind if isinstance(kind, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A parsed submission. Only a tagged `transaction` is atomic; the operation stores a subset (guide, 1.0.0)."""
+
+    dialect: Dialect
+    kind: Kind
+    entries: tuple[Entry, ...]
+    patient: str | None
+    """The patient whom most entries are about, as `Patient/id`."""
+
+    @property
+    def atomic(self) -> bool:
+        """Whether one refused entry refuses all."""
+        return self.kind == "transaction"
+
+
+def open_operation(document: Json) -> Json:
+    """Take the Bundle out of a Parameters resource, where the operation was called with one.
+
+    Raises `RequestRefused` (400) where neither is a Bundle.
+    """
+    if document.get("resourceType") == "Parameters":
+        for parameter in _list(document.get("parameter")):
+            if isinstance(parameter, dict) and parameter.get("name") == "resource":
+                document = parameter.get("resource")  # type: ignore[assignment]
+                break
+    if not isinstance(document, dict) or document.get("resourceType") != "Bundle":
+        raise refuse(400, "bundle-expected", "$submit-cgm-bundle takes a Bundle of type transaction", code="structure")
+    return document
+
+
+class Limits(Protocol):
+    """How many entries a submission may have; `settings.Limits` is one."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def atomic_entries(self) -> int: ...
+
+
+def submission(
+    bundle: Json, dialect: Dialect, target: str, localize: Callable[[str], str], limits: Limits
+) -> Submission:
+    """Make the submission of a Bundle that was posted to `target` ("base" or "operation").
+
+    `localize` turns an absolute reference to this server into a relative one and leaves any other as it is.
+    Raises `RequestRefused`: 400 for a wrong type or no entries, 413 for too many.
+    """
+    kind = bundle.get("type")
+    if kind not in TYPES[target]:
+        wanted = TYPES[target][0]
+        text = (
+            f'Bundle.type is {_show(kind)}; a CGM submission posted here is a "{wanted}", with a request in each entry'
+        )
+        raise refuse(400, "bundle-type", text, code="value")
+    found = bundle.get("entry")
+    if not isinstance(found, list) or not found:
+        raise refuse(400, "bundle-empty", "the submission has no entries; send at least one", code="required")
+    limit = limits.atomic_entries if target == "base" and kind == "transaction" else limits.entries
+    if len(found) > limit:
+        text = f"the submission has {len(found):,} entries and this receiver takes {limit:,} in a {kind}; split it"
+        raise refuse(413, "too-many-entries", text, code="too-costly")
+    entries = _unique(tuple(entry(index, item, localize) for index, item in enumerate(found)))
+    return Submission(dialect, "operation" if target == "operation" else kind, entries, _patient(entries))
+
+
+def single(resource: Json, dialect: Dialect, localize: Callable[[str], str], if_none_exist: str | None) -> Submission:
+    """Make the submission of one resource that is created by itself."""
+    request = {"method": "POST", "url": resource.get("resourceType")}
+    if if_none_exist is not None:
+        request["ifNoneExist"] = if_none_exist
+    made = entry(0, {"resource": resource, "request": request}, localize)
+    return Submission(dialect, "create", (made,), made.subject)
+
+
+def entry(index: int, item: Any, localize: Callable[[str], str]) -> Entry:
+    """Make one entry; what is structurally wrong with it becomes its issues."""
+    fields = item if isinstance(item, dict) else {}
+    resource, request, full_url = fields.get("resource"), fields.get("request"), fields.get("fullUrl")
+    issues = tuple(_structure(item, resource, request, full_url))
+    known = resource if isinstance(resource, dict) else {}
+    encoded = encode(known)
+    return Entry(
+        index=index,
+        resource=known,
+        encoded=encoded,
+        full_url=full_url if isinstance(full_url, str) else None,
+        request=request if isinstance(request, dict) else {},
+        subject=_subject(known, localize),
+        references=references(encoded),
+        issues=issues,
+    )
+
+
+def references(encoded: bytes) -> tuple[str, ...]:
+    """List the literal references in a canonical serialisation, without those to contained resources and without repeats."""
+    found = dict.fromkeys(REFERENCE.findall(encoded))
+    return tuple(text.decode() for text in found if not text.startswith(b"#"))
+
+
+def names(entries: Iterable[Entry]) -> dict[str, int]:
+    """Map each reference by which an entry can be meant to its index: its fullUrl, and its type and id in the submission.
+
+    Inside a Bundle a reference means an entry before it means what is stored (https://hl7.org/fhir/R4/bundle.html#references).
+    """
+    found: dict[str, int] = {}
+    for entry in entries:
+        if isinstance(name := entry.resource.get("id"), str):
+            found.setdefault(f"{entry.type}/{name}", entry.index)
+        if entry.full_url:
+            found[entry.full_url] = entry.index
+    return found
+
+
+def localizer(*bases: str) -> Callable[[str], str]:
+    """Make the function that strips one of this server's base URLs from a reference; only whole path segments match."""
+    prefixes = tuple(base.rstrip("/") + "/" for base in bases)
+
+    def localize(reference: str) -> str:
+        for prefix in prefixes:
+            if reference.startswith(prefix):
+                return reference.removeprefix(prefix)
+        return reference
+
+    return localize
+
+
+def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Issue]:
+    if not isinstance(item, dict):
+        return [Issue("entry-object", f"the entry is {_show(item)}; it wants an object", code="structure")]
+    issues = []
+    if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
+        issues.append(
+            Issue(
+                "entry-resource", "the entry has no resource with a resourceType; add one", "resource", code="required"
+            )
+        )
+    if not isinstance(request, dict):
+        issues.append(
+            Issue(
+                "entry-request",
+                "the entry has no request; add method POST and the type as url",
+                "request",
+                code="required",
+            )
+        )
+    if full_url is not None and not isinstance(full_url, str):
+        issues.append(
+            Issue("entry-full-url", f"fullUrl is {_show(full_url)}; it wants a string", "fullUrl", code="value")
+        )
+    return issues
+
+
+def _unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    count = Counter(entry.full_url for entry in entries)
+    if all(seen == 1 or url is None for url, seen in count.items()):
+        return entries
+    return tuple(_refuse_twin(entry) if entry.full_url and count[entry.full_url] > 1 else entry for entry in entries)
+
+
+def _refuse_twin(entry: Entry) -> Entry:
+    text = f"fullUrl {_show(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
+    issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
+    return replace(entry, full_url=None, issues=(*entry.issues, issue))
+
+
+def _subject(resource: Json, localize: Callable[[str], str]) -> str | None:
+    element = resource.get("patient" if resource.get("resourceType") == "Device" else "subject")
+    reference = element.get("reference") if isinstance(element, dict) else None
+    local = localize(reference) if isinstance(reference, str) else ""
+    return local if PATIENT.fullmatch(local) else None
+
+
+def _patient(entries: tuple[Entry, ...]) -> str | None:
+    subjects = Counter(entry.subject for entry in entries if entry.subject)
+    return subjects.most_common(1)[0][0] if subjects else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _show(value: Any) -> str:
+    """Show a value in a message, cut short."""
+    text = encode(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."

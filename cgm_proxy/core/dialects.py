@@ -1,0 +1,91 @@
+"""The guide's versions ("dialects") as a table: how each marks its submissions, orders and schedules.
+
+Sources: the compiled guides of http://argo.run/cgm and of HL7/cgm 0.1.0, 1.0.0-ballot and 1.0.0 (STU1). A new version is a
+row here and a folder in `rules/`; nothing branches on a version.
+"""
+
+from dataclasses import dataclass
+
+LOINC = "http://loinc.org"
+
+#: The operation of 1.0.0-ballot and later, at system level.
+OPERATION = "$submit-cgm-bundle"
+
+#: What a conformant receiver lists in `CapabilityStatement.instantiates` (guide, 1.0.0).
+RECEIVER = "http://hl7.org/fhir/uv/cgm/CapabilityStatement/cgm-data-receiver"
+OPERATION_DEFINITION = "http://hl7.org/fhir/uv/cgm/OperationDefinition/submit-cgm-bundle"
+
+#: Codes of single sensor readings, in any version: mass and moles per volume.
+READING_CODES = frozenset({(LOINC, "99504-3"), (LOINC, "14745-4"), (LOINC, "105272-9")})
+
+#: Codes of summaries, in any version; STU1's is LOINC's, the earlier ones are the guide's own.
+SUMMARY_CODES = frozenset(
+    {
+        (LOINC, "107931-8"),
+        ("http://argo.run/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"),
+        ("http://hl7.org/uv/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"),
+        ("http://hl7.org/fhir/uv/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One version of the guide. `id` is also the folder in `rules/` and the metrics' label."""
+
+    id: str
+    base: str
+    """Canonical base of its profiles, extensions and code systems."""
+    order_codes: tuple[str, ...]
+    """Codes of its ServiceRequests, in `code_system`."""
+    tags: tuple[str, ...] = ()
+    """Codes in `code_system` by which `Bundle.meta.tag` marks a submission."""
+    operation: bool = False
+    """Whether it is submitted by the operation."""
+    own_codes: str | None = None
+    """A code system that only this dialect uses, among those that share the operation."""
+
+    @property
+    def code_system(self) -> str:
+        """The code system of its tags and orders."""
+        return f"{self.base}/CodeSystem/cgm"
+
+    def profile(self, name: str) -> str:
+        """Give the canonical URL of the profile or extension called `name`."""
+        return f"{self.base}/StructureDefinition/{name}"
+
+
+DIALECTS = (
+    Dialect(
+        "argo",
+        "http://argo.run/cgm",
+        order_codes=("cgm-submission-order",),
+        # Renamed during the day of its publication; submitters speak both.
+        tags=("cgm-submission-bundle", "cgm-data-submission-bundle"),
+    ),
+    Dialect(
+        "0.1.0",
+        "http://hl7.org/uv/cgm",
+        order_codes=("cgm-data-submission-standing-order",),
+        tags=("cgm-data-submission-bundle",),
+    ),
+    Dialect(
+        "1.0.0-ballot",
+        "http://hl7.org/fhir/uv/cgm",
+        order_codes=("cgm-data-submission-standing-order",),
+        operation=True,
+        own_codes="http://hl7.org/fhir/uv/cgm/CodeSystem/cgm-summary-codes-temporary",
+    ),
+    Dialect(
+        "1.0.0",
+        "http://hl7.org/fhir/uv/cgm",
+        order_codes=("cgm-data-submission-standing-order", "cgm-data-submission-one-time-order"),
+        operation=True,
+    ),
+)
+
+BY_ID = {dialect.id: dialect for dialect in DIALECTS}
+BY_TAG = {(dialect.code_system, tag): dialect for dialect in DIALECTS for tag in dialect.tags}
+
+#: Every order code of every dialect, as FHIR search tokens.
+ORDER_TOKENS = tuple(dict.fromkeys(f"{d.code_system}|{code}" for d in DIALECTS for code in d.order_codes))

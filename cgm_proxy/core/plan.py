@@ -1,0 +1,264 @@
+"""Plan what goes upstream: what to create, in which transactions and after what; what is stored; what is the same twice.
+
+An entry comes after what it references, so that references can be replaced by locations that exist. What belongs to one
+group, a summary with its members and the report on it, stays in one transaction: it is stored whole or not at all.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from cgm_proxy.core.body import encode
+from cgm_proxy.core.bundle import Entry, names
+from cgm_proxy.core.errors import Issue, Json
+from cgm_proxy.core.identity import Resolve, foreign_identity, identity, reading_code, stamp, token
+from cgm_proxy.core.judge import Judgement, referenced_first
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is known of a stored resource: `Observation/7/_history/1` and, where the server says it, its ETag."""
+
+    location: str
+    etag: str | None = None
+    created: bool = False
+    """Whether this submission created it."""
+    resource: Json | None = None
+    """The stored resource, where the submitter asked for its representation."""
+
+    @property
+    def reference(self) -> str:
+        """The location without its version, as a reference."""
+        return self.location.partition("/_history/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why the upstream did not store an entry; `status` is what the entry is answered with."""
+
+    status: int
+    issues: tuple[Issue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """The upstream's answer to an entry that was sent in the submitter's own words."""
+
+    status: int
+    entry: Json
+
+
+Outcome = Stored | Refused | Relayed
+
+TOO_LARGE = Refused(
+    422,
+    (
+        Issue(
+            "group-too-large",
+            "it belongs to a group of too many entries that reference one another; split it",
+            code="too-costly",
+        ),
+    ),
+)
+
+#: Entries that are stored together or not at all, by index; and the groups that one transaction creates.
+Group = tuple[int, ...]
+Transaction = tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """An accepted entry and its identity."""
+
+    entry: Entry
+    identity: str
+
+    @property
+    def url(self) -> str:
+        """What other entries of its transaction call it."""
+        return self.entry.full_url or self.identity
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large transactions may be, in entries: `chunk` if they can be cut, `largest` for one group."""
+
+    chunk: int
+    largest: int
+    atomic: bool = False
+    """Whether all goes in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with the accepted entries, by index."""
+
+    creates: Mapping[int, Identified]
+    same_as: Mapping[int, int]
+    """Entries that another one of the submission already holds."""
+    waves: tuple[tuple[Transaction, ...], ...]
+    """Done one after another; the transactions of a wave may go at once."""
+    aliases: Mapping[str, str]
+    """References that are written in another way upstream: to what is stored, to an entry by its id, to this server."""
+    names: Mapping[str, int]
+    """The references by which each accepted entry can be meant."""
+
+    refused: Mapping[int, Refused]
+    """Accepted entries that can't go upstream all the same."""
+
+    def first_of(self, reference: str) -> int:
+        """Give the index of the entry that a reference means, or of the one that it is the same as; -1 for none."""
+        index = self.names.get(reference, -1)
+        return self.same_as.get(index, index)
+
+
+def identify(judgement: Judgement, resolve: Resolve) -> tuple[Identified, ...]:
+    """Give each accepted entry its identity, those that are referenced first; one on a circle of references has none."""
+    patient = judgement.submission.patient or ""
+    accepted = {v.entry.index: v.entry for v in judgement.verdicts if v.accepted and v.profiles}
+    named = names(accepted.values())
+    found: dict[int, str] = {}
+    for index in referenced_first(_edges(accepted.values(), named)):
+        entry = accepted[index]
+        inner = {reference: found[named[reference]] for reference in entry.references if reference in named}
+        found[index] = identity(entry, patient, resolve, inner)
+    return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
+
+
+def forged(identified: Iterable[Identified]) -> dict[int, Refused]:
+    """Refuse what carries the identity of something else: it would later stand in that one's place."""
+    refused = {}
+    for one in identified:
+        if foreign_identity(one.entry, one.identity):
+            text = "an identifier has the form of this receiver's identities, but not of this entry's; leave it out"
+            issue = Issue("identity-forged", text, f"{one.entry.type}.identifier", code="business-rule")
+            refused[one.entry.index] = Refused(422, (issue,))
+    return refused
+
+
+def plan(
+    identified: Sequence[Identified],
+    stored: Mapping[str, Stored],
+    refused: Mapping[int, Refused],
+    bounds: Bounds,
+    localize: Callable[[str], str],
+) -> Plan:
+    """Plan the creation of what is neither in `stored` (by identity) nor in `refused` (by index).
+
+    `localize` makes references to this server relative.
+    """
+    first: dict[str, int] = {}
+    for one in identified:
+        first.setdefault(one.identity, one.entry.index)
+    same_as = {o.entry.index: first[o.identity] for o in identified if first[o.identity] != o.entry.index}
+    settled = same_as.keys() | refused.keys()
+    creates = {o.entry.index: o for o in identified if o.entry.index not in settled and o.identity not in stored}
+    named = names(one.entry for one in identified)
+    edges = _edges([one.entry for one in creates.values()], named)
+    if bounds.atomic:
+        groups = [tuple(creates)] if creates else []
+    else:
+        groups = _groups({index: _rank(one.entry) for index, one in creates.items()}, edges)
+    too_large = {index: TOO_LARGE for group in groups if len(group) > bounds.largest for index in group}
+    waves = _waves([group for group in groups if group[0] not in too_large], edges, bounds.chunk)
+    aliases = _aliases(identified, same_as, named, stored, localize)
+    return Plan(creates, same_as, tuple(waves), aliases, named, {**refused, **too_large})
+
+
+def body(groups: Transaction, plan: Plan, locations: Mapping[str, str]) -> bytes:
+    """Serialise the transaction that creates these entries, each only if its identity is not stored yet.
+
+    `locations` replace references, to entries that are stored by now and as in `Plan.aliases`.
+    """
+    entries = [_create(plan.creates[index], locations) for group in groups for index in group]
+    return b'{"resourceType":"Bundle","type":"transaction","entry":[' + b",".join(entries) + b"]}"
+
+
+def _create(one: Identified, locations: Mapping[str, str]) -> bytes:
+    request = {"method": "POST", "url": one.entry.type, "ifNoneExist": f"identifier={token(one.identity)}"}
+    resource = stamp(one.entry, one.identity, locations)
+    return b'{"fullUrl":%b,"resource":%b,"request":%b}' % (encode(one.url), resource, encode(request))
+
+
+def _aliases(
+    identified: Sequence[Identified],
+    same_as: Mapping[int, int],
+    named: Mapping[str, int],
+    stored: Mapping[str, Stored],
+    localize: Callable[[str], str],
+) -> dict[str, str]:
+    by_index = {one.entry.index: one for one in identified}
+    aliases = {r: localize(r) for one in identified for r in one.entry.references if r.startswith("http")}
+    for name, index in named.items():
+        first = by_index[same_as.get(index, index)]
+        aliases[name] = stored[first.identity].reference if first.identity in stored else first.url
+    return {name: alias for name, alias in aliases.items() if name != alias}
+
+
+def _edges(entries: Collection[Entry], named: Mapping[str, int]) -> dict[int, set[int]]:
+    """Map each of the entries to those of them that it references."""
+    present = {entry.index for entry in entries}
+    return {
+        entry.index: {named[r] for r in entry.references if r in named and named[r] in present} for entry in entries
+    }
+
+
+def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]], chunk: int) -> Iterator[tuple[Transaction, ...]]:
+    """Give the transactions, wave by wave: what references nothing new first, then what references that."""
+    group_of = {index: group for group in groups for index in group}
+    order = TopologicalSorter(
+        {
+            group: {group_of[target] for index in group for target in edges[index] if target in group_of} - {group}
+            for group in groups
+        }
+    )
+    try:
+        order.prepare()
+    except CycleError:  # groups can lean on one another although no entry does: then they are one
+        yield (((*group_of,),),)
+        return
+    while order.is_active():
+        ready = order.get_ready()
+        yield tuple(_packed(ready, chunk))
+        order.done(*ready)
+
+
+def _rank(entry: Entry) -> int:
+    """Order what stands for itself below what is made of it: devices, readings, summaries and reports."""
+    if entry.type == "Device":
+        return 0
+    return 1 if reading_code(entry.resource) else 2
+
+
+def _groups(ranks: Mapping[int, int], edges: Mapping[int, set[int]]) -> list[Group]:
+    """Group the entries: references join, but not those that lead to a lower rank."""
+    parent = {index: index for index in ranks}
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for source, targets in edges.items():
+        for target in targets:
+            if ranks[target] >= ranks[source]:
+                parent[root(source)] = root(target)
+    groups: dict[int, list[int]] = {}
+    for index in ranks:
+        groups.setdefault(root(index), []).append(index)
+    return [tuple(group) for group in groups.values()]
+
+
+def _packed(groups: Iterable[Group], chunk: int) -> Iterator[Transaction]:
+    """Fill transactions with whole groups."""
+    filled: list[Group] = []
+    size = 0
+    for group in groups:
+        if filled and size + len(group) > chunk:
+            yield tuple(filled)
+            filled, size = [], 0
+        filled.append(group)
+        size += len(group)
+    if filled:
+        yield tuple(filled)

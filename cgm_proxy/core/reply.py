@@ -1,0 +1,117 @@
+"""The answer to a submission: its entries in order, each with status, location, etag and what is wrong with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Literal
+
+from cgm_proxy.core.bundle import Kind
+from cgm_proxy.core.errors import Issue, Json, RequestRefused, operation_outcome
+from cgm_proxy.core.judge import Judgement, Verdict
+from cgm_proxy.core.plan import Outcome, Refused, Relayed, Stored
+
+Return = Literal["minimal", "representation", "OperationOutcome"]
+
+#: `Bundle.type` of the answer to each way of submitting.
+RESPONSE_TYPES: dict[Kind, str] = {
+    "batch": "batch-response",
+    "transaction": "transaction-response",
+    "operation": "transaction-response",
+}
+
+#: Entries that were refused before a profile was looked at; the first issue's FHIR issue type decides.
+UNJUDGED = {"forbidden": 403, "business-rule": 422}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one entry."""
+
+    status: int
+    issues: tuple[Issue, ...] = ()
+    stored: Stored | None = None
+    relayed: Json | None = None
+    """The upstream's own answer, where it was asked in the submitter's words (observe mode)."""
+
+
+def preferred_return(prefer: str) -> Return:
+    """Read `return=` of a Prefer header (RFC 7240); without it an entry has an outcome only where there is something to say."""
+    for part in prefer.replace(";", ",").split(","):
+        match part.strip().partition("="):
+            case ("return", _, "representation" | "OperationOutcome" | "minimal" as value):
+                return value
+    return "minimal"
+
+
+def answers(judgement: Judgement, outcomes: Mapping[int, Outcome]) -> tuple[Answer, ...]:
+    """Give each entry's answer, from its verdict and, where it was accepted, from what the upstream said of it."""
+    return tuple(_answer(verdict, outcomes.get(verdict.entry.index)) for verdict in judgement.verdicts)
+
+
+def _answer(verdict: Verdict, outcome: Outcome | None) -> Answer:
+    issues = tuple(located(issue, verdict) for issue in verdict.issues)
+    match outcome:
+        case Stored():
+            return Answer(201 if outcome.created else 200, issues, outcome)
+        case Relayed():
+            return Answer(outcome.status, issues, relayed=outcome.entry)
+        case Refused():
+            return Answer(outcome.status, (*(located(issue, verdict) for issue in outcome.issues), *issues))
+    first = next((issue for issue in verdict.issues if issue.refuses), None)
+    unjudged = UNJUDGED.get(first.code, 400) if first else 422
+    return Answer(422 if verdict.profiles else unjudged, issues)
+
+
+def located(issue: Issue, verdict: Verdict) -> Issue:
+    """Say where in the submission an issue is: `Observation.code` of entry 3 is `Bundle.entry[3].resource.code`."""
+    entry = f"Bundle.entry[{verdict.entry.index}]"
+    if not issue.expression:
+        return replace(issue, expression=entry)
+    head, dot, rest = issue.expression.partition(".")
+    if head == verdict.entry.type:
+        return replace(issue, expression=f"{entry}.resource{dot}{rest}")
+    return issue if head == "Bundle" else replace(issue, expression=f"{entry}.{issue.expression}")
+
+
+def bundle(judgement: Judgement, answers: Sequence[Answer], preferred: Return) -> Json:
+    """Give the response Bundle; R4 forbids `entry.request` in it.
+
+    What is to be said of the submission as a whole stands in the first entry's outcome, which R4 has no other place for.
+    """
+    first, *others = answers
+    entries = [
+        _entry(answer, preferred) for answer in (replace(first, issues=judgement.issues + first.issues), *others)
+    ]
+    return {"resourceType": "Bundle", "type": RESPONSE_TYPES[judgement.submission.kind], "entry": entries}
+
+
+def _entry(answer: Answer, preferred: Return) -> Json:
+    response: Json = {"status": f"{answer.status} {HTTPStatus(answer.status).phrase}"}
+    entry: Json = {"response": response}
+    if answer.relayed is not None:
+        return answer.relayed
+    if stored := answer.stored:
+        response["location"] = stored.location
+        if stored.etag:
+            response["etag"] = stored.etag
+        if preferred == "representation" and stored.resource is not None:
+            entry["resource"] = stored.resource
+    if answer.issues or preferred == "OperationOutcome":
+        response["outcome"] = operation_outcome(answer.issues)
+    return entry
+
+
+def refusal(judgement: Judgement, answers: Sequence[Answer]) -> RequestRefused | None:
+    """Give the refusal of a submission that is refused whole: by the orders, or because it is atomic."""
+    issues = [issue for issue in judgement.issues if issue.refuses]
+    status = 422
+    if judgement.submission.atomic and not issues:
+        failed = [answer for answer in answers if answer.stored is None]
+        issues = [issue for answer in failed for issue in answer.issues if issue.refuses]
+        status = max((answer.status for answer in failed), default=422)
+    if not issues:
+        return None
+    if any(issue.code == "throttled" for issue in issues):
+        status = 429
+    wait = judgement.retry_after
+    return RequestRefused(status, tuple(issues), {"Retry-After": str(int(wait.total_seconds()) + 1)} if wait else {})

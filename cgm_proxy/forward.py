@@ -1,0 +1,145 @@
+"""Carry out a plan: transactions of conditional creates, wave by wave, a few at a time, narrowed where one is refused."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+
+from cgm_proxy.core.errors import Issue, Json, RequestRefused
+from cgm_proxy.core.judge import Judgement
+from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored, Transaction, body
+from cgm_proxy.metrics import CHUNKS
+from cgm_proxy.settings import Forward
+from cgm_proxy.upstream import ChunkRefused, Submitter, Upstream
+
+#: What an entry answers whose fate is unknown.
+UNKNOWN = Refused(
+    503, (Issue("fate-unknown", "the server did not confirm it; send it again, which is safe", code="transient"),)
+)
+
+
+class Forwarding:
+    """One submission's way upstream; `outcomes` grows as the upstream answers."""
+
+    def __init__(self, plan: Plan, upstream: Upstream, submitter: Submitter, settings: Forward, prefer: str) -> None:
+        self._plan = plan
+        self._upstream = upstream
+        self._submitter = submitter
+        self._prefer = prefer
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self._locations = dict(plan.aliases)
+        self.outcomes: dict[int, Outcome] = dict(plan.refused)
+
+    async def run(self) -> dict[int, Outcome]:
+        """Send everything and give each created entry's outcome, and its twins'."""
+        for wave in self._plan.waves:
+            async with asyncio.TaskGroup() as tasks:
+                for transaction in wave:
+                    tasks.create_task(self._send_placed(transaction))
+            self._note_locations()
+        return self.complete()
+
+    def complete(self) -> dict[int, Outcome]:
+        """Give all outcomes as far as they are known: what has none yet is unknown, and a twin shares its first one's."""
+        for index in self._plan.creates:
+            self.outcomes.setdefault(index, UNKNOWN)
+        for index, first in self._plan.same_as.items():
+            if first in self.outcomes:
+                self.outcomes[index] = _twin(self.outcomes[first])
+        return self.outcomes
+
+    async def _send_placed(self, transaction: Transaction) -> None:
+        async with self._places:
+            await self._send(self._sendable(transaction))
+
+    async def _send(self, groups: Transaction) -> None:
+        """Send groups as one transaction; a refusal is narrowed by halving until the guilty groups are known."""
+        if not groups:
+            return
+        indices = [index for group in groups for index in group]
+        bundle = body(groups, self._plan, self._locations)
+        try:
+            stored = await self._upstream.transact(bundle, len(indices), self._submitter, self._prefer)
+        except ChunkRefused as refused:
+            CHUNKS.labels("refused").inc()
+            await self._narrow(groups, refused)
+        except RequestRefused as unknown:
+            CHUNKS.labels("unknown").inc()
+            self.outcomes.update(dict.fromkeys(indices, Refused(unknown.status, UNKNOWN.issues + unknown.issues)))
+        else:
+            CHUNKS.labels("stored").inc()
+            self.outcomes.update(zip(indices, stored, strict=True))
+
+    async def _narrow(self, groups: Transaction, refused: ChunkRefused) -> None:
+        if len(groups) == 1 or refused.status in {401, 403}:
+            outcome = Refused(refused.status, tuple(_reasons(refused.outcome)))
+            self.outcomes.update((index, outcome) for group in groups for index in group)
+            return
+        half = len(groups) // 2
+        await self._send(groups[:half])
+        await self._send(groups[half:])
+
+    def _sendable(self, groups: Transaction) -> Transaction:
+        """Leave out the groups that reference an entry which was not stored."""
+        if not any(isinstance(outcome, Refused) for outcome in self.outcomes.values()):
+            return groups
+        return tuple(group for group in groups if not self._leans_on_refused(group))
+
+    def _leans_on_refused(self, group: Group) -> bool:
+        for index in group:
+            for reference in self._plan.creates[index].entry.references:
+                target = self._plan.first_of(reference)
+                if isinstance(self.outcomes.get(target), Refused):
+                    text = f"it references entry {target}, which was not stored; send both again"
+                    outcome = Refused(424, (Issue("reference-not-stored", text, code="transient"),))
+                    self.outcomes.update(dict.fromkeys(group, outcome))
+                    return True
+        return False
+
+    def _note_locations(self) -> None:
+        for name, index in self._plan.names.items():
+            outcome = self.outcomes.get(self._plan.same_as.get(index, index))
+            if isinstance(outcome, Stored):
+                self._locations[name] = outcome.reference
+
+
+def _twin(outcome: Outcome) -> Outcome:
+    return Stored(outcome.location, outcome.etag, created=False) if isinstance(outcome, Stored) else outcome
+
+
+def _reasons(outcome: Json) -> Iterable[Issue]:
+    """Give the upstream's own words for a refusal, cut short."""
+    issues = outcome.get("issue")
+    said = [issue.get("diagnostics") for issue in issues if isinstance(issue, dict)] if isinstance(issues, list) else []
+    texts = [text for text in said if isinstance(text, str)] or ["it gave no reason"]
+    for text in texts[:5]:
+        yield Issue("upstream-refused", f"the server refuses the entry: {text[:500]}", code="processing")
+
+
+def stored_by_identity(plan: Plan, outcomes: Mapping[int, Outcome]) -> dict[str, Stored]:
+    """Give where the plan's entries are stored now, by identity."""
+    stored = {}
+    for index, one in plan.creates.items():
+        if isinstance(outcome := outcomes.get(index), Stored):
+            stored[one.identity] = Stored(outcome.location, outcome.etag)
+    return stored
+
+
+async def relay_unjudged(
+    judgement: Judgement, identified: Sequence[Identified], upstream: Upstream, submitter: Submitter
+) -> dict[int, Outcome]:
+    """Send what `observe` mode lets through although it can't be created here, as the submitter said it, in one batch.
+
+    In `enforce` mode there is none.
+    """
+    planned = {one.entry.index for one in identified}
+    left = [v.entry for v in judgement.verdicts if v.accepted and v.entry.request and v.entry.index not in planned]
+    if not left:
+        return {}
+    entries = [{"fullUrl": e.full_url, "resource": e.resource, "request": e.request} for e in left]
+    said = [{name: value for name, value in entry.items() if value} for entry in entries]
+    answered = await upstream.batch({"resourceType": "Bundle", "type": "batch", "entry": said}, submitter)
+    return {entry.index: Relayed(_status(answer), answer) for entry, answer in zip(left, answered, strict=False)}
+
+
+def _status(entry: Json) -> int:
+    status = str((entry.get("response") or {}).get("status", ""))[:3]
+    return int(status) if status.isdigit() else 502

@@ -1,0 +1,193 @@
+"""HTTP in and out: what is a submission goes through its story, all else through the relay."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Coroutine
+from time import perf_counter
+from typing import Any
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from cgm_proxy import metrics, render
+from cgm_proxy.capabilities import add_receiver
+from cgm_proxy.core import body, bundle, detect, reply, xml
+from cgm_proxy.core.bundle import Submission
+from cgm_proxy.core.detect import Target
+from cgm_proxy.core.dialects import Dialect
+from cgm_proxy.core.errors import Json, RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.headers import CLAIMED, HOP_BY_HOP, end_to_end, forwarded
+from cgm_proxy.inbound import RETRY_AFTER, Inbound
+from cgm_proxy.logs import log
+from cgm_proxy.memory import Memory
+from cgm_proxy.relay import Relay
+from cgm_proxy.settings import Settings
+from cgm_proxy.submission import Finished, Submissions
+from cgm_proxy.upstream import Submitter, Upstream
+
+#: Fields that belong to one request's body or answer, and not to the requests that are made from it.
+_OWN = (
+    HOP_BY_HOP
+    | CLAIMED
+    | frozenset(
+        b"host expect content-length content-type content-encoding content-md5 content-digest digest accept range prefer "
+        b"accept-encoding cache-control if-match if-none-match if-modified-since if-unmodified-since if-none-exist "
+        b"if-range x-request-id".split()
+    )
+)
+
+#: Request ids that are taken over from a client; others could carry anything into the logs.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
+
+#: What of the upstream's answer to `metadata` stays beside a changed body.
+_KEPT = ("Content-Type", "Date", "Last-Modified", "WWW-Authenticate", "Retry-After", "X-Powered-By", "Cache-Control")
+
+
+class Handlers:
+    """Answer every request of the public port."""
+
+    def __init__(
+        self, settings: Settings, relay: Relay, upstream: Upstream, submissions: Submissions, memory: Memory
+    ) -> None:
+        self._limits = settings.limits
+        self._content = settings.detection == "content"
+        self._public = relay.bases.public
+        self._base = relay.bases.upstream.path
+        self._target = relay.bases.target
+        self._relay = relay
+        self._upstream = upstream
+        self._submissions = submissions
+        self._memory = memory
+        self._inbound = Inbound(settings)
+        self.localize = bundle.localizer(settings.listen.public_url, settings.upstream.url)
+        self._working: set[asyncio.Task[web.StreamResponse]] = set()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; a refusal becomes an OperationOutcome."""
+        try:
+            if request.method in {"POST", "PUT", "PATCH", "DELETE"}:
+                return await self._write(request)
+            if request.method == "GET" and "metadata" in request.raw_path:
+                path = detect.segments(self._target(request.raw_path))
+                if path == [*detect.segments(self._base), "metadata"]:
+                    return await self._metadata(request)
+            return await self._relay.pass_through(request)
+        except RequestRefused as refused:
+            return render.refusal(request, refused)
+
+    async def drain(self) -> None:
+        """Wait until the submissions under way are answered."""
+        while self._working:
+            await asyncio.wait(self._working)
+
+    async def _write(self, request: web.BaseRequest) -> web.StreamResponse:
+        raw = self._target(request.raw_path)
+        if target := detect.target(request.method, raw, (self._base,), content=self._content):
+            return await self._inspect(request, target)
+        try:
+            return await self._relay.pass_through(request)
+        finally:
+            self._memory.notice_write(request.method, detect.segments(raw))
+
+    async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Pass the CapabilityStatement through, with what this proxy adds to the upstream's abilities."""
+        query = request.raw_path.partition("?")[2]
+        accept = request.headers.get("Accept", "*/*")
+        status, headers, data = await self._upstream.metadata(query, accept, self._submitter(request, None))
+        made = body.media_type(headers.get("Content-Type", ""))
+        if status == 200 and made:
+            statement = add_receiver(body.parse(data, self._limits.depth))
+            data = xml.to_xml(statement) if made == "xml" else body.encode(statement)
+        kept = {name: headers[name] for name in _KEPT if name in headers}
+        return web.Response(status=status, headers=kept, body=data)
+
+    async def _inspect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        """Read a body, tell whether it is a submission, and answer it or let it pass as it came."""
+        async with self._inbound.reading(request) as raw:
+            if not raw.strip() and target != "operation":
+                return await self._relay.pass_through(request, body=raw)
+            document = await self._inbound.parse(raw, request.headers.get("Content-Encoding", ""))
+            if target == "operation":
+                document = bundle.open_operation(document)
+            dialect = self._dialect(document, target)
+            if dialect is None:
+                self._memory.notice_bundle(document)
+                return await self._relay.pass_through(request, body=raw)
+            return await self._shielded(self._submit(request, target, document, dialect))
+
+    def _dialect(self, document: Json, target: Target) -> Dialect | None:
+        if target == "operation":
+            return detect.operation_dialect(document)
+        tagged = detect.bundle_dialect(document) if target == "base" else None
+        return tagged or (detect.content_dialect(document) if self._content else None)
+
+    async def _shielded(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+        """Do a submission to its end, even if its submitter hangs up."""
+        if len(self._working) >= self._limits.in_flight:
+            work.close()
+            raise refuse(
+                503, "busy", "too many submissions at once; try again", code="throttled", Retry_After=RETRY_AFTER
+            )
+        task = asyncio.ensure_future(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        return await asyncio.shield(task)
+
+    async def _submit(
+        self, request: web.BaseRequest, target: Target, document: Json, dialect: Dialect
+    ) -> web.StreamResponse:
+        """Take a submission and log and count what became of it."""
+        started = perf_counter()
+        given = request.headers.get("X-Request-ID", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        fields: dict[str, Any] = {"request_id": request_id, "dialect": dialect.id}
+        with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
+            try:
+                preferred = reply.preferred_return(request.headers.get("Prefer", ""))
+                submission = self._submission(request, target, document, dialect)
+                finished = await self._submissions.take(submission, self._submitter(request, request_id), preferred)
+                fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
+                return self._answered(request, finished, preferred, request_id)
+            except RequestRefused as refused:
+                fields |= {"outcome": "refused", "status": refused.status, "rule": refused.issues[0].rule}
+                return render.refusal(request, refused, request_id)
+            finally:
+                log("submission", **fields, seconds=round(perf_counter() - started, 3))
+
+    def _submission(self, request: web.BaseRequest, target: Target, document: Json, dialect: Dialect) -> Submission:
+        if body.media_type(request.headers.get("Content-Type", "")) is None:
+            text = "Content-Type is none of FHIR's; send application/fhir+json or application/fhir+xml"
+            raise refuse(415, "content-type", text, code="not-supported")
+        if target == "create":
+            return bundle.single(document, dialect, self.localize, request.headers.get("If-None-Exist"))
+        return bundle.submission(document, dialect, target, self.localize, self._limits)
+
+    def _answered(
+        self, request: web.BaseRequest, finished: Finished, preferred: reply.Return, request_id: str
+    ) -> web.StreamResponse:
+        judgement, answers = finished.judgement, finished.answers
+        if judgement.submission.kind != "create":
+            content = reply.bundle(judgement, answers, preferred)
+            return render.resource(request, 200, content, X_Request_ID=request_id)
+        answer, stored = answers[0], answers[0].stored
+        told = operation_outcome(answer.issues) if answer.issues or preferred == "OperationOutcome" else None
+        shown = stored.resource if stored and preferred == "representation" else None
+        place = f"{self._public.url}/{stored.location}" if stored else None
+        etag = stored.etag if stored else None
+        return render.resource(
+            request, answer.status, shown or told, Location=place, ETag=etag, X_Request_ID=request_id
+        )
+
+    def _submitter(self, request: web.BaseRequest, request_id: str | None) -> Submitter:
+        """Give the header fields that the submitter's requests upstream carry: its own, and where it came from."""
+        fields = CIMultiDict[str]()
+        claimed = [value for name, value in request.raw_headers if name.lower() == b"x-forwarded-for"]
+        for name, value in (
+            *end_to_end(request.raw_headers, _OWN),
+            *forwarded(request.remote or "unknown", self._public, claimed),
+        ):
+            fields.add(name.decode("latin-1"), value.decode("latin-1"))
+        if request_id:
+            fields["X-Request-ID"] = request_id
+        return Submitter(fields)

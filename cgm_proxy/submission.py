@@ -1,0 +1,184 @@
+"""The story of a submission, as one function that reads like the architecture's line.
+
+Judge, plan and reply are pure; finding orders, finding what is known and forwarding are the only awaits.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from weakref import WeakValueDictionary
+
+from cgm_proxy import metrics
+from cgm_proxy.core import plan, reply
+from cgm_proxy.core.bundle import Submission, localizer, names
+from cgm_proxy.core.dialects import ORDER_TOKENS, READING_CODES, SUMMARY_CODES
+from cgm_proxy.core.errors import Json
+from cgm_proxy.core.instants import interval
+from cgm_proxy.core.judge import Context, Judgement, Rules, judge, resolver
+from cgm_proxy.core.orders import StandingOrder, read_orders
+from cgm_proxy.core.plan import Outcome, Stored
+from cgm_proxy.forward import Forwarding, relay_unjudged, stored_by_identity
+from cgm_proxy.known import Known
+from cgm_proxy.memory import Memory, Orders
+from cgm_proxy.settings import Settings
+from cgm_proxy.upstream import Submitter, Upstream
+
+#: Submissions of more entries than this are judged in a thread, so that streamed traffic goes on.
+LARGE = 250
+
+#: Stored resources that one submission may refer to, which are read before judging.
+REFERENCED = 200
+
+#: Types of stored resources that matter to a verdict or an identity, when an entry refers to them.
+STORED_REFERENCE = re.compile(r"(?:Observation|Device|DiagnosticReport)/[A-Za-z0-9\-.]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A submission's judgement, and the answer to each entry."""
+
+    judgement: Judgement
+    answers: tuple[reply.Answer, ...]
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, for the metrics: `stored`, `duplicate`, `partly`, `refused` or `failed`."""
+        statuses = {answer.status for answer in self.answers}
+        if 503 in statuses:
+            return "failed"
+        if statuses <= {200, 201}:
+            return "stored" if 201 in statuses else "duplicate"
+        return "partly" if statuses & {200, 201} else "refused"
+
+
+class Submissions:
+    """Take submissions; it holds all that a story needs beside the submission itself."""
+
+    def __init__(self, settings: Settings, upstream: Upstream, rules: Rules, memory: Memory) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._rules = rules
+        self._memory = memory
+        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def take(self, submission: Submission, submitter: Submitter, preferred: reply.Return) -> Finished:
+        """Tell the story: find orders → judge → find known → plan → forward → reply.
+
+        Raises `RequestRefused` where the whole of it is refused, or the upstream fails before anything was sent.
+        """
+        context = await self._find_orders(submission, submitter)
+        judgement = await self._judge(submission, context)
+        outcomes: Mapping[int, Outcome] = {}
+        if judgement.accepted:
+            async with self._turn(submission):
+                outcomes = await self._store(judgement, context, submitter, preferred)
+        finished = Finished(judgement, reply.answers(judgement, outcomes))
+        refused = reply.refusal(judgement, finished.answers)
+        metrics.count(judgement, finished.answers, "refused" if refused else finished.outcome)
+        if refused:
+            raise refused
+        return finished
+
+    async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
+        """Gather all that the verdicts depend on: the patient's orders, what entries refer to, the last submission."""
+        orders = await self._orders(submission.patient, submitter) if submission.patient else None
+        context = Context(
+            rules=self._rules,
+            policies=self._settings.policies,
+            allow=self._settings.allow,
+            now=datetime.now(UTC),
+            depth=self._settings.limits.depth,
+            patient_known=orders is not None,
+            orders=orders or (),
+            observe=self._settings.mode == "observe",
+        )
+        stored = await self._referenced(submission, submitter)
+        last = await self._last_submission(submission, context.orders, submitter)
+        return replace(context, stored=stored, last_submission=last)
+
+    async def _orders(self, patient: str, submitter: Submitter) -> Orders:
+        async def ask() -> Orders:
+            if not await self._upstream.patient(patient, submitter):
+                return None
+            parameters = {"subject": patient, "status": "active", "code": ",".join(ORDER_TOKENS), "_count": "100"}
+            return read_orders(await self._upstream.search("ServiceRequest", parameters, submitter))
+
+        return await self._memory.orders(patient, submitter.headers.get("Authorization", ""), ask)
+
+    async def _referenced(self, submission: Submission, submitter: Submitter) -> dict[str, Json]:
+        """Read the stored resources that entries refer to, once each and as many as is reasonable."""
+        inner = names(submission.entries)
+        wanted: dict[str, list[str]] = {}
+        for reference in {r for entry in submission.entries for r in entry.references if r not in inner}:
+            local = self._localize(reference).partition("/_history/")[0]
+            if STORED_REFERENCE.fullmatch(local):
+                wanted.setdefault(local, []).append(reference)
+        found = await self._upstream.read(sorted(wanted)[:REFERENCED], submitter) if wanted else {}
+        return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
+
+    async def _last_submission(
+        self, submission: Submission, orders: Sequence[StandingOrder], submitter: Submitter
+    ) -> datetime | None:
+        """Tell when the patient's newest reading or summary was stored, where an order's period makes that matter."""
+        periods = (s.period for order in orders if submission.dialect.id in order.dialects for s in order.schedules)
+        if self._settings.policies.too_often == "accept" or not any(periods):
+            return None
+        newest = {
+            "subject": submission.patient or "",
+            "code": ",".join(sorted(f"{system}|{code}" for system, code in READING_CODES | SUMMARY_CODES)),
+            "_sort": "-_lastUpdated",
+            "_count": "1",
+            "_elements": "subject",
+        }
+        for resource in await self._upstream.search("Observation", newest, submitter, pages=1):
+            span = interval((resource.get("meta") or {}).get("lastUpdated"))
+            return span[0] if span else None
+        return None
+
+    async def _judge(self, submission: Submission, context: Context) -> Judgement:
+        if len(submission.entries) <= LARGE:
+            return judge(submission, context)
+        return await asyncio.to_thread(judge, submission, context)
+
+    def _turn(self, submission: Submission) -> asyncio.Lock:
+        """Give the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
+        return self._turns.setdefault(submission.patient or "", asyncio.Lock())
+
+    async def _store(
+        self, judgement: Judgement, context: Context, submitter: Submitter, preferred: reply.Return
+    ) -> Mapping[int, Outcome]:
+        """Find known → plan → forward."""
+        submission, limits = judgement.submission, self._settings.limits
+        identified = plan.identify(judgement, resolver(submission.entries, context.stored))
+        look_ups = Known(self._upstream, self._memory, submitter, submission.patient or "")
+        matched, ambiguous = await look_ups.by_condition(identified)
+        known = await look_ups.by_identity(identified) | matched
+        refused = plan.forged(identified) | ambiguous
+        if submission.atomic and refused:
+            return refused
+        bounds = plan.Bounds(self._settings.forward.chunk, limits.atomic_entries, atomic=submission.atomic)
+        planned = plan.plan(identified, known, refused, bounds, self._localize)
+        forwarding = Forwarding(planned, self._upstream, submitter, self._settings.forward, preferred)
+        try:
+            async with asyncio.timeout(limits.seconds):
+                outcomes = await forwarding.run()
+        except TimeoutError:
+            outcomes = forwarding.complete()
+        self._memory.remember(stored_by_identity(planned, outcomes))
+        outcomes |= {one.entry.index: known[one.identity] for one in identified if one.identity in known}
+        outcomes |= await relay_unjudged(judgement, identified, self._upstream, submitter)
+        return await self._represented(outcomes, submitter) if preferred == "representation" else outcomes
+
+    async def _represented(self, outcomes: Mapping[int, Outcome], submitter: Submitter) -> Mapping[int, Outcome]:
+        """Add the stored resources that the upstream did not send along."""
+        lacking = {o.reference for o in outcomes.values() if isinstance(o, Stored) and o.resource is None}
+        found = await self._upstream.read(sorted(lacking), submitter) if lacking else {}
+        return {
+            index: replace(outcome, resource=found.get(outcome.reference))
+            if isinstance(outcome, Stored) and outcome.resource is None
+            else outcome
+            for index, outcome in outcomes.items()
+        }
