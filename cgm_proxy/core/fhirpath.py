@@ -1,0 +1,103 @@
+"""FHIRPath, as the rules use it: fhirpathpy with R4's types and four functions of FHIR.
+
+- `resolve()`: what References mean (contained resources, the Bundle's entries, what lies outside);
+- `targetType()`: the type of what a Reference means, by resolution or else by its literal reference;
+- `conformsTo(url)`: whether a resource conforms to a profile;
+- `memberOf(url)`: whether a code, Coding or CodeableConcept is in a value set.
+
+An expression holds only if it gives exactly `true`: an empty result does not hold.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fhirpathpy import apply_parsed_path
+from fhirpathpy.engine.nodes import ResourceNode
+from fhirpathpy.models import models
+from fhirpathpy.parser import parse
+
+R4 = models["r4"]
+Functions = Mapping[str, Mapping[str, Any]]
+
+
+class FhirPathError(ValueError):
+    """An expression that cannot be read or evaluated."""
+
+
+def functions(
+    resolve: Callable[[Any], Any],
+    target_type: Callable[[Any], Any],
+    conforms_to: Callable[[Any, str], bool],
+    member_of: Callable[[Any, str], bool],
+) -> Functions:
+    """Give the functions of FHIR to `evaluate`, over one examination's resources."""
+
+    def each(function: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:
+        return lambda inputs: [found for item in inputs if (found := function(item)) is not None]
+
+    def every(function: Callable[[Any, str], bool]) -> Callable[[list[Any], str], list[bool]]:
+        return lambda inputs, url: [all(function(item, url) for item in inputs)] if inputs else []
+
+    return {
+        "resolve": {"fn": each(resolve), "arity": {0: []}},
+        "targetType": {"fn": each(target_type), "arity": {0: []}},
+        "conformsTo": {"fn": every(conforms_to), "arity": {1: ["String"]}},
+        "memberOf": {"fn": every(member_of), "arity": {1: ["String"]}},
+        "hasValue": {"fn": lambda inputs: [len(inputs) == 1 and not isinstance(inputs[0], dict)], "arity": {0: []}},
+    }
+
+
+def _silent(_values: Any, _label: Any) -> None:
+    """Take what an expression traces, and say nothing: it may be a patient's."""
+
+
+@dataclass(slots=True)
+class Expression:
+    """A FHIRPath expression, parsed when it is first needed (milliseconds) and then kept."""
+
+    text: str
+    _parsed: Any = None
+
+    def tree(self) -> Any:
+        """Give the parsed expression; raise FhirPathError if it is none."""
+        if self._parsed is None:
+            try:
+                self._parsed = parse(self.text)
+            except Exception as error:  # noqa: BLE001 -- the parser raises bare exceptions of many kinds
+                raise FhirPathError(f"{self.text}: {error}") from error
+        return self._parsed
+
+    def nodes(self, node: Any, using: Functions, variables: Mapping[str, Any]) -> list[Any]:
+        """Evaluate on a node and give what it selects, as fhirpathpy's nodes (with `propName`, `path`, `data`)."""
+        options = {"userInvocationTable": using, "returnRawData": True, "traceFn": _silent}
+        try:
+            found = apply_parsed_path(node, self.tree(), dict(variables), R4, options)
+        except FhirPathError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- fhirpathpy raises bare Exception, KeyError, TypeError, ...
+            raise FhirPathError(f"{self.text}: {error}") from error
+        return found if isinstance(found, list) else [found]
+
+    def holds(self, node: Any, using: Functions, variables: Mapping[str, Any]) -> bool:
+        """Whether the expression gives exactly true on the node."""
+        found = self.nodes(node, using, variables)
+        return len(found) == 1 and data_of(found[0]) is True
+
+
+def data_of(node: Any) -> Any:
+    """Give a node's data."""
+    return node.data if isinstance(node, ResourceNode) else node
+
+
+def node_at(data: Any, type_: str, path: str) -> ResourceNode:
+    """Make a node of a type (`Observation.component`) at a path of its resource."""
+    return ResourceNode(data, type_, propName=path)
+
+
+_EXPRESSIONS: dict[str, Expression] = {}
+
+
+def expression(text: str) -> Expression:
+    """Give the expression of a text; the same text is parsed once. For the rules' texts only, never a submitter's."""
+    return _EXPRESSIONS.setdefault(text, Expression(text))

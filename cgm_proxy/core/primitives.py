@@ -1,0 +1,170 @@
+"""Primitive values: what each type's JSON must look like (https://hl7.org/fhir/R4/datatypes.html#primitive).
+
+`fault(type, value)` gives what is wrong with a value, in words, or None. Times are those of the calendar: 30 February is
+no date. Where the specification leaves room, the HL7 validator's reading is taken (named beside the pattern).
+"""
+
+import binascii
+import re
+from calendar import monthrange
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+_DATE = r"(?P<y>\d{4})(?:-(?P<m>\d\d)(?:-(?P<d>\d\d)%s)?)?"
+#: Seconds may be 60 (a leap second); hours end at 23; offsets at 14:00.
+_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?"
+_ZONE = r"(?:Z|[+-](?:(?:0\d|1[0-3]):[0-5]\d|14:00))"
+_PATTERNS = {
+    "date": re.compile(_DATE % ""),
+    "dateTime": re.compile(_DATE % f"(?:T{_CLOCK}{_ZONE})?"),
+    "instant": re.compile(rf"(?P<y>\d{{4}})-(?P<m>\d\d)-(?P<d>\d\d)T{_CLOCK}{_ZONE}"),
+    "time": re.compile(_CLOCK),
+    "id": re.compile(r"[A-Za-z0-9\-.]{1,64}"),
+    "code": re.compile(r"[^\s]+(?:\s[^\s]+)*"),
+    "uri": re.compile(r"\S+"),
+    "url": re.compile(r"\S+"),
+    "canonical": re.compile(r"\S+"),
+    "oid": re.compile(r"urn:oid:[0-2](?:\.(?:0|[1-9]\d*))+"),
+    "uuid": re.compile(r"urn:uuid:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+}
+_WANTED = {
+    "date": "a date such as 2024-05-01",
+    "dateTime": "a date, or a date and time with seconds and zone such as 2024-05-01T10:15:00Z",
+    "instant": "a date and time with seconds and zone such as 2024-05-01T10:15:00Z",
+    "time": "a time such as 10:15:00",
+    "id": "1 to 64 letters, digits, - or .",
+    "code": "a code without leading, trailing or double spaces",
+    "uri": "a URI without spaces",
+    "url": "a URL without spaces",
+    "canonical": "a canonical URL without spaces",
+    "oid": "an OID such as urn:oid:1.2.3",
+    "uuid": "a lower-case UUID such as urn:uuid:c757873d-ec9a-4326-a141-556f43239520",
+}
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+#: FHIR integers are 32-bit.
+_RANGES = {"integer": (-(2**31), 2**31 - 1), "unsignedInt": (0, 2**31 - 1), "positiveInt": (1, 2**31 - 1)}
+LONGEST_SHOWN = 60
+
+
+def show(value: Any) -> str:
+    """Give a value for a message, quoted and cut to about 60 characters; of an object only its kind."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if not isinstance(value, str):
+        return str(value)[:LONGEST_SHOWN]
+    cut = value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "…"
+    return '"' + cut.replace('"', "'").replace("\n", " ") + '"'
+
+
+def _calendar(found: re.Match[str]) -> bool:
+    year, month, day = (int(found[part]) if found[part] else 1 for part in "ymd")
+    return year > 0 and 1 <= month <= 12 and 1 <= day <= monthrange(year, month)[1]
+
+
+def _dated(type_: str) -> Callable[[Any], str | None]:
+    pattern = _PATTERNS[type_]
+
+    def check(value: Any) -> str | None:
+        found = pattern.fullmatch(value)
+        return None if found and _calendar(found) else _WANTED[type_]
+
+    return check
+
+
+def _shaped(type_: str) -> Callable[[Any], str | None]:
+    pattern = _PATTERNS[type_]
+    return lambda value: None if pattern.fullmatch(value) else _WANTED[type_]
+
+
+def _whole(type_: str) -> Callable[[Any], str | None]:
+    least, most = _RANGES[type_]
+
+    def check(value: Any) -> str | None:
+        good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        return None if good else f"a whole number from {least} to {most}"
+
+    return check
+
+
+def _decimal(value: Any) -> str | None:
+    return None if isinstance(value, int | Decimal | float) and not isinstance(value, bool) else "a number"
+
+
+def _boolean(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _base64(value: str) -> str | None:
+    return None if _BASE64.fullmatch(value) else "base64 with padding and without spaces"
+
+
+_NUMBERS: dict[str, Callable[[Any], str | None]] = {
+    "boolean": _boolean,
+    "decimal": _decimal,
+    **{type_: _whole(type_) for type_ in _RANGES},
+}
+_TEXTS: dict[str, Callable[[Any], str | None]] = {
+    **{type_: _shaped(type_) for type_ in _PATTERNS},
+    **{type_: _dated(type_) for type_ in ("date", "dateTime", "instant")},
+    "base64Binary": _base64,
+}
+
+
+def fault(type_: str, value: Any) -> str | None:
+    """Say what a primitive of this type must be when `value` is not that; None when it is."""
+    if type_ in _NUMBERS:
+        return _NUMBERS[type_](value)
+    if not isinstance(value, str):
+        return "a string"
+    if not value.strip():
+        return "text that is not empty"
+    return _TEXTS[type_](value) if type_ in _TEXTS else None
+
+
+def span(value: str) -> tuple[datetime, datetime]:
+    """Give the first and last instant that a valid date or dateTime may mean; without a zone, in UTC.
+
+    `2024` is from the first to the last microsecond of that year.
+    """
+    if "T" in value:
+        text = value.replace(":60", ":59")[:19] + re.sub(r"^.{19}(\.\d+)?", "", value)
+        moment = datetime.fromisoformat(text)
+        found = re.match(r"^.{19}\.(\d{1,6})", value)
+        moment += timedelta(microseconds=int(found[1].ljust(6, "0")) if found else 0)
+        return moment, moment
+    year, month, day = ([int(part) for part in value.split("-")] + [0, 0])[:3]
+    last_month = month or 12
+    last_day = day or monthrange(year, last_month)[1]
+    start = datetime(year, month or 1, day or 1, tzinfo=timezone.utc)
+    end = datetime(year, last_month, last_day, 23, 59, 59, 999999, tzinfo=timezone.utc)
+    return start, end
+
+
+def not_after(start: str, end: str) -> bool:
+    """Whether start ≤ end is certain, as FHIRPath compares times of different precision.
+
+    Same precision and same value: true. `2023` ≤ `2024-05-31`: true. `2024` ≤ `2024-05-31`: undecided, so false.
+    """
+    if len(start) == len(end) and "T" not in start:
+        return start <= end
+    try:
+        (first, last), (least, most) = span(start), span(end)
+    except (ValueError, OverflowError):
+        return False
+    if first == last and least == most:
+        return first <= least
+    return last < least
+
+
+def decoded_size(data: str) -> int | None:
+    """Give the number of bytes that base64 text holds, or None if it is not base64."""
+    try:
+        return len(binascii.a2b_base64(data, strict_mode=True))
+    except (ValueError, binascii.Error):
+        return None

@@ -1,0 +1,353 @@
+"""Base validity: whether a resource is well-formed FHIR R4, before any profile.
+
+A table-driven walk over the JSON with the element model (`core/model.py`). It decides by itself for every resource type:
+unknown elements, JSON shapes, cardinalities, primitives, choices, required bindings and known code systems, reference
+targets, ele-1, extensions and their contexts, narrative, contained resources. The specification's other invariants
+are FHIRPath and evaluated by the caller (`Findings.nodes`).
+"""
+
+import hashlib
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cgm_proxy.core.errors import Issue
+from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model, Type
+from cgm_proxy.core.primitives import fault, not_after, show
+from cgm_proxy.core.scope import Json, Scope
+from cgm_proxy.core.xhtml import narrative_fault
+
+#: Deepest nesting that is looked at; deeper is refused.
+DEEPEST = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An object of the resource: where it is, its data, its type, the element it stands in and the resource around it."""
+
+    path: str
+    data: Json
+    type: Type
+    resource: Json
+    parent: str | None = None
+    modifier: bool = False
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a walk found: issues, and the nodes that later checks (invariants, extensions, claims) look at."""
+
+    issues: list[Issue] = field(default_factory=list)
+    invariants: list[tuple[Node, Invariant]] = field(default_factory=list)
+    extensions: list[Node] = field(default_factory=list)
+    resources: list[Node] = field(default_factory=list)
+
+    def add(self, rule: str, path: str, text: str) -> None:
+        """Note an error at a path."""
+        self.issues.append(Issue(rule, text, path))
+
+
+def last(path: str) -> str:
+    """Give the part of a path that a message begins with: without the resource type."""
+    return path.partition(".")[2] or path
+
+
+class Walk:
+    """One walk over one resource."""
+
+    def __init__(self, model: Model, scope: Scope) -> None:
+        self.model = model
+        self.scope = scope
+        self.found = Findings()
+
+    def resource(self, data: Json, path: str, parent: str | None = None) -> None:
+        """Examine a resource: the root, a contained one or an entry's."""
+        name = data.get("resourceType")
+        type_ = self.model.resource(name)
+        if type_ is None:
+            what = f"resourceType is {show(name)}" if "resourceType" in data else "resourceType is missing"
+            self.found.add("r4-resource-type", path, f"{what}; R4 wants the name of a resource type")
+            return
+        node = Node(path, data, type_, data, parent)
+        self.found.resources.append(node)
+        self._object(node)
+        if parent is None or "Bundle" in parent:
+            self._contained(node)
+
+    def _object(self, node: Node) -> None:
+        if not node.data:
+            self.found.add("r4-empty", node.path, f"{last(node.path)} is an empty object; leave it out or fill it")
+            return
+        if node.path.count(".") > DEEPEST:
+            self.found.add("r4-depth", node.path, f"{last(node.path)} is nested deeper than {DEEPEST} elements")
+            return
+        seen: dict[str, str] = {}
+        for key in node.data:
+            self._member(node, key, seen)
+        self._required(node, seen)
+        self._special(node)
+        for rule in node.type.invariants:
+            self._invariant(node, rule)
+
+    def _member(self, node: Node, key: str, seen: dict[str, str]) -> None:
+        plain = key[1:] if key.startswith("_") else key
+        if plain == "resourceType" and node.data is node.resource:
+            return
+        known = node.type.members.get(plain)
+        where = f"{node.path}.{plain}"
+        if known is None or (plain is not key and known[1] not in PRIMITIVES):
+            text = f"{last(node.path)}.{key} is no element of {node.type.name} in R4; leave it out or use an extension"
+            self.found.add("r4-unknown-element", f"{node.path}.{key}", text)
+            return
+        element, type_ = known
+        other = seen.setdefault(element.name, plain)
+        if other != plain:
+            text = f"{last(where)} stands beside {other}; R4 wants one value for {element.name}"
+            self.found.add("r4-choice", where, text)
+        if plain is key:
+            self._value(node, element, type_, key, where)
+        else:
+            self._companion(node, key, element, where)
+
+    def _value(self, node: Node, element: Element, type_: str, key: str, where: str) -> None:
+        value = node.data[key]
+        if element.most == 0:
+            self.found.add("r4-cardinality", where, f"{last(where)} is not allowed here; leave it out")
+        elif not element.many:
+            self._one(node, element, type_, value, where)
+        elif not isinstance(value, list):
+            self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants an array: [ … ]")
+        elif not value:
+            self.found.add("r4-empty", where, f"{last(where)} is an empty array; leave it out or fill it")
+        else:
+            beside = node.data.get("_" + key)
+            for index, item in enumerate(value):
+                filled = isinstance(beside, list) and index < len(beside) and beside[index]
+                if not (item is None and type_ in PRIMITIVES and filled):
+                    self._one(node, element, type_, item, f"{where}[{index}]")
+
+    def _one(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
+        if type_ in PRIMITIVES:
+            self._primitive(node, element, type_, value, where)
+        elif not isinstance(value, dict):
+            self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants an object: {{ … }}")
+        elif type_ == "Resource":
+            self.resource(value, where, f"{node.type.name}.{element.name}")
+        else:
+            self._complex(node, element, type_, value, where)
+
+    def _complex(self, node: Node, element: Element, type_: str, value: Json, where: str) -> None:
+        known = self.model.type(type_)
+        if known is None:
+            return
+        within = f"{node.type.name}.{element.name}"
+        inner = Node(where, value, known, node.resource, within, element.name == "modifierExtension")
+        self._object(inner)
+        if type_ == "Extension":
+            self.found.extensions.append(inner)
+        if type_ == "Reference":
+            self._target(inner, element.types[type_])
+        self._bound(element, type_, value, where)
+        for rule in element.invariants:
+            self._invariant(inner, rule)
+
+    def _primitive(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
+        if isinstance(value, dict | list) or value is None:
+            self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
+            return
+        if type_ == "xhtml":
+            wrong = fault("string", value) or narrative_fault(value)
+        else:
+            wrong = fault(self._pattern(node, element, type_), value)
+        if wrong:
+            self.found.add("r4-value", where, f"{last(where)} is {show(value)}; R4 wants {wrong}")
+        elif element.binding and type_ == "code":
+            self._code(element.binding, value, where)
+
+    def _pattern(self, node: Node, element: Element, type_: str) -> str:
+        return "id" if type_ == "String" and element.name == "id" and node.data is node.resource else type_
+
+    def _code(self, binding: str, value: str, where: str) -> None:
+        allowed = self.model.value_set(binding)
+        if allowed is None or any(codes is None or value in codes for codes in allowed.values()):
+            return
+        listed = sorted(code for codes in allowed.values() for code in codes or ())
+        some = ", ".join(listed[:12]) + (", …" if len(listed) > 12 else "")
+        self.found.add("r4-code", where, f"{last(where)} is {show(value)}; R4 wants one of {some}")
+
+    def _companion(self, node: Node, key: str, element: Element, where: str) -> None:
+        value = node.data[key]
+        plain = node.data.get(key[1:])
+        items = value if isinstance(value, list) else [value]
+        if isinstance(value, list) != element.many or not items:
+            shape = "an array" if element.many else "an object"
+            self.found.add("r4-json", where, f"{last(node.path)}.{key} is {_kind(value)}; R4 wants {shape}")
+            return
+        for index, item in enumerate(items):
+            at = f"{where}[{index}]" if element.many else where
+            absent = isinstance(plain, list) and index < len(plain) and plain[index] is not None
+            if item is None and element.many and absent:
+                continue
+            if not isinstance(item, dict):
+                self.found.add("r4-json", at, f"{last(node.path)}.{key} is {_kind(item)}; R4 wants an object")
+            elif base := self.model.type("Element"):
+                self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}"))
+                self._held(node, at, item, f"{node.type.name}.{element.name}")
+
+    def _held(self, _node: Node, _at: str, _item: Json, _within: str) -> None:
+        """Leave room: extensions of a primitive were gathered as members of Element."""
+
+    def _required(self, node: Node, seen: dict[str, str]) -> None:
+        for element in node.type.required:
+            if element.name not in seen:
+                name = element.name.removesuffix("[x]")
+                text = f"{last(node.path)}.{name} is missing; R4 wants it in every {node.type.name}"
+                self.found.add("r4-required", node.path, text)
+
+    def _invariant(self, node: Node, rule: Invariant) -> None:
+        native = NATIVE.get(rule.key)
+        if native is None:
+            self.found.invariants.append((node, rule))
+        elif not native(self, node):
+            self.found.add(rule.key, node.path, f"{last(node.path)}: {rule.human} ({rule.key})")
+
+    def _bound(self, element: Element, type_: str, value: Json, where: str) -> None:
+        codings = value.get("coding") if type_ == "CodeableConcept" else [value] if type_ == "Coding" else []
+        listed = [coding for coding in codings if isinstance(coding, dict)] if isinstance(codings, list) else []
+        for index, coding in enumerate(listed):
+            at = f"{where}.coding[{index}]" if type_ == "CodeableConcept" else where
+            self._known(coding, at)
+        allowed = self.model.value_set(element.binding) if element.binding else None
+        if type_ == "Quantity" and allowed:
+            listed = [value] if "code" in value else []
+        if allowed and (listed or type_ == "CodeableConcept") and not any(_within_set(allowed, c) for c in listed):
+            text = f"{last(where)} has no code of the value set {element.binding}, which R4 requires"
+            self.found.add("r4-binding", where, text)
+
+    def _known(self, coding: Json, where: str) -> None:
+        system, code = coding.get("system"), coding.get("code")
+        if not isinstance(system, str) or not isinstance(code, str):
+            return
+        codes = self.model.system(system)
+        if codes is not None and code not in codes:
+            text = f"{last(where)}.code is {show(code)}, which the code system {show(system)} does not have"
+            self.found.add("r4-coding", f"{where}.code", text)
+
+    def _target(self, node: Node, allowed: tuple[str, ...]) -> None:
+        if not allowed or "Resource" in allowed:
+            return
+        type_ = self.scope.target_type(node.data, node.resource)
+        if type_ in self.model.resources and type_ not in allowed:
+            reference = show(node.data.get("reference"))
+            text = f"{last(node.path)}.reference is {reference}, a {type_}; R4 wants {' or '.join(allowed)}"
+            self.found.add("r4-reference", f"{node.path}.reference", text)
+
+    def _special(self, node: Node) -> None:
+        check = SPECIAL.get(node.type.name)
+        if check:
+            for rule, where, text in check(node.data):
+                at = f"{node.path}.{where}" if where else node.path
+                self.found.add(rule, at, f"{last(at)} {text}")
+
+    def _contained(self, node: Node) -> None:
+        """Check dom-2 to dom-5 (https://hl7.org/fhir/R4/domainresource.html#invs)."""
+        held = node.data.get("contained")
+        for index, inner in enumerate(held if isinstance(held, list) else []):
+            if not isinstance(inner, dict):
+                continue
+            at, name = f"{node.path}.contained[{index}]", inner.get("id")
+            meta = inner.get("meta") if isinstance(inner.get("meta"), dict) else {}
+            if "contained" in inner:
+                self.found.add("dom-2", at, f"{last(at)} contains resources itself; put them beside it")
+            for key, rule in (("versionId", "dom-4"), ("lastUpdated", "dom-4"), ("security", "dom-5")):
+                if key in (meta or {}):
+                    self.found.add(rule, f"{at}.meta.{key}", f"{last(at)}.meta.{key} is not allowed; leave it out")
+            if not _mentioned(node.data, inner, name):
+                text = f"{last(at)} is referred to from nowhere; refer to it as #{name} or leave it out"
+                self.found.add("dom-3", at, text)
+
+
+def _mentioned(container: Json, inner: Json, name: Any) -> bool:
+    wanted = f"#{name}"
+    return any(text == wanted for text in _texts(container)) or any(text == "#" for text in _texts(inner))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            todo.extend(item.values())
+        elif isinstance(item, list):
+            todo.extend(item)
+        elif isinstance(item, str):
+            yield item
+
+
+def _within_set(allowed: Any, coding: Json) -> bool:
+    system, code = coding.get("system"), coding.get("code")
+    if system not in allowed:
+        return False
+    return allowed[system] is None or code in allowed[system]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _simple(type_: str) -> str:
+    return {"boolean": "true or false", "decimal": "a number", "integer": "a number"}.get(type_, f"a {type_}")
+
+
+def _attachment(data: Json) -> Iterator[tuple[str, str, str]]:
+    """Check size and hash against the data (https://hl7.org/fhir/R4/datatypes.html#Attachment)."""
+    text = data.get("data")
+    if not isinstance(text, str) or fault("base64Binary", text):
+        return
+    raw = base64.b64decode(text)
+    if "size" in data and data["size"] != len(raw):
+        yield "r4-attachment-size", "size", f"is {show(data['size'])}; the data has {len(raw)} bytes"
+    if "hash" in data and data["hash"] != base64.b64encode(hashlib.sha1(raw, usedforsecurity=False).digest()).decode():
+        yield "r4-attachment-hash", "hash", "is not the SHA-1 of the data in base64"
+
+
+SPECIAL = {"Attachment": _attachment}
+
+
+def _period(_walk: Walk, node: Node) -> bool:
+    start, end = node.data.get("start"), node.data.get("end")
+    if not isinstance(start, str) or not isinstance(end, str):
+        return True
+    return not fault("dateTime", start) and not fault("dateTime", end) and not_after(start, end)
+
+
+def _reference(walk: Walk, node: Node) -> bool:
+    """ref-1: a `#` reference names a contained resource."""
+    text = node.data.get("reference")
+    if not isinstance(text, str) or not text.startswith("#"):
+        return True
+    return walk.scope.find(text, node.resource) is not None
+
+
+def _always(_walk: Walk, _node: Node) -> bool:
+    return True
+
+
+#: Invariants decided here and not by FHIRPath: some for speed, some because the specification's expression needs what a
+#: FHIRPath engine does not have (htmlChecks). dom-2 to dom-5 are checked with the container, narrative with its div.
+NATIVE = {
+    "per-1": _period,
+    "ref-1": _reference,
+    **dict.fromkeys(("dom-2", "dom-3", "dom-4", "dom-5", "txt-1", "txt-2"), _always),
+    "qty-3": lambda _walk, node: "code" not in node.data or "system" in node.data,
+    "att-1": lambda _walk, node: "data" not in node.data or "contentType" in node.data,
+}
+
+
+def walk(model: Model, scope: Scope, data: Json, path: str) -> Findings:
+    """Examine one resource and give the findings."""
+    walking = Walk(model, scope)
+    walking.resource(data, path)
+    return walking.found

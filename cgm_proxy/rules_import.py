@@ -1,0 +1,479 @@
+"""Compile a guide's StructureDefinitions into rules: readable FHIRPath as YAML, to be reviewed.
+
+    cgm-proxy rules import DIRECTORY --dialect NAME --out rules/NAME
+
+A snapshot is compared with R4's own type, and only what it narrows becomes a rule: cardinalities, types, fixed and pattern
+values, slices (by value, pattern, type, profile, `resolve().code`), references' targets, required bindings, invariants.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from cgm_proxy.core.model import CORE, Element, Model, Type
+from cgm_proxy.rules_base import Terminology, write
+
+Json = dict[str, Any]
+#: Invariants of R4 that every snapshot repeats or that are best practice only.
+BASE_KEYS = re.compile(r"^(ele|ext|dom|obs|bdl|dgr|prr|dev|pat|per|qty|cnl|sdf|txt|ref|att|cpt|tim|rat|rng|org|cnt|drt)-\d+$")
+
+
+@dataclass
+class Tree:
+    """An element of a snapshot with its children by name and its slices by slice name."""
+
+    definition: Json
+    children: dict[str, "Tree"] = field(default_factory=dict)
+    slices: dict[str, "Tree"] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The element's own name: `value[x]`."""
+        return str(self.definition["path"]).rpartition(".")[2]
+
+
+def grow(elements: Iterable[Json]) -> Tree:
+    """Make the tree of a snapshot from its elements' ids (`Observation.component:timeInLow.value[x]`)."""
+    listed = list(elements)
+    root = Tree(listed[0])
+    for definition in listed[1:]:
+        at = root
+        *above, last = str(definition["id"]).split(".")[1:]
+        for step in above:
+            at = child(at, step)
+        name, _, slice_name = last.partition(":")
+        if slice_name:
+            at.children[name].slices[slice_name] = Tree(definition)
+        else:
+            at.children[name] = Tree(definition)
+    return root
+
+
+def child(at: Tree, step: str) -> Tree:
+    """Give the tree that a step of an id (`component:timeInLow`) leads to."""
+    name, _, slice_name = step.partition(":")
+    found = at.children[name]
+    return found.slices[slice_name] if slice_name else found
+
+
+def fixed(definition: Json) -> tuple[str, Any] | None:
+    """Give the fixed or pattern value of an element and whether it is `fixed` or `pattern`."""
+    for key, value in definition.items():
+        for kind in ("fixed", "pattern"):
+            if key.startswith(kind):
+                return kind, value
+    return None
+
+
+def quoted(value: Any) -> str:
+    """Give a primitive as a FHIRPath literal."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if not isinstance(value, str) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def coding(value: Json) -> str:
+    """Give the FHIRPath that selects a pattern's coding: `system = '…' and code = '…'`."""
+    return " and ".join(f"{key} = {quoted(item)}" for key, item in value.items())
+
+
+def tests(value: Any) -> Iterator[str]:
+    """Give one FHIRPath test for each part of a pattern, on the element that has it."""
+    if not isinstance(value, dict):
+        yield f"$this = {quoted(value)}"
+        return
+    for key, part in value.items():
+        if key == "coding":
+            yield from (f"coding.where({coding(item)}).exists()" for item in part)
+        elif isinstance(part, dict):
+            yield from (f"{key}.exists({test})" for test in tests(part))
+        elif isinstance(part, list):
+            yield from (f"{key}.where({test}).exists()" for item in part for test in tests(item))
+        else:
+            yield f"{key} = {quoted(part)}"
+
+
+def both(conditions: Iterable[str]) -> str:
+    """Join conditions with `and`."""
+    return " and ".join(conditions)
+
+
+class Guide:
+    """The definitions of a guide, by canonical."""
+
+    def __init__(self, model: Model, definitions: Iterable[Json]) -> None:
+        self.model = model
+        self.by_url = {d["url"]: d for d in definitions if d["resourceType"] == "StructureDefinition"}
+        self.trees = {url: grow(d["snapshot"]["element"]) for url, d in self.by_url.items()}
+
+    def code_tests(self, url: str, path: str = "code") -> list[str]:
+        """Give the tests that a profile's pattern makes on an element, for a discriminator that reads it."""
+        tree = self.trees.get(url.split("|")[0])
+        for step in path.split("."):
+            tree = tree.children.get(step) if tree else None
+        found = fixed(tree.definition) if tree else None
+        return [f"{path}.{test}" for test in tests(found[1])] if found else []
+
+
+def types(definition: Json) -> list[str]:
+    """Give an element's type codes."""
+    return [str(t["code"]).removeprefix("http://hl7.org/fhirpath/System.") for t in definition.get("type", [])]
+
+
+def profiles(definition: Json, key: str) -> list[str]:
+    """Give the profiles (`profile`) or target profiles (`targetProfile`) of an element's types."""
+    return [url for t in definition.get("type", []) for url in t.get(key, [])]
+
+
+def criterion(guide: Guide, slice_: Tree, discriminator: Json) -> list[str]:
+    """Give the FHIRPath conditions by which a discriminator finds a slice's elements; none when it says nothing."""
+    kind, path = discriminator["type"], str(discriminator["path"])
+    if kind == "type":
+        at = slice_.definition if path == "$this" else at_path(slice_, path)
+        narrowed = [t for t in types(at or {}) if t not in {"Resource", "BackboneElement"}]
+        return [" or ".join(f"{path} is {t}" for t in narrowed)] if narrowed else []
+    if kind == "profile":
+        at = slice_.definition if path in {"$this", "resolve()"} else at_path(slice_, path)
+        urls = profiles(at or {}, "targetProfile" if path == "resolve()" else "profile")
+        return [" or ".join(f"{path}.conformsTo({quoted(url)})" for url in urls)] if urls else []
+    return by_value(guide, slice_, path)
+
+
+def at_path(slice_: Tree, path: str) -> Json | None:
+    """Give the definition at a simple path below a slice."""
+    at: Tree | None = slice_
+    for step in path.split("."):
+        at = at.children.get(step) or at.children.get(step + "[x]") if at else None
+    return at.definition if at else None
+
+
+def by_value(guide: Guide, slice_: Tree, path: str) -> list[str]:
+    """Give the conditions of a value or pattern discriminator."""
+    if path.startswith("resolve()."):
+        urls = profiles(slice_.definition, "targetProfile")
+        return [f"resolve().{test}" for url in urls for test in guide.code_tests(url, path.removeprefix("resolve()."))]
+    if found := re.match(r"resource\.ofType\((\w+)\)\.(.*)", path):
+        urls = profiles(at_path(slice_, "resource") or {}, "profile")
+        return [f"resource.ofType({found[1]}).{t}" for url in urls for t in guide.code_tests(url, found[2])]
+    if path == "url" and (urls := profiles(slice_.definition, "profile")):
+        return [f"url = {quoted(urls[0])}"]
+    at = slice_.definition if path == "$this" else at_path(slice_, path)
+    value = fixed(at) if at else None
+    if value is None:
+        return by_binding(at, path)
+    if isinstance(value[1], dict):
+        return [t if path == "$this" else f"{path}.{t}" for t in tests(value[1])]
+    return [f"{path} = {quoted(value[1])}"]
+
+
+def by_binding(at: Json | None, path: str) -> list[str]:
+    """Give the condition of a discriminator on a required binding."""
+    binding = (at or {}).get("binding", {})
+    url = binding.get("valueSet") if binding.get("strength") == "required" else None
+    return [f"{path}.memberOf({quoted(url.split('|')[0])})"] if url else []
+
+
+@dataclass
+class Compiler:
+    """Compiles one profile's snapshot; `rules` grows."""
+
+    guide: Guide
+    definition: Json
+    rules: list[Json] = field(default_factory=list)
+
+    @property
+    def model(self) -> Model:
+        """R4's element model."""
+        return self.guide.model
+
+    def rule(self, element: Json, on: str, expression: str, text: str, shows: str = "") -> None:
+        """Add a rule; its id is made from the element and what is asked."""
+        made = {"id": "", "element": element["id"], "at": on, "expression": expression, "shows": shows, "text": text}
+        made = {key: value for key, value in made.items() if value or key == "id"}
+        if not any(made["expression"] == r["expression"] and made.get("at") == r.get("at") for r in self.rules):
+            self.rules.append(made)
+
+    def compile(self) -> list[Json]:
+        """Give the profile's rules."""
+        tree = self.guide.trees[self.definition["url"]]
+        base = self.model.type(self.definition["type"])
+        self.invariants(tree.definition, "")
+        self.members(tree, "", base)
+        number(self.rules)
+        return self.rules
+
+    def members(self, tree: Tree, on: str, base: Type | None) -> None:
+        """Compile the children of an element that FHIRPath `on` selects."""
+        for name, part in tree.children.items():
+            element = base.elements.get(name) if base else None
+            self.element(part, on, element)
+
+    def element(self, tree: Tree, on: str, base: Element | None) -> None:
+        """Compile one element, its slices and its children."""
+        definition, name = tree.definition, tree.name.removesuffix("[x]")
+        self.cardinality(definition, on, name, base)
+        if definition.get("max") == "0":
+            return
+        self.types(definition, on, name, base)
+        here = f"{on}.{name}" if on else name
+        if tree.name.endswith("[x]") and len(types(definition)) == 1:
+            here += f".ofType({types(definition)[0]})"
+        self.content(tree, here, base, parent=on, name=name)
+        if tree.slices:
+            self.sliced(tree, on, name, base)
+
+    def content(self, tree: Tree, here: str, base: Element | None, parent: str = "", name: str = "") -> None:
+        """Compile what an element or slice, selected by `here`, must contain."""
+        self.value(tree.definition, here, parent, name)
+        self.binding(tree.definition, here, base)
+        self.references(tree.definition, here, base)
+        self.invariants(tree.definition, here)
+        if tree.children:
+            self.members(tree, here, self.type_of(tree, base))
+
+    def type_of(self, tree: Tree, base: Element | None) -> Type | None:
+        """Give the type whose elements the children are."""
+        if base and len(base.types) == 1 and next(iter(base.types)) not in {"Resource"}:
+            return self.model.type(next(iter(base.types)))
+        named = types(tree.definition)
+        return self.model.type(named[0]) if named else None
+
+    def cardinality(self, definition: Json, on: str, name: str, base: Element | None) -> None:
+        """Compile a minimum above, and a maximum below, those of R4."""
+        least, most = definition.get("min", 0), definition.get("max", "*")
+        if least > (base.least if base else 0):
+            test = f"{name}.exists()" if least == 1 else f"{name}.count() >= {least}"
+            self.rule(definition, on, test, f"{name}" if least == 1 else f"at least {least} of {name}", name)
+        if most != "*" and (base is None or base.most is None or int(most) < base.most):
+            if most == "0":
+                self.rule(definition, on, f"{name}.empty()", f"no {name}", name)
+            elif base is None or base.many:
+                self.rule(definition, on, f"{name}.count() <= {most}", f"at most {most} of {name}", name)
+
+    def types(self, definition: Json, on: str, name: str, base: Element | None) -> None:
+        """Compile the types of a choice that are fewer than R4's."""
+        named = types(definition)
+        if base is None or not base.choice or not named or set(named) >= set(base.types):
+            return
+        test = f"{name}.all({' or '.join(f'$this is {t}' for t in named)})"
+        self.rule(definition, on, test, f"{name} to be a {' or '.join(named)}", name)
+
+    def value(self, definition: Json, here: str, parent: str, name: str) -> None:
+        """Compile a fixed or pattern value: of a primitive on its parent, of an object on itself."""
+        found = fixed(definition)
+        if found is None:
+            return
+        if not isinstance(found[1], dict):
+            test = f"{name}.empty() or {name} = {quoted(found[1])}"
+            self.rule(definition, parent, test, quoted_text(found[1]), name)
+            return
+        for test in tests(found[1]):
+            shows, text = told(test)
+            self.rule(definition, here, test, text, shows)
+
+    def binding(self, definition: Json, here: str, base: Element | None) -> None:
+        """Compile a required binding that R4 does not have."""
+        binding = definition.get("binding", {})
+        url = str(binding.get("valueSet", "")).split("|")[0]
+        if binding.get("strength") != "required" or not url or (base and base.binding and url.endswith(base.binding)):
+            return
+        self.rule(definition, here, f"memberOf({quoted(url)})", f"a code of the value set {url}")
+
+    def references(self, definition: Json, here: str, base: Element | None) -> None:
+        """Compile the targets of a Reference that are fewer than R4's, or profiled."""
+        targets = profiles(definition, "targetProfile")
+        if "Reference" not in types(definition) or not targets or CORE + "Resource" in targets:
+            return
+        named = sorted({self.target_type(url) for url in targets})
+        if not base or set(named) < set(base.types.get("Reference", ())) or "Resource" in base.types.get("Reference", ()):
+            test = f"targetType().empty() or targetType() in ({' | '.join(map(quoted, named))})"
+            self.rule(definition, here, test, f"a reference to {' or '.join(named)}", "reference")
+        if any(not url.startswith(CORE) for url in targets):
+            test = " or ".join(f"resolve().conformsTo({quoted(url)})" for url in targets)
+            short = " or ".join(url.rsplit("/", 1)[1] for url in targets)
+            self.rule(definition, here, f"resolve().empty() or {test}", f"what it refers to to conform to {short}", "reference")
+
+    def target_type(self, url: str) -> str:
+        """Give the resource type of a target profile."""
+        known = self.guide.by_url.get(url.split("|")[0])
+        return str(known["type"]) if known else url.rsplit("/", 1)[1]
+
+    def invariants(self, definition: Json, here: str) -> None:
+        """Compile the invariants that the profile adds."""
+        for rule in definition.get("constraint", []):
+            if rule["severity"] == "error" and "expression" in rule and not BASE_KEYS.match(rule["key"]):
+                self.rule(definition, here, rule["expression"], rule["human"])
+
+    def sliced(self, tree: Tree, on: str, name: str, base: Element | None) -> None:
+        """Compile slices: each one's number, what is in it, and that no element is in two."""
+        slicing = tree.definition.get("slicing", {})
+        found = {}
+        for slice_name, slice_ in tree.slices.items():
+            parts = [c for d in slicing.get("discriminator", []) for c in criterion(self.guide, slice_, d)]
+            if slice_name and parts:
+                found[slice_name] = parts
+                self.slice(tree, slice_, on, name, base, parts)
+        if slicing.get("rules") == "closed" and found:
+            test = f"{name}.all({' or '.join(f'({both(p)})' for p in found.values())})"
+            self.rule(tree.definition, on, test, f"no other {name} than {', '.join(found)}", name)
+        self.apart(tree, on, name, found, tree.slices)
+
+    def apart(self, tree: Tree, on: str, name: str, found: dict[str, list[str]], slices: dict[str, Tree]) -> None:
+        """Compile that no element is in two slices, where they do not exclude one another by type or url."""
+        leaves = {k: v for k, v in found.items() if not any(other.startswith(k + "/") for other in slices)}
+        open_ = {k: v for k, v in leaves.items() if not any(re.match(r"(\$this is|url =)", part) for part in v)}
+        if len(open_) > 1:
+            here = f"{on}.{name}" if on else name
+            total = " + ".join(f"iif({both(v)}, 1, 0)" for v in open_.values())
+            self.rule(tree.definition, here, f"{total} <= 1", "it to be one of these, not two at once")
+
+    def slice(self, tree: Tree, slice_: Tree, on: str, name: str, base: Element | None, parts: list[str]) -> None:
+        """Compile one slice."""
+        definition = slice_.definition
+        by_type = re.fullmatch(r"\$this is (\w+)", parts[0]) if len(parts) == 1 else None
+        chosen = f"{name}.ofType({by_type[1]})" if by_type else f"{name}.where({both(parts)})"
+        label = definition["sliceName"]
+        self.slice_number(definition, on, chosen, name, label, tree.definition.get("max", "*"))
+        if definition.get("max") == "0":
+            return
+        here = f"{on}.{chosen}" if on else chosen
+        self.slice_profiles(slice_, here, name)
+        inner = Tree({k: v for k, v in definition.items() if not k.startswith(("fixed", "pattern"))}, slice_.children)
+        if name != "extension":
+            self.content(inner, here, base)
+        else:
+            self.members(inner, here, self.model.type("Extension"))
+
+    def slice_number(self, definition: Json, on: str, chosen: str, name: str, label: str, most_of_all: str) -> None:
+        """Compile how often a slice must and may occur."""
+        least, most = definition.get("min", 0), definition.get("max", "*")
+        if least and most == "1" and most_of_all != "1":
+            self.rule(definition, on, f"{chosen}.count() = 1", f"exactly one {name} that is {label}", name)
+        elif least:
+            self.rule(definition, on, f"{chosen}.count() >= {least}", f"at least {least} {name} that is {label}", name)
+        elif most not in {"*", "0"} and most_of_all != "1":
+            self.rule(definition, on, f"{chosen}.count() <= {most}", f"at most {most} {name} that is {label}", name)
+        elif most == "0":
+            self.rule(definition, on, f"{chosen}.empty()", f"no {name} that is {label}", name)
+
+    def slice_profiles(self, slice_: Tree, here: str, name: str) -> None:
+        """Compile that the resource of a Bundle's entry conforms to the slice's profile."""
+        resource = slice_.children.get("resource")
+        urls = [u for u in profiles(resource.definition, "profile") if u] if resource and name == "entry" else []
+        if urls:
+            test = " or ".join(f"resource.conformsTo({quoted(url)})" for url in urls)
+            short = " or ".join(url.rsplit("/", 1)[1] for url in urls)
+            self.rule(resource.definition, here, test, f"the resource to conform to {short}", "resource.resourceType")
+
+
+def quoted_text(value: Any) -> str:
+    """Give a value as a message shows it."""
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+
+def told(test: str) -> tuple[str, str]:
+    """Give what a pattern's test shows and how a message tells it."""
+    if found := re.fullmatch(r"coding\.where\((?:system = '([^']*)' and )?code = '([^']*)'\)\.exists\(\)", test):
+        return "coding.code", f'a coding with the code "{found[2]}"' + (f" of {found[1]}" if found[1] else "")
+    if found := re.fullmatch(r"(\w+) = '([^']*)'", test):
+        return found[1], f'"{found[2]}"'
+    return "", test
+
+
+def number(rules: list[Json]) -> None:
+    """Give each rule an id, made from its element; a second rule on an element gets a number."""
+    seen: dict[str, int] = {}
+    for rule in rules:
+        base = re.sub(r"\[x\]", "", rule["element"].partition(".")[2] or rule["element"])
+        base = re.sub(r"[^A-Za-z0-9]+", "-", base).strip("-")
+        if found := re.fullmatch(r"(\w+)(?:\.empty\(\) or \w+)? = '.*'", rule["expression"]):
+            base = base if base.endswith(found[1]) else f"{base}-{found[1]}"
+        seen[base] = seen.get(base, 0) + 1
+        rule["id"] = base if seen[base] == 1 else f"{base}-{seen[base]}"
+
+
+def implied_by(guide: Guide, definition: Json) -> str | None:
+    """Give the FHIRPath by which a resource without a claim is judged by a profile: its code, where that is fixed."""
+    if definition["type"] not in {"Observation", "DiagnosticReport", "ServiceRequest"}:
+        return None
+    return both(guide.code_tests(definition["url"])) or None
+
+
+def made_of(guide: Guide, definition: Json) -> list[str]:
+    """Give the profiles that a profile's required slices refer to."""
+    found = []
+    for part in guide.trees[definition["url"]].children.values():
+        for slice_ in part.slices.values():
+            if slice_.definition.get("min"):
+                found += profiles(slice_.definition, "targetProfile")
+    return sorted({url for url in found if not url.startswith(CORE)})
+
+
+def profile_file(guide: Guide, definition: Json, dialect: str) -> Json:
+    """Give a profile's file as data."""
+    context = [c["expression"] for c in definition.get("context", [])] if definition["type"] == "Extension" else []
+    made = {
+        "profile": definition["url"],
+        "dialect": dialect,
+        "type": definition["type"],
+        "title": definition.get("title", definition["name"]),
+        "context": context,
+        "when": implied_by(guide, definition),
+        "made_of": made_of(guide, definition),
+        "rules": Compiler(guide, definition).compile(),
+    }
+    return {key: value for key, value in made.items() if value or key == "rules"}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes long FHIRPath on one line and lists indented."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+        return super().increase_indent(flow, False)
+
+
+def dump(made: Json) -> str:
+    """Give a file's text."""
+    return yaml.dump(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def read_definitions(directory: Path) -> list[Json]:
+    """Read the definitions of a directory (the JSON files of an unpacked package)."""
+    return [d for path in sorted(directory.glob("*.json")) if isinstance(d := msgspec.json.decode(path.read_bytes()), dict)]
+
+
+def import_guide(
+    directory: Path, dialect: str, out: Path, *, rules: Path = Path("rules"), beside: Iterable[Path] = ()
+) -> list[Path]:
+    """Compile the profiles of a guide's directory into `out`, one YAML file each, with its codes; give the files.
+
+    `beside` are directories of guides that this one builds on (US Core).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    own = [d for d in read_definitions(directory) if "url" in d]
+    model = Model(rules / "r4")
+    others = [d for other in beside for d in read_definitions(other) if "url" in d]
+    guide = Guide(model, [*others, *own])
+    written = []
+    for definition in own:
+        if definition["resourceType"] == "StructureDefinition":
+            path = out / f"{definition['id']}.yaml"
+            path.write_text(dump(profile_file(guide, definition, dialect)), encoding="utf-8")
+            written.append(path)
+    write_codes(out / "codes.ndjson", own)
+    return written
+
+
+def write_codes(path: Path, own: list[Json]) -> None:
+    """Write a guide's code systems and value sets, where their codes are known."""
+    terms = Terminology(own)
+    lines: list[Json] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]
+    sets = {url: terms.expand(url) for url in terms.sets}
+    lines += [{"valueSet": url, "codes": found} for url, found in sets.items() if found]
+    if lines:
+        write(path, lines)
