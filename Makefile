@@ -39,9 +39,21 @@ $(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java t
 hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB=jdbc:h2:file:/PATH
 	exec java -Xmx2g -jar $(HAPI_JAR) --port=$(PORT) '--db=$(DB)'
 
+# Both from one module, whose go.sum locks all of their sources: .cache/bin/helm, .cache/bin/validate-manifests.
+GO_BUILD := cd tests/helm && go build -buildvcs=false -trimpath -ldflags '-s -w'
+
+.cache/bin/helm: tests/helm/go.mod tests/helm/go.sum
+	$(GO_BUILD) -o ../../$@ helm.sh/helm/v3/cmd/helm
+
+.cache/bin/validate-manifests: tests/helm/main.go tests/helm/go.mod tests/helm/go.sum
+	$(GO_BUILD) -o ../../$@ .
+
+chart-tools: .cache/bin/helm .cache/bin/validate-manifests ## build helm and a validator of manifests (needs Go 1.26)
+
 lock: $(READY) ## renew the lock files
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo hatchling | $(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 -c requirements-dev.lock - --no-header -o requirements-build.lock
 
-.PHONY: help install lint format test hapi lock
+.PHONY: help install lint format test hapi chart-tools lock
