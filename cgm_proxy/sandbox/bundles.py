@@ -165,14 +165,21 @@ def _write(server: Server, entries: list[Entry]) -> dict[int, Answer]:
     _check_distinct(plans)
     placed = {entry.index: plans[same.get(entry.index, entry.index)] for entry in entries}
     known = _targets(entries, placed)
+    resources = {}
+    for entry in first:
+        with _naming(entry.index):
+            resources[entry.index] = references.rewrite(entry.request.resource, _resolver(server, entry, known))
+    return _carry_out(server, plans, resources)
+
+
+def _carry_out(server: Server, plans: dict[int, Plan], resources: dict[int, Json]) -> dict[int, Answer]:
     answers = {}
-    for entry in first:
-        with _naming(entry.index):
-            resource = references.rewrite(entry.request.resource, _resolver(server, entry, known))
-            answers[entry.index] = interactions.carry_out(server.store, plans[entry.index], resource)
-    for entry in first:
-        with _naming(entry.index):
-            _check_written(server, plans[entry.index], answers[entry.index].version)
+    for index, planned in plans.items():
+        with _naming(index):
+            answers[index] = interactions.carry_out(server.store, planned, resources[index])
+    for index, planned in plans.items():
+        with _naming(index):
+            _check_written(server, planned, answers[index].version)
     return answers
 
 

@@ -214,12 +214,13 @@ def _plan_update(store: Store, request: Request) -> Plan:
 
 
 def _plan_conditional_update(store: Store, request: Request) -> Plan:
-    found = _one_match(store, request, request.condition, "HAPI-0988: Failed to UPDATE")
+    condition = f"{request.type}?{request.condition}"
+    found = _one_match(store, request, condition, "HAPI-0988: Failed to UPDATE")
     if found:
         slot = Slot(found.key, found.type, found.id, found.number, deleted=False)
         _check_version(request, slot)
-        return Plan(request, slot, request.condition)
-    return Plan(request, store.allocate(request.type), request.condition)
+        return Plan(request, slot, condition)
+    return Plan(request, store.allocate(request.type), condition)
 
 
 def _one_match(store: Store, request: Request, condition: str, failed: str) -> Version | None:
@@ -231,9 +232,10 @@ def _one_match(store: Store, request: Request, condition: str, failed: str) -> V
 
 
 def _remove_match(store: Store, request: Request) -> Answer:
-    found = _one_match(store, request, request.condition, "HAPI-0962: Failed to DELETE")
+    condition = f"{request.type}?{request.condition}"
+    found = _one_match(store, request, condition, "HAPI-0962: Failed to DELETE")
     if found is None:
-        text = f'Unable to find resource matching URL "{request.type}?{request.condition}". Nothing has been deleted.'
+        text = f'Unable to find resource matching URL "{condition}". Nothing has been deleted.'
         return Answer(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
     return remove(store, replace(request, id=found.id))
 
@@ -257,7 +259,7 @@ def _update(store: Store, planned: Plan, resource: Json) -> Answer:
             200, version, success("SUCCESSFUL_UPDATE", f'Successfully updated resource "{version.location}".')
         )
     text = f'Successfully conditionally updated resource "{version.location}".'
-    text = f'{text} Existing resource matched URL "{slot.type}?{planned.condition}".'
+    text = f'{text} Existing resource matched URL "{planned.condition}".'
     return Answer(200, version, success("SUCCESSFUL_UPDATE_WITH_CONDITIONAL_MATCH", text))
 
 

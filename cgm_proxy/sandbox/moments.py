@@ -39,7 +39,10 @@ def span(text: str) -> Span:
     year, month, day, hour, minute, second, fraction, zone = found.groups()
     offset = "+00:00" if zone in {None, "Z"} else zone
     written = f"{year}-{month or '01'}-{day or '01'}T{hour or '00'}:{minute or '00'}:{second or '00'}{offset}"
-    start = datetime.fromisoformat(written)
+    try:
+        start = datetime.fromisoformat(written)
+    except ValueError:
+        raise ValueError(text) from None
     low = _milliseconds(start) + int(((fraction or "") + "000")[:3])
     if fraction:
         return low, low

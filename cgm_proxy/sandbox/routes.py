@@ -77,7 +77,8 @@ def _search(server: Server, request: Request, base: str) -> Answer:
     found = Found(query, query.keys(server.store))
     if query.offset + query.count < len(found.keys) and not query.counts_only:
         server.pages.remember(found)
-    url = f"{base}/{request.type}" + (f"?{request.condition}" if request.condition else "")
+    asked = "/_search" if request.method == "POST" else f"?{request.condition}" if request.condition else ""
+    url = f"{base}/{request.type}{asked}"
     return Answer(200, content=searchset(server.store, base, found, url, query.offset, query.count))
 
 

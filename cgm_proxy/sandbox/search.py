@@ -37,7 +37,9 @@ class Query:
         """Give the query for the keys of the matches, in order."""
         where = "".join(f" AND {condition}" for condition, _ in self.conditions)
         arguments = [argument for _, some in self.conditions for argument in some]
-        sql = f"SELECT r.key FROM resource r WHERE r.type = ? AND NOT r.deleted{where} ORDER BY {self.order[0]}r.key"
+        # The + keeps SQLite from walking through all resources of the type where an index table names the few keys.
+        kind = "+r.type" if " AND r.key IN" in where else "r.type"
+        sql = f"SELECT r.key FROM resource r WHERE {kind} = ? AND NOT r.deleted{where} ORDER BY {self.order[0]}r.key"
         return sql, [self.type, *arguments, *self.order[1]]
 
     def keys(self, store: Store) -> list[int]:
