@@ -19,6 +19,8 @@ import yaml
 from cgm_proxy.settings_file import given_in
 from cgm_proxy.settings_keys import MASK, PREFIX, Given, Key, SettingsError, keys_of, read, suggestion
 
+__all__ = ["FACTS", "KEYS", "Settings", "SettingsError", "load", "printable", "table"]
+
 Policy = Literal["accept", "warn", "reject"]
 
 
