@@ -20,7 +20,9 @@ from cgm_proxy.rules_base import Terminology, write
 
 Json = dict[str, Any]
 #: Invariants of R4 that every snapshot repeats or that are best practice only.
-BASE_KEYS = re.compile(r"^(ele|ext|dom|obs|bdl|dgr|prr|dev|pat|per|qty|cnl|sdf|txt|ref|att|cpt|tim|rat|rng|org|cnt|drt)-\d+$")
+BASE_KEYS = re.compile(
+    r"^(ele|ext|dom|obs|bdl|dgr|prr|dev|pat|per|qty|cnl|sdf|txt|ref|att|cpt|tim|rat|rng|org|cnt|drt)-\d+$"
+)
 
 
 @dataclass
@@ -158,7 +160,8 @@ def by_value(guide: Guide, slice_: Tree, path: str) -> list[str]:
         urls = profiles(slice_.definition, "targetProfile")
         return [f"resolve().{test}" for url in urls for test in guide.code_tests(url, path.removeprefix("resolve()."))]
     if found := re.match(r"resource\.ofType\((\w+)\)\.(.*)", path):
-        urls = profiles(at_path(slice_, "resource") or {}, "profile")
+        resource = at_path(slice_, "resource") or {}
+        urls = profiles(resource, "profile") if types(resource) == [found[1]] else []
         return [f"resource.ofType({found[1]}).{t}" for url in urls for t in guide.code_tests(url, found[2])]
     if path == "url" and (urls := profiles(slice_.definition, "profile")):
         return [f"url = {quoted(urls[0])}"]
@@ -204,8 +207,18 @@ class Compiler:
         base = self.model.type(self.definition["type"])
         self.invariants(tree.definition, "")
         self.members(tree, "", base)
+        if self.definition["type"] == "Extension":
+            self.parts(tree)
         number(self.rules)
         return self.rules
+
+    def parts(self, tree: Tree) -> None:
+        """Compile that an extension has no other parts than those it defines."""
+        part = tree.children.get("extension")
+        if part and part.slices:
+            named = " | ".join(quoted(name) for name in part.slices)
+            test = f"extension.all(url in ({named}) or url.contains(':'))"
+            self.rule(part.definition, "", test, f"no other parts than {', '.join(part.slices)}", "extension.url")
 
     def members(self, tree: Tree, on: str, base: Type | None) -> None:
         """Compile the children of an element that FHIRPath `on` selects."""
@@ -290,13 +303,23 @@ class Compiler:
         if "Reference" not in types(definition) or not targets or CORE + "Resource" in targets:
             return
         named = sorted({self.target_type(url) for url in targets})
-        if not base or set(named) < set(base.types.get("Reference", ())) or "Resource" in base.types.get("Reference", ()):
+        if (
+            not base
+            or set(named) < set(base.types.get("Reference", ()))
+            or "Resource" in base.types.get("Reference", ())
+        ):
             test = f"targetType().empty() or targetType() in ({' | '.join(map(quoted, named))})"
             self.rule(definition, here, test, f"a reference to {' or '.join(named)}", "reference")
         if any(not url.startswith(CORE) for url in targets):
             test = " or ".join(f"resolve().conformsTo({quoted(url)})" for url in targets)
             short = " or ".join(url.rsplit("/", 1)[1] for url in targets)
-            self.rule(definition, here, f"resolve().empty() or {test}", f"what it refers to to conform to {short}", "reference")
+            self.rule(
+                definition,
+                here,
+                f"resolve().empty() or {test}",
+                f"what it refers to to conform to {short}",
+                "reference",
+            )
 
     def target_type(self, url: str) -> str:
         """Give the resource type of a target profile."""
@@ -319,7 +342,7 @@ class Compiler:
                 found[slice_name] = parts
                 self.slice(tree, slice_, on, name, base, parts)
         if slicing.get("rules") == "closed" and found:
-            test = f"{name}.all({' or '.join(f'({both(p)})' for p in found.values())})"
+            test = f"{name}.all({' or '.join(both(p) if len(p) == 1 else f'({both(p)})' for p in found.values())})"
             self.rule(tree.definition, on, test, f"no other {name} than {', '.join(found)}", name)
         self.apart(tree, on, name, found, tree.slices)
 
@@ -343,7 +366,9 @@ class Compiler:
             return
         here = f"{on}.{chosen}" if on else chosen
         self.slice_profiles(slice_, here, name)
-        inner = Tree({k: v for k, v in definition.items() if not k.startswith(("fixed", "pattern"))}, slice_.children)
+        told_already = tuple("fixed pattern".split()) if any(d["path"] == "$this" for d in by_content(tree)) else ()
+        kept = {k: v for k, v in definition.items() if not (told_already and k.startswith(told_already))}
+        inner = Tree(kept, slice_.children)
         if name != "extension":
             self.content(inner, here, base)
         else:
@@ -369,6 +394,12 @@ class Compiler:
             test = " or ".join(f"resource.conformsTo({quoted(url)})" for url in urls)
             short = " or ".join(url.rsplit("/", 1)[1] for url in urls)
             self.rule(resource.definition, here, test, f"the resource to conform to {short}", "resource.resourceType")
+
+
+def by_content(tree: Tree) -> list[Json]:
+    """Give the discriminators that find slices by what is in them."""
+    slicing = tree.definition.get("slicing", {}).get("discriminator", [])
+    return [d for d in slicing if d["type"] in {"value", "pattern"}]
 
 
 def quoted_text(value: Any) -> str:
@@ -444,7 +475,9 @@ def dump(made: Json) -> str:
 
 def read_definitions(directory: Path) -> list[Json]:
     """Read the definitions of a directory (the JSON files of an unpacked package)."""
-    return [d for path in sorted(directory.glob("*.json")) if isinstance(d := msgspec.json.decode(path.read_bytes()), dict)]
+    return [
+        d for path in sorted(directory.glob("*.json")) if isinstance(d := msgspec.json.decode(path.read_bytes()), dict)
+    ]
 
 
 def import_guide(

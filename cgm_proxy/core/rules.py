@@ -246,6 +246,8 @@ class Examination:
             return any(codes is None or item in codes for codes in allowed.values())
         if not isinstance(item, dict):
             return False
+        if "code" not in item and "coding" not in item and ("value" in item or "unit" in item):
+            return True  # a Quantity without a code has nothing that a binding could refuse
         codings = item.get("coding", [item] if "code" in item or "system" in item else [])
         listed = [c for c in codings if isinstance(c, dict)]
         return any(_in(allowed, c.get("system"), c.get("code")) for c in listed)

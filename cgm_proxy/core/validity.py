@@ -6,8 +6,9 @@ targets, ele-1, extensions and their contexts, narrative, contained resources. T
 are FHIRPath and evaluated by the caller (`Findings.nodes`).
 """
 
-import hashlib
 import base64
+import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model, Type
 from cgm_proxy.core.primitives import fault, not_after, show
-from cgm_proxy.core.scope import Json, Scope
+from cgm_proxy.core.scope import Json, Scope, resources_of
 from cgm_proxy.core.xhtml import narrative_fault
 
 #: Deepest nesting that is looked at; deeper is refused.
@@ -313,7 +314,48 @@ def _attachment(data: Json) -> Iterator[tuple[str, str, str]]:
         yield "r4-attachment-hash", "hash", "is not the SHA-1 of the data in base64"
 
 
-SPECIAL = {"Attachment": _attachment}
+UUID = re.compile(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
+RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
+
+
+def _bundle(data: Json) -> Iterator[tuple[str, str, str]]:
+    """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique)."""
+    seen: dict[Any, int] = {}
+    for index, entry in enumerate(resources_of(data.get("entry"))):
+        url, resource = entry.get("fullUrl"), entry.get("resource")
+        where = f"entry[{index}].fullUrl"
+        if url is None:
+            if isinstance(resource, dict):
+                yield "r4-full-url", f"entry[{index}]", "has no fullUrl; every entry with a resource wants one"
+            continue
+        if not isinstance(url, str):
+            continue
+        if wrong := _full_url(url, resource if isinstance(resource, dict) else {}):
+            yield "r4-full-url", where, f"is {show(url)}; {wrong}"
+        if seen.setdefault(url, index) != index:
+            yield "bdl-7", where, f"is {show(url)}, as entry[{seen[url]}] has; every entry wants its own"
+
+
+def _full_url(url: str, resource: Json) -> str | None:
+    if not ABSOLUTE.fullmatch(url):
+        return "R4 wants an absolute URL"
+    if url.startswith("urn:uuid:") and not UUID.fullmatch(url):
+        return "R4 wants a lower-case UUID after urn:uuid:"
+    restful = RESTFUL.fullmatch(url)
+    if restful and resource and (restful[1], restful[2]) != (resource.get("resourceType"), resource.get("id")):
+        return f"it must end with /{resource.get('resourceType')}/{resource.get('id')}, the resource's type and id"
+    return None
+
+
+def _extension(data: Json) -> Iterator[tuple[str, str, str]]:
+    """Check ext-1: extensions or a value, not both and not neither."""
+    valued = any(key.lstrip("_").startswith("value") for key in data)
+    if valued == ("extension" in data):
+        yield "ext-1", "", "must have either a value[x] or extensions, not both and not neither"
+
+
+SPECIAL = {"Attachment": _attachment, "Bundle": _bundle, "Extension": _extension}
 
 
 def _period(_walk: Walk, node: Node) -> bool:
@@ -342,6 +384,7 @@ NATIVE = {
     "ref-1": _reference,
     **dict.fromkeys(("dom-2", "dom-3", "dom-4", "dom-5", "txt-1", "txt-2"), _always),
     "qty-3": lambda _walk, node: "code" not in node.data or "system" in node.data,
+    **dict.fromkeys(("bdl-7", "bdl-8"), _always),
     "att-1": lambda _walk, node: "data" not in node.data or "contentType" in node.data,
 }
 
