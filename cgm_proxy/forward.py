@@ -55,7 +55,7 @@ class Forwarding:
         if not groups:
             return
         indices = [index for group in groups for index in group]
-        bundle = body(groups, self._plan, self._locations)
+        bundle = body(groups, self._plan, self._locations, typed=await self._upstream.takes_typed_conditions())
         try:
             stored = await self._upstream.transact(bundle, len(indices), self._submitter, self._prefer)
         except ChunkRefused as refused:

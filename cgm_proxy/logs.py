@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from traceback import extract_tb
 from typing import Any
 
 LOGGER = logging.getLogger("cgm_proxy")
@@ -13,7 +14,7 @@ class JsonLines(logging.Formatter):
     """Write a record as one JSON object: time (UTC), level, event and the fields given with it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Serialise a record; of an exception only its type and place are told, since its text may quote a body."""
+        """Serialise a record; of an exception only its type and way are told, since its text may quote a body."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -21,11 +22,8 @@ class JsonLines(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[0]:
-            trace = record.exc_info[2]
-            while trace and trace.tb_next:
-                trace = trace.tb_next
             line["exception"] = record.exc_info[0].__name__
-            line["where"] = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}" if trace else ""
+            line["trace"] = [f"{frame.name}:{frame.lineno}" for frame in extract_tb(record.exc_info[2])[-8:]]
         return json.dumps(line)
 
 

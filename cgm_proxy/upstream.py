@@ -61,6 +61,7 @@ class Upstream:
         self._token = settings.upstream.token
         self._retries = settings.upstream.retries
         self._session = session
+        self._typed: bool | None = None
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=settings.upstream.connect_timeout, sock_read=settings.upstream.read_timeout
         )
@@ -163,6 +164,18 @@ class Upstream:
         """Get the CapabilityStatement in the submitter's format: status, header fields and body."""
         path = f"/metadata?{query}" if query else "/metadata"
         return await self._ask("GET", path, submitter, None, {"Accept": accept})
+
+    async def takes_typed_conditions(self) -> bool:
+        """Tell whether the upstream is a HAPI, which looks conditions up together only if they name the type.
+
+        HAPI 8.8.0, TransactionProcessor.preFetchConditionalUrls: a POST's condition is prefetched if it contains a `?`;
+        other servers get FHIR's own form.
+        """
+        if self._typed is None:
+            status, _, body = await self._ask("GET", "/metadata?_elements=software", Submitter({}))
+            software = _document(body).get("software") if status == 200 else None
+            self._typed = "hapi" in str((software or {}).get("name", "")).lower()
+        return self._typed
 
     async def ready(self) -> bool:
         """Tell whether the upstream answers at all."""
@@ -283,7 +296,10 @@ def _stored(entry: Json) -> Stored:
         )
     parts = location.split("/")
     start = -4 if "_history" in parts else -2
-    return Stored("/".join(parts[start:]), response.get("etag"), status.startswith("201"), entry.get("resource"))
+    etag = response.get("etag")
+    if isinstance(etag, str) and '"' not in etag:  # HAPI writes the bare version
+        etag = f'W/"{etag}"'
+    return Stored("/".join(parts[start:]), etag, status.startswith("201"), entry.get("resource"))
 
 
 def _outcome(body: bytes) -> Json:

@@ -2,7 +2,7 @@
 
 A reading is its patient, code, instant in UTC, value with unit, and device, where that can be identified. Anything else
 (summary, report, device) is its patient and its content, in which references to entries of the same submission are
-replaced by these entries' identities. A SHA-256 of it, written as a UUID, is stamped on the stored resource as one more
+replaced by these entries' identities. A SHA-256 of it, written as a UUID of version 8 (RFC 9562), is stamped on the stored resource as one more
 identifier, and conditional create asks for exactly that token.
 
 The same instant with another value is another reading: real exports hold such pairs.
@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
@@ -44,8 +43,9 @@ def identity(entry: Entry, patient: str, resolve: Resolve, identities: Mapping[s
     `identities` are those of the entries that it references, by reference.
     """
     key = _reading(entry.resource, resolve) or _content(entry.resource, identities)
-    digest = hashlib.sha256("\x1f".join((patient, *key)).encode()).digest()
-    return f"urn:uuid:{UUID(bytes=digest[:16], version=8)}"
+    digest = hashlib.sha256("\x1f".join((patient, *key)).encode()).hexdigest()
+    variant = "89ab"[int(digest[16], 16) % 4]
+    return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def token(identity: str) -> str:

@@ -18,16 +18,23 @@ from cgm_proxy.core.orders import Schedule, StandingOrder
 Policy = Literal["accept", "warn", "reject"]
 
 
+class Profile(Protocol):
+    """What the judge asks of a profile."""
+
+    @property
+    def dialect(self) -> str: ...
+
+
 class Rules(Protocol):
     """What the judge asks of the rules; `core.rules.RuleBook` answers it."""
 
-    def claimed(self, resource: Json, dialect: str) -> tuple[str, ...]:
-        """List the dialect's profiles that the resource claims in `meta.profile`."""
+    def profile(self, url: str, dialect: str) -> Profile | None:
+        """Give a profile of the dialect by its canonical."""
 
     def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:
         """List the profiles that its type, code and unit imply."""
 
-    def made_of(self, profile: str, dialect: str) -> frozenset[str]:
+    def made_of(self, profile: str) -> frozenset[str]:
         """List the profiles of what a profile's resource consists of."""
 
     def examine(
@@ -125,7 +132,7 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
     if refusals:
         return Verdict(entry, (), refusals)
     dialect = submission.dialect.id
-    profiles = context.rules.claimed(entry.resource, dialect) or context.rules.implied(entry.resource, dialect)
+    profiles = _claimed(entry.resource, context.rules, dialect) or context.rules.implied(entry.resource, dialect)
     if not profiles:
         text = (
             f"the {entry.type} claims no profile of the CGM guide ({dialect}) and has no code of one; "
@@ -134,6 +141,14 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
     issues = context.rules.examine(entry.resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
     return Verdict(entry, profiles, (*issues, *_foreign(entry, submission, resolve)))
+
+
+def _claimed(resource: Json, rules: Rules, dialect: str) -> tuple[str, ...]:
+    """List the dialect's profiles that a resource claims; a version after `|` and other guides' profiles do not matter here."""
+    meta = resource.get("meta")
+    claims = meta.get("profile") if isinstance(meta, dict) else None
+    urls = [url.partition("|")[0] for url in claims if isinstance(url, str)] if isinstance(claims, list) else ()
+    return tuple(url for url in urls if (found := rules.profile(url, dialect)) and found.dialect == dialect)
 
 
 def _not_allowed(entry: Entry, submission: Submission, context: Context) -> Iterator[Issue]:
@@ -280,7 +295,7 @@ def _asks(schedule: Schedule, verdict: Verdict, submission: Submission, context:
         return True
     asked = set(schedule.profiles)
     for profile in schedule.profiles:
-        asked |= context.rules.made_of(profile, submission.dialect.id)
+        asked |= context.rules.made_of(profile)
     return not asked.isdisjoint(verdict.profiles)
 
 

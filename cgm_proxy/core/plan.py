@@ -165,17 +165,20 @@ def plan(
     return Plan(creates, same_as, tuple(waves), aliases, named, {**refused, **too_large})
 
 
-def body(groups: Transaction, plan: Plan, locations: Mapping[str, str]) -> bytes:
+def body(groups: Transaction, plan: Plan, locations: Mapping[str, str], *, typed: bool = False) -> bytes:
     """Serialise the transaction that creates these entries, each only if its identity is not stored yet.
 
-    `locations` replace references, to entries that are stored by now and as in `Plan.aliases`.
+    `locations` replace references, to entries that are stored by now and as in `Plan.aliases`. With `typed`, conditions are
+    written `Observation?identifier=…`, which some servers look up together, instead of FHIR's bare `identifier=…`.
     """
-    entries = [_create(plan.creates[index], locations) for group in groups for index in group]
+    entries = [_create(plan.creates[index], locations, typed=typed) for group in groups for index in group]
     return b'{"resourceType":"Bundle","type":"transaction","entry":[' + b",".join(entries) + b"]}"
 
 
-def _create(one: Identified, locations: Mapping[str, str]) -> bytes:
-    request = {"method": "POST", "url": one.entry.type, "ifNoneExist": f"identifier={token(one.identity)}"}
+def _create(one: Identified, locations: Mapping[str, str], *, typed: bool) -> bytes:
+    kind = one.entry.type
+    condition = f"{kind}?identifier={token(one.identity)}" if typed else f"identifier={token(one.identity)}"
+    request = {"method": "POST", "url": kind, "ifNoneExist": condition}
     resource = stamp(one.entry, one.identity, locations)
     return b'{"fullUrl":%b,"resource":%b,"request":%b}' % (encode(one.url), resource, encode(request))
 
