@@ -6,12 +6,16 @@ compressed body passes as it is, and so does a partial one (206); therefore an u
 X-Forwarded-* is asked for uncompressed answers (`Answer.upstream_links`), and its bodies lose their Content-Length.
 """
 
+import asyncio
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import aiohttp
 from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, HttpVersion11, RawResponseMessage
 from aiohttp.streams import StreamReader
 
@@ -24,6 +28,8 @@ _LINKS: Final = frozenset({b"location", b"content-location"})
 _VOID_LENGTH: Final = headers.HOP_BY_HOP | {b"content-length"}
 _BODILESS: Final = frozenset({204, 304})
 _BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, TimeoutError)
+#: The head of an answer, and its body to come.
+Head = tuple[RawResponseMessage, StreamReader]
 _Fields = list[tuple[bytes, bytes]]
 #: SO_LINGER on, no time: closing resets the connection, which no client takes for the end of a body.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -67,20 +73,20 @@ class Answer:
         self.upstream_links = False
 
     async def deliver(
-        self, request: web.BaseRequest, message: RawResponseMessage, payload: StreamReader, *, keep_alive: bool
+        self, request: web.BaseRequest, head: Head, protocol: ResponseHandler, *, keep_alive: bool
     ) -> Relayed:
         """Send an answer whose head has come: in one piece if its body is here already, else as it comes.
 
-        Raises `ConnectionError` if the client has left, `HttpProcessingError` if the head must not be passed on.
+        Raises `ConnectionError` if the client has left, `ValueError` if the head must not be passed on.
         """
-        if headers.forbidden(message.raw_headers):
-            raise HttpProcessingError(message="a control character in a header field")
+        message, payload = head
         fields = self._fields(message)
         keep_alive = keep_alive and request.keep_alive
         try:
             if payload.is_eof():
                 return await self._send_whole(request, message, fields, payload.read_nowait(), keep_alive=keep_alive)
-            return await self._send_pieces(request, message, fields, payload, keep_alive=keep_alive)
+            with _noticing(protocol, payload):
+                return await self._send_pieces(request, message, fields, payload, keep_alive=keep_alive)
         finally:
             self._traffic.bytes_down += request.writer.output_size
 
@@ -90,7 +96,7 @@ class Answer:
         if body and self._may_link(message):
             body, fields = self._public_body(body, fields)
         bodiless = request.method == "HEAD" or message.code in _BODILESS
-        framing = _Framing.of(request, sized=bodiless or not message.chunked, keep_alive=keep_alive)
+        framing = _Framing.of(request, sized=bodiless or _sized(message), keep_alive=keep_alive)
         head = _head(message, fields, framing, chunked=message.chunked if bodiless else framing.chunked)
         await request.writer.write(head + (_only_chunk(body) if framing.chunked else body))
         return Relayed(message.code, keep_alive=framing.keep_alive, whole=True)
@@ -104,7 +110,7 @@ class Answer:
         *,
         keep_alive: bool,
     ) -> Relayed:
-        sized = "Content-Length" in message.headers and not message.chunked
+        sized = _sized(message)
         rewriter = LinkRewriter(self._bases) if self._may_link(message) and (self.upstream_links or not sized) else None
         if rewriter and sized:
             fields, sized = [field for field in fields if field[0].lower() != b"content-length"], False
@@ -179,6 +185,10 @@ class _Framing(NamedTuple):
         return b"" if self.old else b"Connection: close\r\n"
 
 
+def _sized(message: RawResponseMessage) -> bool:
+    return not message.chunked and "Content-Length" in message.headers
+
+
 def _head(message: RawResponseMessage, fields: _Fields, framing: _Framing, *, chunked: bool) -> bytes:
     return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
         message.code,
@@ -187,6 +197,25 @@ def _head(message: RawResponseMessage, fields: _Fields, framing: _Framing, *, ch
         b"Transfer-Encoding: chunked\r\n" if chunked else b"",
         framing.connection,
     )
+
+
+@contextmanager
+def _noticing(protocol: ResponseHandler, payload: StreamReader) -> Iterator[None]:
+    """Break a body off when its connection is lost: of a malformed chunk, aiohttp's parser tells no reader."""
+
+    def lost(_: object) -> None:
+        if not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError("the body is malformed"))
+
+    closed = protocol.closed
+    if closed is None:
+        lost(None)
+        closed = asyncio.Future()
+    closed.add_done_callback(lost)
+    try:
+        yield
+    finally:
+        closed.remove_done_callback(lost)
 
 
 def _only_chunk(body: bytes) -> bytes:

@@ -28,12 +28,12 @@ from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
+from aiohttp.http import HttpProcessingError, StreamWriter
 from aiohttp.streams import EofStream, StreamReader
 from yarl import URL
 
 from cgm_proxy import wire
-from cgm_proxy.answer import Answer, Relayed
+from cgm_proxy.answer import Answer, Head, Relayed
 from cgm_proxy.core import headers
 from cgm_proxy.core.errors import RequestRefused, refuse
 from cgm_proxy.core.links import Bases
@@ -49,11 +49,9 @@ _IDLE_SECONDS: Final = 15.0
 
 _DROPPED: Final = headers.HOP_BY_HOP | headers.CLAIMED | {b"host", b"expect"}
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, EofStream, TimeoutError)
+_BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, EofStream, TimeoutError, ValueError)
 _GONE: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
-
-_Head = tuple[RawResponseMessage, StreamReader]
 
 #: What a fault of the upstream is to the client; the first row that fits counts (RFC 9110, 15.6.3 to 15.6.5).
 _FAULTS: Final = (
@@ -139,6 +137,8 @@ class Relay:
         except web.RequestPayloadError as fault:
             raise refuse(400, "malformed-body", "The request's body ends early or is not framed as it says.") from fault
         except _BROKEN as fault:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the client has left") from fault
             raise _refusal(fault) from fault
 
     async def _exchange(self, request: web.BaseRequest, asked: _Asked) -> Relayed:
@@ -151,10 +151,10 @@ class Relay:
             early = await self._ask(request, asked, protocol)
             if asked.streamed and early is None:
                 upload = self._loop.create_task(self._upload(request, asked, protocol))
-            message, payload = early or await _final(protocol)
-            self.traffic.answer(message.code, self._loop.time() - started)
+            head = early or await _final(protocol)
+            self.traffic.answer(head[0].code, self._loop.time() - started)
             sent = upload.done() if upload else not asked.streamed
-            reply = await self._answer.deliver(request, message, payload, keep_alive=sent)
+            reply = await self._answer.deliver(request, head, protocol, keep_alive=sent)
             whole = reply.whole and sent
             return reply
         finally:
@@ -187,7 +187,7 @@ class Relay:
         )
         return connection, protocol
 
-    async def _ask(self, request: web.BaseRequest, asked: _Asked, protocol: ResponseHandler) -> _Head | None:
+    async def _ask(self, request: web.BaseRequest, asked: _Asked, protocol: ResponseHandler) -> Head | None:
         """Send the head, with a small body; give an answer that comes before a body that waits for `100 Continue`."""
         transport = protocol.transport
         if transport is None or transport.is_closing():
@@ -200,7 +200,7 @@ class Relay:
             protocol.start_timeout()
         return None
 
-    async def _early(self, request: web.BaseRequest, protocol: ResponseHandler) -> _Head | None:
+    async def _early(self, request: web.BaseRequest, protocol: ResponseHandler) -> Head | None:
         """Wait for the upstream's word on a body to come, not for ever (RFC 9110, 10.1.1); pass a `100` on."""
         try:
             async with asyncio.timeout(_CONTINUE_SECONDS):
@@ -289,7 +289,7 @@ def _check(request: web.BaseRequest, coding: str) -> None:
         raise refuse(501, "transfer-encoding", text, code="not-supported")
 
 
-async def _final(protocol: ResponseHandler) -> _Head:
+async def _final(protocol: ResponseHandler) -> Head:
     """Wait for the answer; interim ones (1xx) before it are dropped."""
     while True:
         message, payload = await protocol.read()
