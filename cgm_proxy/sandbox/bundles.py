@@ -44,7 +44,7 @@ def process(server: Server, bundle: Json, base: str, *, representation: bool) ->
     With `representation` each write's answer has the stored resource.
     """
     kind = bundle.get("type", "transaction")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise Refused(400, f"HAPI-0527: Unable to process transaction where incoming Bundle.type = {kind}")
     entries = bundle.get("entry", [])
     _check_shape(entries)

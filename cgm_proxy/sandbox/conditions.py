@@ -40,8 +40,8 @@ _PREFIXES = {
 
 
 def conditions(resource_type: str, pairs: Pairs) -> list[Condition]:
-    """Give a condition for each parameter that has a value."""
-    searched = [(name, value) for name, value in pairs if value and name not in RESULT]
+    """Give a condition for each parameter that has a value; raises Refused (400) on what is unknown or malformed."""
+    searched = [(name, value) for name, value in pairs if value.strip(",") and name not in RESULT]
     return [_condition(resource_type, *pair) for pair in searched if _is_known(resource_type, pair[0])]
 
 

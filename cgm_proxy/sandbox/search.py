@@ -72,13 +72,14 @@ def match_query(resource_type: str, url: str) -> Query:
     query = url.split("?", 1)[1] if "?" in url else url
     pairs = parse_qsl(query)
     full = f"{resource_type}?{query}"
-    if not pairs:
-        raise Refused(400, f"HAPI-0518: Invalid match URL[{full}] - URL has no search parameters")
     for name, _ in pairs:
         if name.split(":")[0] not in parameters.of(resource_type):
             reason = f"Resource type {resource_type} does not have a parameter with name: {name}"
             raise Refused(400, f"HAPI-0488: Failed to parse match URL[{full}] - {reason}")
-    return Query(resource_type, conditions(resource_type, pairs), ("", []))
+    wanted = conditions(resource_type, pairs)
+    if not wanted:
+        raise Refused(400, f"HAPI-0518: Invalid match URL[{full}] - URL has no search parameters")
+    return Query(resource_type, wanted, ("", []))
 
 
 def _order(resource_type: str, sort: str) -> Condition:

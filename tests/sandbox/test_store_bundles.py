@@ -170,7 +170,7 @@ async def test_entries_that_cannot_be_told_apart_are_refused(stored, entries, te
     assert (reply.status, text in reply.diagnostics) == (400, True)
 
 
-@pytest.mark.parametrize("kind", ["collection", "document", "searchset", 7])
+@pytest.mark.parametrize("kind", ["collection", "document", "searchset", 7, {}])
 async def test_only_batches_and_transactions_are_carried_out(fhir, kind):
     reply = await fhir("POST", "", bundle(kind))
     assert (reply.status, "HAPI-0527" in reply.diagnostics) == (400, True)

@@ -53,7 +53,7 @@ async def found(session, query):
 
 
 async def test_what_was_answered_is_there_after_kill_9(tmp_path):
-    path, answered = tmp_path / "store.db", []
+    path, answered, enough = tmp_path / "store.db", [], asyncio.Event()
 
     async def submit(session):
         for chunk in range(1000):
@@ -62,13 +62,14 @@ async def test_what_was_answered_is_there_after_kill_9(tmp_path):
                 assert reply.status == 200
                 await reply.read()
             answered.append(chunk)
+            if chunk == 5:
+                enough.set()
 
     async with serving(path) as session:
         async with session.put("/fhir/Patient/p", data=b'{"resourceType":"Patient","id":"p"}', headers=JSON):
             pass
         submitting = asyncio.create_task(submit(session))
-        while len(answered) < 5 and not submitting.done():
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(enough.wait(), 60)
     with contextlib.suppress(aiohttp.ClientError, RuntimeError):
         await submitting
 

@@ -220,6 +220,7 @@ CONDITIONS = [
     ("foo=1", 400, "HAPI-0488"),
     ("junk", 400, "HAPI-0518"),
     ("Observation?", 400, "HAPI-0518"),
+    ("identifier=,", 400, "HAPI-0518"),
 ]
 
 

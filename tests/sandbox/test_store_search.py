@@ -64,6 +64,7 @@ COUNTS = [
     ("status=http://hl7.org/fhir/observation-status|final", 25),
     ("status=final,amended", 26),
     ("status=", 26),
+    ("status=,", 26),
     ("category=laboratory", 0),
     (f"identifier={SYSTEM}|o1,{SYSTEM}|o2,{SYSTEM}|none", 2),
     (f"identifier=o1,{SYSTEM}|o2,http://other|o3", 2),
@@ -135,10 +136,11 @@ async def test_the_total_is_told_when_asked_for(filled):
 
 
 @pytest.mark.parametrize(
-    ("sort", "first"), [("date", "o0"), ("-date", "x,y"), ("-status,date", "o0"), ("status,-date", "x,y"), ("-_lastUpdated", "x,y")]
+    ("sort", "first"),
+    [("date", "o0"), ("-date", "x,y"), ("-status,date", "o0"), ("status,-date", "x,y"), ("-_lastUpdated", "x,y")],
 )
 async def test_matches_are_sorted(filled, sort, first):
-        body = (await filled("GET", f"/Observation?_sort={sort}&_count=1")).body
+    body = (await filled("GET", f"/Observation?_sort={sort}&_count=1")).body
     assert body["entry"][0]["resource"]["identifier"][0]["value"] == first
 
 
