@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from cgm_proxy.core.dialects import BY_ID
+from cgm_proxy.core.rules import RuleBook
 from cgm_proxy.sandbox.readings import Figures, figures, molar
 from cgm_proxy.sandbox.resources import CODES, FORMS
 from cgm_proxy.sandbox.submissions import FAULTS, faulty_submission, patient, readings, standing_orders, submission
@@ -219,6 +220,48 @@ class TestSubmission:
         assert len({entry["fullUrl"] for entry in entries}) == len(entries)
         for entry in entries[: -len(FAULTS)]:
             assert entry["resource"].get("subject", {"reference": "Patient/a"}) == {"reference": "Patient/a"}
+
+
+@pytest.fixture(scope="module")
+def book():
+    return RuleBook.load(Path(__file__).parents[2] / "rules")
+
+
+def refused(book, dialect, bundle):
+    """Judge every entry by the profile that it claims; give the indexes and rules of those refused."""
+    bundle = msgspec.json.decode(encode(bundle))
+    known = {entry["fullUrl"]: entry["resource"] for entry in bundle["entry"]}
+    known |= {f"{found['resourceType']}/{found['id']}": found for found in known.values() if "id" in found}
+    for index, entry in enumerate(bundle["entry"]):
+        resource = entry["resource"]
+        profiles = resource["meta"]["profile"]
+        assert book.profile(profiles[0], dialect)
+        found = book.examine(resource, profiles, known.get, encoded=encode(resource), dialect=dialect)
+        yield from ((index, issue.rule) for issue in found if issue.refuses)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+class TestConformance:
+    @pytest.mark.parametrize("units", ["mass", "molar"])
+    @pytest.mark.parametrize("by", ["urn", "url", "relative"])
+    def test_every_entry_conforms_to_its_profile(self, book, dialect, units, by):
+        assert not [*refused(book, dialect, submission(dialect, "Patient/a", readings=3, units=units, by=by))]
+
+    def test_only_the_faults_of_form_do_not(self, book, dialect):
+        bundle = faulty_submission(dialect, "Patient/a", "Patient/b")
+        unit, summary = len(bundle["entry"]) - len(FAULTS), len(bundle["entry"]) - len(FAULTS) + 1
+        found = {*refused(book, dialect, bundle)}
+        assert {index for index, _ in found} == {unit, summary}
+        assert {rule.rpartition("/")[2] for index, rule in found} >= {"value-unit", "hasMember-gmi"}
+
+    def test_orders_conform(self, book, dialect):
+        for order in standing_orders(dialect, "Patient/a"):
+            code = order["code"]["coding"][0]["code"].replace(
+                "cgm-submission-order", "cgm-data-submission-standing-order"
+            )
+            profile = BY_ID[dialect].profile(code)
+            assert book.profile(profile, dialect)
+            assert not book.examine(order, [profile], lambda _: None, encoded=encode(order), dialect=dialect)
 
 
 def tag(system, code):
