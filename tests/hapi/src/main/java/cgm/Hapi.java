@@ -14,6 +14,7 @@ import org.springframework.boot.autoconfigure.elasticsearch.ElasticsearchRestCli
 import org.springframework.boot.autoconfigure.quartz.QuartzAutoConfiguration;
 import org.springframework.boot.autoconfigure.thymeleaf.ThymeleafAutoConfiguration;
 import org.springframework.context.annotation.Import;
+import org.springframework.core.env.SimpleCommandLinePropertySource;
 import org.springframework.transaction.annotation.EnableTransactionManagement;
 
 /** A HAPI FHIR R4 JPA server for tests: {@code java -jar hapi.jar --port=8081 --db=jdbc:h2:file:/tmp/store}. */
@@ -36,6 +37,16 @@ import org.springframework.transaction.annotation.EnableTransactionManagement;
 })
 public class Hapi {
   public static void main(String[] args) {
+    String owner = new SimpleCommandLinePropertySource(args).getProperty("owner");
+    if (owner != null) {
+      endWith(Long.parseLong(owner));
+    }
     SpringApplication.run(Hapi.class, args);
+  }
+
+  /** Ends this process when the process {@code pid} ends, however it does. */
+  private static void endWith(long pid) {
+    Runnable end = () -> Runtime.getRuntime().halt(0);
+    ProcessHandle.of(pid).ifPresentOrElse(owner -> owner.onExit().thenRun(end), end);
   }
 }

@@ -1,0 +1,83 @@
+"""Servers that tests may ask for: the embedded store, a real HAPI, either of them, and the proxy before either.
+
+With CI=true nothing may be skipped: a skipped test fails the run.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+
+from cgm_proxy.sandbox.app import make_app
+
+CI = os.environ.get("CI") == "true"
+HAPI_NEEDS = ("java", "mvn", "make")
+_skipped = pytest.StashKey[list[str]]()
+#: HAPI's process is neither stopped nor forgotten here: other workers may still use it when this one is done.
+_started: list[servers.Running] = []
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[str]:
+    """Give the base URL of an embedded store in memory, one for the run (for each worker)."""
+    with servers.served(make_app()) as root:
+        yield f"{root}/fhir"
+
+
+@pytest.fixture(scope="session")
+def hapi(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the base URL of a real HAPI, one for the whole run, all workers: it ends when pytest does."""
+    missing = [tool for tool in HAPI_NEEDS if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"HAPI needs {', '.join(missing)}")
+    worker = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp()
+    return _hapi_of(folder.parent, os.getppid()) if worker else _hapi_of(folder, os.getpid())
+
+
+def _hapi_of(folder: Path, owner: int) -> str:
+    """Give the URL that the first who came here wrote down, once HAPI was ready."""
+    with (folder / "hapi-url").open("a+") as known:
+        fcntl.flock(known, fcntl.LOCK_EX)
+        known.seek(0)
+        if url := known.read():
+            return url
+        servers.build_hapi()
+        server = servers.hapi_process(folder, f"--owner={owner}")
+        server.start()
+        _started.append(server)
+        known.write(server.url)
+        return server.url
+
+
+@pytest.fixture(scope="session", params=["sandbox", pytest.param("hapi", marks=pytest.mark.hapi)])
+def upstream(request: pytest.FixtureRequest) -> str:
+    """Give the base URL of each FHIR server in turn; what one test stored, others may find."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def proxy(upstream: str, tmp_path: Path) -> Iterator[servers.Running]:
+    """Run a proxy with the default settings before each FHIR server in turn."""
+    with servers.proxy(upstream, tmp_path) as server:
+        yield server
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if skipped := config.stash.get(_skipped, []):
+        terminalreporter.section("skipped, which CI=true does not allow", red=True)
+        for test in skipped:
+            terminalreporter.line(test)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    if CI and reports and not hasattr(session.config, "workerinput"):
+        session.config.stash[_skipped] = [f"{report.nodeid}: {report.longrepr[2]}" for report in reports]
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
