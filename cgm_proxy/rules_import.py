@@ -436,12 +436,11 @@ def implied_by(guide: Guide, definition: Json) -> str | None:
 
 
 def made_of(guide: Guide, definition: Json) -> list[str]:
-    """Give the profiles that a profile's required slices refer to."""
+    """Give the profiles that a profile's slices refer to, also the optional ones: who orders the whole takes the parts."""
     found = []
     for part in guide.trees[definition["url"]].children.values():
         for slice_ in part.slices.values():
-            if slice_.definition.get("min"):
-                found += profiles(slice_.definition, "targetProfile")
+            found += profiles(slice_.definition, "targetProfile")
     return sorted({url for url in found if not url.startswith(CORE)})
 
 

@@ -8,7 +8,7 @@ A profile's file (`rules/<dialect>/<profile>.yaml`):
     title: what a clinician calls it
     context: [ServiceRequest]    # an extension's: where it may stand
     when: FHIRPath               # a resource without a claim is judged by this profile when it holds
-    made_of: [canonical, ...]    # profiles whose resources a complete submission of this one also has
+    made_of: [canonical, ...]    # profiles whose resources belong to this one's: who orders it takes them too
     rules:
       - id: value-unit           # unique in the profile
         element: Observation.value[x].unit      # the guide's element
