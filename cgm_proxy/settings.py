@@ -135,7 +135,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What several settings must agree on: `broken` tells whether they don't, `text` says what and the cure."""
+    """What settings must agree on, among them or with the machine: whether it is `broken`, what, and the cure."""
 
     keys: tuple[str, ...]
     broken: Callable[[Settings], bool]
@@ -151,7 +151,13 @@ def _loops(settings: Settings) -> bool:
     return below or (here and port in {settings.listen.port, settings.listen.ops_port})
 
 
+def _no_rules(settings: Settings) -> bool:
+    """Whether a directory of rules is named that can't be read: a proxy without them would accept too much."""
+    return settings.rules is not None and not (Path(settings.rules).is_dir() and os.access(settings.rules, os.R_OK))
+
+
 FACTS = (
+    Fact(("rules",), _no_rules, "rules names no directory that can be read; correct the path, or leave it out"),
     Fact(
         ("upstream.url", "listen.public_url", "listen.port", "listen.ops_port"),
         _loops,

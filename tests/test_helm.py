@@ -67,7 +67,7 @@ def pod(found: dict[tuple[str, str], dict]) -> dict:
 def settings_of(found: dict[tuple[str, str], dict], directory: Path) -> Settings:
     path = directory / "settings.yaml"
     path.write_text(one(found, "ConfigMap")["data"]["settings.yaml"], "utf-8")
-    return load(path, {})
+    return load(path, {"CGM_PROXY_RULES": ""})  # a directory of the pod
 
 
 @needs_go
