@@ -1,0 +1,80 @@
+"""From runs to figures: ratios of medians, with the spread of the runs that stood beside one another."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from statistics import median
+
+import msgspec
+
+
+@dataclass
+class Runs:
+    """What was measured: for each way of doing it, one number a run, in order."""
+
+    of: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, way: str, measured: float) -> None:
+        """Keep one more number."""
+        self.of[way].append(measured)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A ratio of the medians of two ways, or the median of one; `target` is what it should reach."""
+
+    name: str
+    way: str
+    to: str | None
+    target: str
+    meaning: str
+
+
+FIGURES = (
+    Figure("first", "proxy_4032", "direct_4032", "<= 0.6", "4,032 new readings / as one plain batch to HAPI"),
+    Figure("again", "again_4032", "direct_4032", "<= 0.1", "the same sent again / that plain batch"),
+    Figure("stream", "stream_proxy", "stream_nginx", ">= 0.9", "small GETs a second / through nginx"),
+    Figure("us_per_reading", "cpu_us_4032", None, "<= 60", "the proxy's CPU time for a new reading (microseconds)"),
+    Figure("first_288", "proxy_288", "direct_288", "", "288 new readings / as one plain batch"),
+    Figure("first_25920", "proxy_25920", "direct_25920", "", "25,920 new readings / as one plain batch"),
+    Figure("first_conditional", "proxy_4032", "direct_conditional", "<= 0.45", "4,032 new readings / as one batch, each with ifNoneExist"),
+    Figure("us_per_reading_288", "cpu_us_288", None, "", "as us_per_reading, of 288"),
+    Figure("us_per_reading_25920", "cpu_us_25920", None, "", "as us_per_reading, of 25,920"),
+)  # fmt: skip
+
+
+def spread(figure: Figure, runs: Runs) -> tuple[float, float, float] | None:
+    """Give the figure, and its smallest and largest among the single rounds; None where it was not measured."""
+    ways = runs.of[figure.way]
+    others = runs.of[figure.to] if figure.to else [1.0] * len(ways)
+    if not ways:
+        return None
+    rounds = [way / other for way, other in zip(ways, others, strict=True)]
+    return median(ways) / median(others), min(rounds), max(rounds)
+
+
+def table(runs: Runs) -> str:
+    """Give the figures, then what they are made of, as text for a terminal."""
+    lines = [f"{'figure':<22}{'median':>10}  {'min..max':<18}{'target':<9}meaning"]
+    for figure in FIGURES:
+        if found := spread(figure, runs):
+            value, low, high = found
+            lines.append(
+                f"{figure.name:<22}{value:>10.3f}  {f'{low:.3f}..{high:.3f}':<18}{figure.target:<9}{figure.meaning}"
+            )
+    lines += ["", f"{'seconds, or a second':<22}{'median':>10}  {'min..max':<18}runs"]
+    for way, measured in runs.of.items():
+        lines.append(
+            f"{way:<22}{median(measured):>10.3f}  {f'{min(measured):.3f}..{max(measured):.3f}':<18}{len(measured)}"
+        )
+    return "\n".join(lines)
+
+
+def flat_json(runs: Runs) -> bytes:
+    """Give one flat object: each figure with its `_min` and `_max`, and each way's median likewise under `raw_`."""
+    flat: dict[str, float] = {}
+    for figure in FIGURES:
+        if found := spread(figure, runs):
+            flat |= dict(zip((figure.name, f"{figure.name}_min", f"{figure.name}_max"), found, strict=True))
+    for way, measured in runs.of.items():
+        flat |= {f"raw_{way}": median(measured), f"raw_{way}_min": min(measured), f"raw_{way}_max": max(measured)}
+    return msgspec.json.format(msgspec.json.encode({key: round(value, 4) for key, value in flat.items()}))
