@@ -26,9 +26,39 @@ VALUE_SET = "http://hl7.org/fhir/ValueSet/"
 MAX_VALUE_SET = CORE + "elementdefinition-maxValueSet"
 #: Elements of a definition that occur at most once here; every other one is read as a list.
 SINGLE = frozenset(
-    "abstract baseDefinition binding code compose content contentReference derivation expression human id key kind max min "
-    "path severity snapshot source strength system type@StructureDefinition url valueSet@binding valueCanonical valueUri "
-    "property value op sliceName base".split()
+    [
+        "abstract",
+        "baseDefinition",
+        "binding",
+        "code",
+        "compose",
+        "content",
+        "contentReference",
+        "derivation",
+        "expression",
+        "human",
+        "id",
+        "key",
+        "kind",
+        "max",
+        "min",
+        "path",
+        "severity",
+        "snapshot",
+        "source",
+        "strength",
+        "system",
+        "type@StructureDefinition",
+        "url",
+        "valueSet@binding",
+        "valueCanonical",
+        "valueUri",
+        "property",
+        "value",
+        "op",
+        "sliceName",
+        "base",
+    ]
 )
 SOURCES = ("extension", "profile", "valueset")
 
@@ -37,7 +67,8 @@ def read_xml(node: ET.Element) -> Any:
     """Give a FHIR XML element as FHIR JSON, as far as definitions need it: a primitive's value, or an object."""
     if "value" in node.attrib:
         return node.attrib["value"]
-    parent, found = node.tag.removeprefix(FHIR), {k: v for k, v in node.attrib.items() if k in {"url", "id"}}
+    parent = node.tag.removeprefix(FHIR)
+    found: Json = {k: v for k, v in node.attrib.items() if k in {"url", "id"}}
     for child in node:
         name = child.tag.removeprefix(FHIR)
         if name in SINGLE or f"{name}@{parent}" in SINGLE or name.startswith(("fixed", "pattern")):
@@ -194,7 +225,7 @@ class Terminology:
         """Give a system's codes, each with its parents (by nesting or the subsumedBy property)."""
         found: dict[str, set[str]] = {}
         for code, parent in concepts(self.systems[system]["concept"]):
-            found.setdefault(code, set()).update({parent} - {None})
+            found.setdefault(code, set()).update({parent} if parent else ())
         for concept in self.systems[system]["concept"]:
             for prop in concept.get("property", []) if isinstance(concept.get("property"), list) else []:
                 if prop.get("code") == "subsumedBy":
@@ -269,7 +300,7 @@ def main(directory: str, out: str = "rules/r4") -> None:
             types.extend(types_of(definition, parents))
         elif definition["type"] == "Extension":
             extensions.append(extension_line(definition))
-        elif definition["kind"] == "complex-type" and definition["type"] in {"Quantity"}:
+        elif definition["kind"] == "complex-type" and definition["type"] == "Quantity":
             types.append(profiled_type(definition))
     terms = Terminology(resources)
     codes: list[Json] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]

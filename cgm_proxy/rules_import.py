@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from cgm_proxy.core.analysis import analyse
 from cgm_proxy.core.model import CORE, Element, Model, Type
 from cgm_proxy.rules_base import Terminology, write
 
@@ -188,6 +189,7 @@ class Compiler:
     guide: Guide
     definition: Json
     rules: list[Json] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> Model:
@@ -251,7 +253,7 @@ class Compiler:
 
     def type_of(self, tree: Tree, base: Element | None) -> Type | None:
         """Give the type whose elements the children are."""
-        if base and len(base.types) == 1 and next(iter(base.types)) not in {"Resource"}:
+        if base and len(base.types) == 1 and next(iter(base.types)) != "Resource":
             return self.model.type(next(iter(base.types)))
         named = types(tree.definition)
         return self.model.type(named[0]) if named else None
@@ -329,7 +331,12 @@ class Compiler:
     def invariants(self, definition: Json, here: str) -> None:
         """Compile the invariants that the profile adds."""
         for rule in definition.get("constraint", []):
-            if rule["severity"] == "error" and "expression" in rule and not BASE_KEYS.match(rule["key"]):
+            if rule["severity"] != "error" or "expression" not in rule or BASE_KEYS.match(rule["key"]):
+                continue
+            problems = analyse(self.model, rule["expression"], self.definition["type"], here)[0].problems
+            if problems:
+                self.left_out.append(f"{self.definition['id']}: {rule['key']} never applies: {problems[0]}")
+            else:
                 self.rule(definition, here, rule["expression"], rule["human"])
 
     def sliced(self, tree: Tree, on: str, name: str, base: Element | None) -> None:
@@ -366,7 +373,7 @@ class Compiler:
             return
         here = f"{on}.{chosen}" if on else chosen
         self.slice_profiles(slice_, here, name)
-        told_already = tuple("fixed pattern".split()) if any(d["path"] == "$this" for d in by_content(tree)) else ()
+        told_already = ("fixed", "pattern") if any(d["path"] == "$this" for d in by_content(tree)) else ()
         kept = {k: v for k, v in definition.items() if not (told_already and k.startswith(told_already))}
         inner = Tree(kept, slice_.children)
         if name != "extension":
@@ -389,8 +396,8 @@ class Compiler:
     def slice_profiles(self, slice_: Tree, here: str, name: str) -> None:
         """Compile that the resource of a Bundle's entry conforms to the slice's profile."""
         resource = slice_.children.get("resource")
-        urls = [u for u in profiles(resource.definition, "profile") if u] if resource and name == "entry" else []
-        if urls:
+        urls = profiles(resource.definition, "profile") if resource and name == "entry" else []
+        if resource and urls:
             test = " or ".join(f"resource.conformsTo({quoted(url)})" for url in urls)
             short = " or ".join(url.rsplit("/", 1)[1] for url in urls)
             self.rule(resource.definition, here, test, f"the resource to conform to {short}", "resource.resourceType")
@@ -430,6 +437,8 @@ def number(rules: list[Json]) -> None:
 
 def implied_by(guide: Guide, definition: Json) -> str | None:
     """Give the FHIRPath by which a resource without a claim is judged by a profile: its code, where that is fixed."""
+    if definition["type"] == "Device":
+        return "true"  # a submission's Device is the CGM device
     if definition["type"] not in {"Observation", "DiagnosticReport", "ServiceRequest"}:
         return None
     return both(guide.code_tests(definition["url"])) or None
@@ -464,7 +473,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes long FHIRPath on one line and lists indented."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
-        return super().increase_indent(flow, False)
+        return super().increase_indent(flow, indentless=False)
 
 
 def dump(made: Json) -> str:

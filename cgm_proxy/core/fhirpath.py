@@ -63,8 +63,8 @@ class Expression:
         """Give the parsed expression; raise FhirPathError if it is none."""
         if self._parsed is None:
             try:
-                self._parsed = parse(self.text)
-            except Exception as error:  # noqa: BLE001 -- the parser raises bare exceptions of many kinds
+                self._parsed = parse(self.text)  # type: ignore[no-untyped-call]
+            except Exception as error:
                 raise FhirPathError(f"{self.text}: {error}") from error
         return self._parsed
 
@@ -72,10 +72,10 @@ class Expression:
         """Evaluate on a node and give what it selects, as fhirpathpy's nodes (with `propName`, `path`, `data`)."""
         options = {"userInvocationTable": using, "returnRawData": True, "traceFn": _silent}
         try:
-            found = apply_parsed_path(node, self.tree(), dict(variables), R4, options)
+            found = apply_parsed_path(node, self.tree(), dict(variables), R4, options)  # type: ignore[no-untyped-call]
         except FhirPathError:
             raise
-        except Exception as error:  # noqa: BLE001 -- fhirpathpy raises bare Exception, KeyError, TypeError, ...
+        except Exception as error:
             raise FhirPathError(f"{self.text}: {error}") from error
         return found if isinstance(found, list) else [found]
 
@@ -92,7 +92,7 @@ def data_of(node: Any) -> Any:
 
 def node_at(data: Any, type_: str, path: str) -> ResourceNode:
     """Make a node of a type (`Observation.component`) at a path of its resource."""
-    return ResourceNode(data, type_, propName=path)
+    return ResourceNode(data, type_, propName=path)  # type: ignore[no-untyped-call]
 
 
 _EXPRESSIONS: dict[str, Expression] = {}

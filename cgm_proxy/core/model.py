@@ -4,7 +4,7 @@ The data is `rules/r4/*.ndjson`, made from HL7's definitions (`rules_base.py`). 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +15,35 @@ import msgspec
 
 CORE = "http://hl7.org/fhir/StructureDefinition/"
 VALUE_SET = "http://hl7.org/fhir/ValueSet/"
+ValueSet = Mapping[str, frozenset[str] | None]
 _LINE = re.compile(r"^(\d+)\.\.(\d+|\*) ?(.*?)(?: =(\S+))?$")
 _TYPE = re.compile(r"([^|(]+)(?:\(([^)]*)\))?")
 
 #: Types whose JSON is a string, number or boolean (https://hl7.org/fhir/R4/datatypes.html#primitive).
 PRIMITIVES = frozenset(
-    "base64Binary boolean canonical code date dateTime decimal id instant integer markdown oid positiveInt string time "
-    "unsignedInt uri url uuid xhtml String".split()
+    [
+        "base64Binary",
+        "boolean",
+        "canonical",
+        "code",
+        "date",
+        "dateTime",
+        "decimal",
+        "id",
+        "instant",
+        "integer",
+        "markdown",
+        "oid",
+        "positiveInt",
+        "string",
+        "time",
+        "unsignedInt",
+        "uri",
+        "url",
+        "uuid",
+        "xhtml",
+        "String",
+    ]
 )
 
 
@@ -118,17 +140,20 @@ class Model:
     def with_codes(self, *paths: Path) -> "Model":
         """Give this model with more code systems and value sets: a guide's own (`codes.ndjson`)."""
         made = copy(self)
-        made._systems = dict(self._systems)
-        made._sets = dict(self._sets)
-        made._codes = {}
-        for path in paths:
-            made._systems |= _lines(path, "system")
-            made._sets |= _lines(path, "valueSet")
+        made.add_codes(paths)
         return made
+
+    def add_codes(self, paths: Iterable[Path]) -> None:
+        """Add code systems and value sets to this very model."""
+        self._systems, self._sets, self._codes = dict(self._systems), dict(self._sets), {}
+        for path in paths:
+            self._systems |= _lines(path, "system")
+            self._sets |= _lines(path, "valueSet")
 
     def type(self, name: str) -> Type | None:
         """Give a type (`Observation`, `Observation.component`, `Quantity`), or None if R4 has none of that name."""
-        return self._once("type", name, self._types, self._parse_type)
+        found: Type | None = self._once("type", name, self._types, self._parse_type)
+        return found
 
     def resource(self, name: object) -> Type | None:
         """Give a concrete resource type, or None."""
@@ -143,16 +168,19 @@ class Model:
 
     def extension(self, url: str) -> ExtensionDefinition | None:
         """Give what HL7 defines for an extension's url, or None."""
-        return self._once("extension", url, self._extensions, _parse_extension)
+        found: ExtensionDefinition | None = self._once("extension", url, self._extensions, _parse_extension)
+        return found
 
     def system(self, url: str) -> frozenset[str] | None:
         """Give a code system's codes, or None if the system is not known."""
-        return self._once("system", url, self._systems, lambda line: frozenset(line["codes"]))
+        found: frozenset[str] | None = self._once("system", url, self._systems, lambda line: frozenset(line["codes"]))
+        return found
 
-    def value_set(self, name: str) -> Mapping[str, frozenset[str] | None] | None:
+    def value_set(self, name: str) -> ValueSet | None:
         """Give a value set's codes by system (None: any code of it), or None if the set is not known."""
         url = name if "/" in name else VALUE_SET + name
-        return self._once("valueSet", url.split("|")[0], self._sets, _parse_value_set)
+        found: ValueSet | None = self._once("valueSet", url.split("|")[0], self._sets, _parse_value_set)
+        return found
 
     def _once(self, kind: str, name: str, lines: Mapping[str, bytes], parse: Any) -> Any:
         key, memory = (kind, name), self._read if kind in {"type", "extension"} else self._codes

@@ -8,7 +8,7 @@ import binascii
 import re
 from calendar import monthrange
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -141,8 +141,8 @@ def span(value: str) -> tuple[datetime, datetime]:
     year, month, day = ([int(part) for part in value.split("-")] + [0, 0])[:3]
     last_month = month or 12
     last_day = day or monthrange(year, last_month)[1]
-    start = datetime(year, month or 1, day or 1, tzinfo=timezone.utc)
-    end = datetime(year, last_month, last_day, 23, 59, 59, 999999, tzinfo=timezone.utc)
+    start = datetime(year, month or 1, day or 1, tzinfo=UTC)
+    end = datetime(year, last_month, last_day, 23, 59, 59, 999999, tzinfo=UTC)
     return start, end
 
 

@@ -90,7 +90,7 @@ def documents(path: Path) -> Iterator[Any]:
     """Give a file's YAML documents one by one; the first is the rules, the second the samples."""
     try:
         with path.open("rb") as file:
-            yield from yaml.load_all(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 -- it is safe
+            yield from yaml.load_all(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""
@@ -143,7 +143,9 @@ def rule_of(path: Path, name: str, data: Any) -> Rule:
     severity = data.get("severity", "error")
     if severity not in SEVERITIES:
         at = line_of(path, data["id"])
-        raise RulesError(f"{path}:{at}: rule `{data['id']}`: `severity: {severity}`: want one of {', '.join(SEVERITIES)}")
+        raise RulesError(
+            f"{path}:{at}: rule `{data['id']}`: `severity: {severity}`: want one of {', '.join(SEVERITIES)}"
+        )
     texts = (data.get("element", ""), data.get("at", ""), data["expression"], data.get("shows", ""), data["text"])
     return Rule(f"{name}/{data['id']}", *texts, severity)
 
@@ -170,7 +172,9 @@ def merge(profiles: dict[tuple[str, str], Profile], additions: list[Addition]) -
     for addition in additions:
         path = Path(addition.path)
         for wanted in addition.extends:
-            found = [k for k, p in profiles.items() if wanted in {p.url, p.name} and addition.dialect in {None, p.dialect}]
+            found = [
+                k for k, p in profiles.items() if wanted in {p.url, p.name} and addition.dialect in {None, p.dialect}
+            ]
             if not found:
                 raise RulesError(f"{path}:{line_of(path, wanted)}: `extends`: no profile is named {wanted}")
             for key in found:
@@ -183,7 +187,9 @@ def _extended(profile: Profile, addition: Addition, path: Path) -> Profile:
     for rule in added:
         if rule.key in keys:
             identifier = rule.key.partition("/")[2]
-            raise RulesError(f"{path}:{line_of(path, identifier)}: rule `{identifier}` is there already in {profile.path}")
+            raise RulesError(
+                f"{path}:{line_of(path, identifier)}: rule `{identifier}` is there already in {profile.path}"
+            )
     levels = {f"{profile.name}/{k}" if "/" not in k else k: v for k, v in addition.severity.items()}
     rules = tuple(replace(rule, severity=levels.get(rule.key, rule.severity)) for rule in (*profile.rules, *added))
     return replace(profile, rules=rules)

@@ -9,14 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from cachetools import LRUCache
+
 from cgm_proxy.core import fhirpath
+from cgm_proxy.core.analysis import Analysis, analyse
 from cgm_proxy.core.errors import Issue, Severity
 from cgm_proxy.core.fhirpath import FhirPathError, data_of, expression
 from cgm_proxy.core.model import CORE, Model
 from cgm_proxy.core.primitives import show
 from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, merge, profile_files, read
 from cgm_proxy.core.scope import Json, Resolve, Scope, nowhere
-from cgm_proxy.core.validity import Findings, Node, last, walk
+from cgm_proxy.core.shapes import LARGEST_SHAPE, Leaves, Shapes, encode, free_leaves, shape
+from cgm_proxy.core.validity import NATIVE, Findings, Node, last, walk
 
 __all__ = ["Examination", "Profile", "Resolve", "Rule", "RuleBook", "RulesError"]
 
@@ -29,7 +33,13 @@ COMMON = ("us-core",)
 class RuleBook:
     """The profiles of every dialect with their rules, and R4's model."""
 
-    def __init__(self, model: Model, profiles: Iterable[Profile], codes: Mapping[str, Sequence[Path]] | None = None) -> None:
+    def __init__(
+        self, model: Model, profiles: Iterable[Profile], codes: Mapping[str, Sequence[Path]] | None = None
+    ) -> None:
+        self.shapes: Shapes | None = Shapes()
+        self._whens: dict[tuple[str, str], tuple[list[Profile], list[str]]] = {}
+        self._implied: LRUCache[Any, tuple[str, ...]] = LRUCache(4096)
+        self._leaves: LRUCache[Any, Leaves] = LRUCache(1024)
         common = [path for dialect in COMMON for path in (codes or {}).get(dialect, ())]
         self._model = model.with_codes(*common)
         self._models = {d: self._model.with_codes(*paths) for d, paths in (codes or {}).items() if d not in COMMON}
@@ -83,36 +93,117 @@ class RuleBook:
         profiles: Sequence[str],
         resolve: Resolve = nowhere,
         *,
-        encoded: bytes | None = None,
         dialect: str | None = None,
+        encoded: bytes = b"",
     ) -> tuple[Issue, ...]:
-        """Judge a resource by base R4 and by profiles; () when it is valid.
+        """Judge a resource by base R4, by what it claims and by `profiles`; () when it is valid.
 
         `dialect` says which version of a canonical is meant where several dialects share one; without it the profile's own
-        (`url|dialect`, or the newest). `resolve` finds what lies outside the resource. `encoded` is the resource's compact
-        JSON, by which a known shape is recognised.
+        (`url|dialect`, or the newest). `resolve` finds what lies outside the resource. A shape that is known costs
+        microseconds (`core/shapes.py`); `encoded`, the resource's JSON where the caller has it, tells early that one is too
+        large to be remembered.
         """
-        del encoded
         of = dialect or next((found.dialect for url in profiles if (found := self.profile(url))), None)
-        return tuple(Examination(self, Scope(resource, resolve), of).examine(resource, profiles))
+        if self.shapes is None or resource.get("resourceType") == "Bundle" or len(encoded) > LARGEST_SHAPE:
+            return self._plain(resource, profiles, resolve, of)
+        demanded = tuple(profiles)
+        skeleton, stand_in = shape(resource, self._free_leaves(resource, demanded, of))
+        if len(skeleton) > LARGEST_SHAPE:
+            return self._plain(resource, profiles, resolve, of)
+        key = (of, demanded, skeleton)
+        known = self.shapes.recall(key, resolve)
+        return known if known is not None else self._learn(key, resource, stand_in, resolve)
+
+    def _plain(
+        self, resource: Json, profiles: Sequence[str], resolve: Resolve, dialect: str | None
+    ) -> tuple[Issue, ...]:
+        found = Examination(self, Scope(resource, resolve), dialect).examine(resource, profiles)
+        return tuple(dict.fromkeys(found))
+
+    def _learn(self, key: Any, resource: Json, stand_in: Json, resolve: Resolve) -> tuple[Issue, ...]:
+        dialect, profiles, _ = key
+        looked_up: dict[str, Json | None] = {}
+
+        def noting(reference: str) -> Json | None:
+            looked_up[reference] = found = resolve(reference)
+            return found
+
+        issues = self._plain(resource, profiles, noting, dialect)
+        if self.shapes is not None and (not issues or self._plain(stand_in, profiles, noting, dialect) == issues):
+            self.shapes.remember(key, issues, looked_up.items())
+        return issues
+
+    def _free_leaves(self, resource: Json, demanded: tuple[str, ...], dialect: str | None) -> Leaves:
+        """Give the leaves that no rule of the profiles, and no invariant, reads."""
+        meta = resource.get("meta")
+        claims = meta.get("profile") if type(meta) is dict else None
+        claimed = tuple(claims) if type(claims) is list and all(type(c) is str for c in claims) else ()
+        key = (resource.get("resourceType"), dialect, demanded, claimed)
+        if (claims is not None and not claimed) or type(key[0]) is not str or "contained" in resource:
+            return ()
+        leaves = self._leaves.get(key)
+        if leaves is None:
+            profiles = [found for url in (*demanded, *claimed) if (found := self.profile(url, dialect))]
+            leaves = free_leaves(key[0], self._analyses(key[0], profiles, self.model(dialect)))
+            self._leaves[key] = leaves
+        return leaves
+
+    def _analyses(self, type_: str, profiles: Iterable[Profile], model: Model) -> Iterator[Analysis]:
+        """Analyse all that is evaluated on a resource of a type or on what is above its free leaves."""
+        for name in (type_, "Quantity", "Identifier"):
+            known = model.type(name)
+            for rule in known.invariants if known else ():
+                if rule.key not in NATIVE:
+                    yield analyse(model, rule.expression, name)[0]
+        beyond = (p for p in self._all.values() if p.type == "Extension")
+        for profile in (*profiles, *beyond):
+            for written in profile.rules:
+                if profile.type != "Extension" or "%" in written.expression + written.at:
+                    yield analyse(model, written.expression, profile.type, written.at)[0]
 
     def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:
-        """Give the profiles of a dialect whose `when` holds: what a resource is judged by when it claims nothing."""
-        found = []
-        for profile in self._all.values():
-            if profile.dialect == dialect and profile.when and profile.type == resource.get("resourceType"):
-                try:
-                    holds = expression(profile.when).holds(resource, {}, {})
-                except FhirPathError:
-                    holds = False
-                if holds:
-                    found.append(profile.url)
-        return tuple(found)
+        """Give the profiles of a dialect whose `when` holds: what a resource is judged by when it claims nothing.
+
+        Remembered by the members that the `when` of these profiles may read (`code`), so that a reading costs microseconds.
+        """
+        type_ = resource.get("resourceType")
+        if type(type_) is not str or type_ not in self._model.resources:
+            return ()
+        if (dialect, type_) not in self._whens:
+            self._whens[dialect, type_] = self._when(dialect, type_)
+        profiles, members = self._whens[dialect, type_]
+        read = {member: resource[member] for member in members if member in resource}
+        key = (dialect, type_, encode(read))
+        found = self._implied.get(key)
+        if found is None:
+            made = {"resourceType": type_, **read}
+            found = tuple(profile.url for profile in profiles if _holds(profile.when or "", made))
+            if len(key[2]) < LARGEST_SHAPE:
+                self._implied[key] = found
+        return found
+
+    def _when(self, dialect: str, type_: str) -> tuple[list[Profile], list[str]]:
+        """Give a type's profiles with `when`, and the type's members that a `when` names anywhere."""
+        profiles = [p for p in self._all.values() if (p.dialect, p.type) == (dialect, type_) and p.when]
+        named = {name for p in profiles for name in re.findall(r"\w+", p.when or "")}
+        known = self._model.type(type_)
+        return profiles, sorted(m for m, (e, _) in (known.members if known else {}).items() if _plain(e.name) in named)
 
     def made_of(self, profile: str) -> frozenset[str]:
-        """Give the profiles whose resources a complete submission of a profile also has."""
+        """Give the profiles whose resources belong to a profile: who orders it takes them too."""
         found = self.profiles.get(profile)
         return found.made_of if found else frozenset()
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("[x]")
+
+
+def _holds(when: str, resource: Json) -> bool:
+    try:
+        return expression(when).holds(resource, {}, {})
+    except FhirPathError:
+        return False  # a resource of another shape than the expression expects; base validity says so
 
 
 class Examination:
@@ -175,18 +266,21 @@ class Examination:
             yield Issue(f"{profile.name}/type", text, path)
             return
         root = fhirpath.node_at(data, profile.type, path)
+        selected: dict[str, list[Any]] = {"": [root]}
         self._within.append(within)
         try:
             for rule in profile.rules:
-                yield from self._rule(profile, rule, root, path)
+                yield from self._rule(profile, rule, selected, path)
         finally:
             self._within.pop()
 
-    def _rule(self, profile: Profile, rule: Rule, root: Any, path: str) -> Iterator[Issue]:
+    def _rule(self, profile: Profile, rule: Rule, selected: dict[str, list[Any]], path: str) -> Iterator[Issue]:
         variables = self._variables(self._within[-1])
+        root = selected[""][0]
         try:
-            nodes = expression(rule.at).nodes(root, self._functions, variables) if rule.at else [root]
-            for node in nodes:
+            if rule.at not in selected:
+                selected[rule.at] = expression(rule.at).nodes(root, self._functions, variables)
+            for node in selected[rule.at]:
                 if not expression(rule.expression).holds(node, self._functions, variables):
                     yield self._issue(profile, rule, root, node, path)
         except FhirPathError as error:

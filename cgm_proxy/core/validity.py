@@ -9,7 +9,7 @@ are FHIRPath and evaluated by the caller (`Findings.nodes`).
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,12 +92,12 @@ class Walk:
             self._invariant(node, rule)
 
     def _member(self, node: Node, key: str, seen: dict[str, str]) -> None:
-        plain = key[1:] if key.startswith("_") else key
+        plain = key.removeprefix("_")
         if plain == "resourceType" and node.data is node.resource:
             return
         known = node.type.members.get(plain)
         where = f"{node.path}.{plain}"
-        if known is None or (plain is not key and known[1] not in PRIMITIVES):
+        if known is None or (plain != key and known[1] not in PRIMITIVES):
             text = f"{last(node.path)}.{key} is no element of {node.type.name} in R4; leave it out or use an extension"
             self.found.add("r4-unknown-element", f"{node.path}.{key}", text)
             return
@@ -106,7 +106,7 @@ class Walk:
         if other != plain:
             text = f"{last(where)} stands beside {other}; R4 wants one value for {element.name}"
             self.found.add("r4-choice", where, text)
-        if plain is key:
+        if plain == key:
             self._value(node, element, type_, key, where)
         else:
             self._companion(node, key, element, where)
@@ -149,7 +149,8 @@ class Walk:
             self.found.extensions.append(inner)
         if type_ == "Reference":
             self._target(inner, element.types[type_])
-        self._bound(element, type_, value, where)
+        if within != "CodeableConcept.coding":  # there one valid coding of several is enough
+            self._bound(element, type_, value, where)
         for rule in element.invariants:
             self._invariant(inner, rule)
 
@@ -194,10 +195,6 @@ class Walk:
                 self.found.add("r4-json", at, f"{last(node.path)}.{key} is {_kind(item)}; R4 wants an object")
             elif base := self.model.type("Element"):
                 self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}"))
-                self._held(node, at, item, f"{node.type.name}.{element.name}")
-
-    def _held(self, _node: Node, _at: str, _item: Json, _within: str) -> None:
-        """Leave room: extensions of a primitive were gathered as members of Element."""
 
     def _required(self, node: Node, seen: dict[str, str]) -> None:
         for element in node.type.required:
@@ -216,9 +213,9 @@ class Walk:
     def _bound(self, element: Element, type_: str, value: Json, where: str) -> None:
         codings = value.get("coding") if type_ == "CodeableConcept" else [value] if type_ == "Coding" else []
         listed = [coding for coding in codings if isinstance(coding, dict)] if isinstance(codings, list) else []
-        for index, coding in enumerate(listed):
-            at = f"{where}.coding[{index}]" if type_ == "CodeableConcept" else where
-            self._known(coding, at)
+        if not any(self._known(coding) for coding in listed):
+            for index, coding in enumerate(listed):
+                self._unknown(coding, f"{where}.coding[{index}]" if type_ == "CodeableConcept" else where)
         allowed = self.model.value_set(element.binding) if element.binding else None
         if type_ == "Quantity" and allowed:
             listed = [value] if "code" in value else []
@@ -226,14 +223,16 @@ class Walk:
             text = f"{last(where)} has no code of the value set {element.binding}, which R4 requires"
             self.found.add("r4-binding", where, text)
 
-    def _known(self, coding: Json, where: str) -> None:
+    def _known(self, coding: Json) -> bool:
+        """Whether a coding is in its code system, as far as that is known; of several codings one is enough."""
         system, code = coding.get("system"), coding.get("code")
-        if not isinstance(system, str) or not isinstance(code, str):
-            return
-        codes = self.model.system(system)
-        if codes is not None and code not in codes:
-            text = f"{last(where)}.code is {show(code)}, which the code system {show(system)} does not have"
-            self.found.add("r4-coding", f"{where}.code", text)
+        codes = self.model.system(system) if isinstance(system, str) and isinstance(code, str) else None
+        return codes is None or code in codes
+
+    def _unknown(self, coding: Json, where: str) -> None:
+        code, system = show(coding.get("code")), show(coding.get("system"))
+        text = f"{last(where)}.code is {code}, which the code system {system} does not have"
+        self.found.add("r4-coding", f"{where}.code", text)
 
     def _target(self, node: Node, allowed: tuple[str, ...]) -> None:
         if not allowed or "Resource" in allowed:
@@ -316,25 +315,37 @@ def _attachment(data: Json) -> Iterator[tuple[str, str, str]]:
 
 UUID = re.compile(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
+RELATIVE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}(/_history/.*)?")
 RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
 
 
 def _bundle(data: Json) -> Iterator[tuple[str, str, str]]:
-    """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique)."""
+    """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique, #references)."""
     seen: dict[Any, int] = {}
+    posted = data.get("type") in {"transaction", "batch"}
     for index, entry in enumerate(resources_of(data.get("entry"))):
         url, resource = entry.get("fullUrl"), entry.get("resource")
         where = f"entry[{index}].fullUrl"
-        if url is None:
-            if isinstance(resource, dict):
-                yield "r4-full-url", f"entry[{index}]", "has no fullUrl; every entry with a resource wants one"
-            continue
+        if url is None and (not posted or any(RELATIVE.fullmatch(text) for text in _references(resource))):
+            yield "r4-full-url", f"entry[{index}]", "has no fullUrl, by which its references could be understood"
         if not isinstance(url, str):
             continue
         if wrong := _full_url(url, resource if isinstance(resource, dict) else {}):
             yield "r4-full-url", where, f"is {show(url)}; {wrong}"
         if seen.setdefault(url, index) != index:
             yield "bdl-7", where, f"is {show(url)}, as entry[{seen[url]}] has; every entry wants its own"
+
+
+def _references(value: Any) -> Iterator[str]:
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            if isinstance(item.get("reference"), str):
+                yield item["reference"]
+            todo.extend(item.values())
+        elif isinstance(item, list):
+            todo.extend(item)
 
 
 def _full_url(url: str, resource: Json) -> str | None:
@@ -379,7 +390,7 @@ def _always(_walk: Walk, _node: Node) -> bool:
 
 #: Invariants decided here and not by FHIRPath: some for speed, some because the specification's expression needs what a
 #: FHIRPath engine does not have (htmlChecks). dom-2 to dom-5 are checked with the container, narrative with its div.
-NATIVE = {
+NATIVE: dict[str, Callable[[Walk, Node], bool]] = {
     "per-1": _period,
     "ref-1": _reference,
     **dict.fromkeys(("dom-2", "dom-3", "dom-4", "dom-5", "txt-1", "txt-2"), _always),
