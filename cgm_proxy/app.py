@@ -78,10 +78,10 @@ async def serve(settings: Settings, rules: RuleBook) -> None:
 
 
 def shipped_rules() -> Path:
-    """Give the directory of the rules that come with the program: beside the package, or inside an installed one."""
+    """Give the directory of the rules that come with the program: inside an installed package, else beside it."""
     package = Path(__file__).parent
-    beside = package.parent / "rules"
-    return beside if beside.is_dir() else package / "rules"
+    installed = package / "rules"
+    return installed if installed.is_dir() else package.parent / "rules"
 
 
 def load_rules(settings: Settings) -> RuleBook:
