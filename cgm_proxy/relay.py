@@ -47,7 +47,7 @@ _CONTINUE_SECONDS: Final = 1.0
 #: Idle connections are dropped before the upstream does (seconds): Tomcat's default is 20, Jetty's 30.
 _IDLE_SECONDS: Final = 15.0
 
-_DROPPED: Final = headers.HOP_BY_HOP | headers.CLAIMED | {b"host", b"expect"}
+_DROPPED: Final = headers.HOP_BY_HOP | headers.CLAIMED | {b"host"}
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, EofStream, TimeoutError, ValueError)
 _GONE: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -235,21 +235,22 @@ class Relay:
         coding = request.headers.get("Transfer-Encoding", "")
         _check(request, coding)
         streamed = request.body_exists if body is None else len(body) > _SMALL
-        expects = streamed and body is None and request.headers.get("Expect", "").lower() == "100-continue"
+        waits = request.headers.get("Expect", "").lower() == "100-continue"
+        expects = waits and streamed and body is None
         target = self.bases.target(request.raw_path).encode("utf-8", "surrogateescape")
         head = [request.method.encode(), b" ", target, b" HTTP/1.1\r\n"]
-        head += (headers.lines(self._fields(request)), self._said(request))
-        if body is not None and coding:
-            head.append(b"Content-Length: %d\r\n" % len(body))
-        elif coding:
-            head.append(b"Transfer-Encoding: chunked\r\n")
-        head += (b"Expect: 100-continue\r\n\r\n" if expects else b"\r\n", b"" if streamed or not body else body)
+        head += (headers.lines(self._fields(request, answered=waits and not expects)), self._said(request))
+        if coding:
+            head.append(b"Transfer-Encoding: chunked\r\n" if body is None else b"Content-Length: %d\r\n" % len(body))
+        head += (b"\r\n", b"" if streamed or not body else body)
         return _Asked(request.method, b"".join(head), body, streamed, bool(coding) and body is None, expects)
 
-    def _fields(self, request: web.BaseRequest) -> list[tuple[bytes, bytes]]:
+    def _fields(self, request: web.BaseRequest, *, answered: bool) -> list[tuple[bytes, bytes]]:
+        """List the fields that go upstream; an expectation that is `answered` here does not."""
+        dropped = _DROPPED | {b"expect"} if answered else _DROPPED
         if not self._answer.upstream_links:
-            return headers.end_to_end(request.raw_headers, _DROPPED)
-        fields = headers.end_to_end(request.raw_headers, _DROPPED | {b"accept-encoding"})
+            return headers.end_to_end(request.raw_headers, dropped)
+        fields = headers.end_to_end(request.raw_headers, dropped | {b"accept-encoding"})
         return [*fields, (b"Accept-Encoding", b"identity")]
 
     def _said_for_peer(self, peer: str) -> bytes:
