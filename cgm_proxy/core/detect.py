@@ -1,17 +1,23 @@
 """Decide what a request is, from its method and path and then from its parsed body; never from unparsed bytes.
 
-The path is compared in a form at least as aggressive as any server's own clean-up (percent-encoding, `//`, dot segments,
-`;parameters`), so that no spelling of the base reaches the upstream as a submission that was not looked at.
+The path is compared in every form that some server's clean-up could give it (percent-encoding, `//`, dot segments,
+`;parameters`), so that no spelling of the base reaches the upstream as a submission that was not looked at. Content is
+read leniently, as lenient servers read it (one object for a list of one, a list of one for an object): what is a
+submission by any reading is judged, and then refused for what it is not.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from cgm_proxy.core.dialects import BY_ID, BY_TAG, DIALECTS, OPERATION, READING_CODES, Dialect
-from cgm_proxy.core.errors import Json
+from cgm_proxy.core.errors import Json, refuse
 
 Target = Literal["base", "operation", "create"]
+
+#: Which target a path is taken for that could be several.
+STRICTEST: tuple[Target, ...] = ("operation", "create", "base")
 
 #: Resource types that `detection: content` looks at when they are created one by one.
 CREATED_TYPES = ("Observation", "DiagnosticReport", "Device")
@@ -19,12 +25,23 @@ CREATED_TYPES = ("Observation", "DiagnosticReport", "Device")
 #: How often a path is percent-decoded before it is compared; servers decode once, gateways before them again.
 MAX_DECODINGS = 4
 
+#: What servers and gateways do to a path before they look at it, each some of it, in any order.
+CLEANUPS: tuple[Callable[[str], str], ...] = (
+    unquote,
+    lambda path: re.sub(r";[^/]*", "", path),
+    lambda path: re.sub(r"//+", "/", path),
+    lambda path: path.replace("\\", "/"),
+    lambda path: re.sub(r"[?#].*", "", path, flags=re.DOTALL),
+    lambda path: _without_dots(path),
+)
+
+#: Ways to read one path that are compared; what can be read in more ways is no path of a FHIR client.
+MAX_SPELLINGS = 128
+
 
 def segments(raw_path: str) -> list[str]:
     """Give the path's segments as a server would clean them up at most: decoded, no `//`, dots or `;parameters`."""
-    path = (
-        urlsplit(raw_path).path if "://" in raw_path.partition("?")[0] else raw_path.partition("?")[0].partition("#")[0]
-    )
+    path = _path(raw_path)
     for _ in range(MAX_DECODINGS):
         decoded = unquote(path)
         if decoded == path:
@@ -40,6 +57,44 @@ def segments(raw_path: str) -> list[str]:
     return cleaned
 
 
+def spellings(raw_path: str) -> list[str]:
+    """Give every path that some server or gateway could take a raw one for: all clean-ups, in all orders.
+
+    One reading is not enough: in `/fhir;%2Fx` and `/fhir/%252e%252e/..` the strictest one leads away from the base, to
+    which a server that decodes later or less is led. Raises `RequestRefused` (400) for what can be read in too many ways.
+    """
+    found = [_path(raw_path)]
+    known = set(found)
+    for path in found:
+        for clean in CLEANUPS:
+            if (cleaned := clean(path)) not in known:
+                known.add(cleaned)
+                found.append(cleaned)
+        if len(found) > MAX_SPELLINGS:
+            text = "the path can be read in too many ways; send it without escapes, dots and doubled slashes"
+            raise refuse(400, "path-ambiguous", text)
+    return found
+
+
+def _path(raw_path: str) -> str:
+    """Cut off the query and, from an absolute-form target (RFC 9112, 3.2.2), scheme and authority."""
+    path = raw_path.partition("?")[0]
+    if path.startswith("/"):
+        return path
+    return "/" + (path.partition("://")[2].partition("/")[2] if "://" in path else path)
+
+
+def _without_dots(path: str) -> str:
+    """Remove dot segments, and nothing else (RFC 3986, 5.2.4)."""
+    kept: list[str] = []
+    for name in path.split("/"):
+        if name == "..":
+            kept = kept[:1] + kept[1:-1]
+        elif name != ".":
+            kept.append(name)
+    return "/".join(kept)
+
+
 def target(method: str, raw_path: str, bases: tuple[str, ...], *, content: bool = False) -> Target | None:
     """Tell which kind of submission a request could be, or None: its body need not be looked at.
 
@@ -48,27 +103,19 @@ def target(method: str, raw_path: str, bases: tuple[str, ...], *, content: bool 
     """
     if method.upper() != "POST":
         return None
-    path = segments(raw_path)
-    for base in bases:
-        root = segments(base)
-        if path[: len(root)] != root:
-            continue
-        match path[len(root) :]:
-            case []:
-                return "base"
-            case [name] if name == OPERATION:
-                return "operation"
-            case [name] if content and name in CREATED_TYPES:
-                return "create"
-    return None
+    names: dict[tuple[str, ...], Target] = {(): "base", (OPERATION,): "operation"}
+    if content:
+        names |= {(kind,): "create" for kind in CREATED_TYPES}
+    targets = {(*segments(base), *name): found for base in bases for name, found in names.items()}
+    found = {targets.get(tuple(filter(None, map(str.strip, path.split("/"))))) for path in spellings(raw_path)}
+    return next((kind for kind in STRICTEST if kind in found), None)
 
 
 def bundle_dialect(bundle: Json) -> Dialect | None:
     """Give the dialect whose submission tag the Bundle carries."""
     if bundle.get("resourceType") != "Bundle":
         return None
-    meta = bundle.get("meta")
-    for tag in _objects(meta.get("tag") if isinstance(meta, dict) else None):
+    for tag in _within(bundle, "meta", "tag"):
         system, code = tag.get("system"), tag.get("code")
         if isinstance(system, str) and isinstance(code, str) and (found := BY_TAG.get((system, code))):
             return found
@@ -95,9 +142,8 @@ def content_dialect(document: Json) -> Dialect | None:
 
 
 def _claimed_dialect(resource: Json) -> Dialect | None:
-    meta = resource.get("meta")
-    profiles = meta.get("profile") if isinstance(meta, dict) else None
-    for url in profiles if isinstance(profiles, list) else ():
+    claims = [meta.get("profile") for meta in _within(resource, "meta")]
+    for url in (url for claim in claims for url in (claim if isinstance(claim, list) else [claim])):
         for dialect in DIALECTS:
             if isinstance(url, str) and url.startswith(f"{dialect.base}/StructureDefinition/"):
                 return dialect
@@ -118,16 +164,21 @@ def _coded_dialect(resource: Json) -> Dialect | None:
 
 
 def _resources(bundle: Json) -> Iterator[Json]:
-    for entry in _objects(bundle.get("entry")):
-        if isinstance(resource := entry.get("resource"), dict):
-            yield resource
+    return _within(bundle, "entry", "resource")
 
 
 def _codings(resource: Json) -> Iterator[Json]:
-    code = resource.get("code")
-    yield from _objects(code.get("coding") if isinstance(code, dict) else None)
+    return _within(resource, "code", "coding")
 
 
-def _objects(value: Any) -> Iterator[Json]:
+def _within(value: Any, *names: str) -> Iterator[Json]:
+    """Give the objects at a path, whether each step holds one or a list of them."""
     if isinstance(value, list):
-        yield from (item for item in value if isinstance(item, dict))
+        for item in value:
+            if isinstance(item, dict):
+                yield from _within(item, *names)
+    elif isinstance(value, dict):
+        if not names:
+            yield value
+        else:
+            yield from _within(value.get(names[0]), *names[1:])
