@@ -5,9 +5,10 @@ two readers could see two documents (RFC 8259, section 4).
 """
 
 import json
+import re
 import zlib
 from collections.abc import Iterable
-from decimal import Decimal
+from decimal import Decimal, DecimalException
 from typing import Any, Literal
 
 import msgspec
@@ -36,7 +37,17 @@ ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 #: How much is inflated at a time, bytes.
 STEP = 2**18
 
+#: Codings that one body may have on top of one another; each costs as much as the body.
+MAX_ENCODINGS = 2
+
+#: Frames of the stack that stay free when a document is parsed, for those who walk it later, from further down (Python
+#: 3.11 counts both alike). What is nested so deep that it needs them is refused.
+ROOM = 250
+
+_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(.)", re.DOTALL)
+
 _decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+_text_decoder = msgspec.json.Decoder(str)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -54,6 +65,11 @@ def decode(data: bytes) -> Json:
     return document
 
 
+def decode_text(data: bytes) -> str:
+    """Parse JSON that is a string."""
+    return _text_decoder.decode(data)
+
+
 def media_type(content_type: str) -> Format | None:
     """Give the format that a Content-Type header names, or None for any other type."""
     return MEDIA_TYPES.get(content_type.partition(";")[0].strip().lower())
@@ -62,11 +78,13 @@ def media_type(content_type: str) -> Format | None:
 def inflate(data: bytes, content_encoding: str, limit: int) -> bytes:
     """Undo a Content-Encoding, never producing more than `limit` bytes.
 
-    Raises `RequestRefused`: 413 over the limit, 415 for an unknown encoding, 400 for damaged data.
+    Raises `RequestRefused`: 413 over the limit, 415 for an unknown encoding or too many, 400 for damaged data, also for
+    several gzip members, of which some readers take the first and some all (RFC 1952, 2.2).
     """
-    for name in reversed([part.strip().lower() for part in content_encoding.split(",")]):
-        if name in {"", "identity"}:
-            continue
+    names = [name for part in content_encoding.split(",") if (name := part.strip().lower()) not in {"", "identity"}]
+    if len(names) > MAX_ENCODINGS:
+        raise refuse(415, "content-encoding", "the body is compressed several times; send gzip, deflate or none")
+    for name in reversed(names):
         if name not in ENCODINGS:
             raise refuse(
                 415, "content-encoding", f"Content-Encoding {name[:40]!r} is not read here; send gzip, deflate or none"
@@ -102,8 +120,8 @@ def too_large(limit: int) -> Exception:
 
 def sniff(data: bytes) -> Format | None:
     """Tell JSON from XML by the first byte that is no white space or UTF-8 byte order mark."""
-    first = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    return {b"{": "json", b"[": "json", b"<": "xml"}.get(first)  # type: ignore[return-value]
+    start = _START.match(data)
+    return {b"{": "json", b"[": "json", b"<": "xml"}.get(start[1] if start else b"")  # type: ignore[return-value]
 
 
 def parse(data: bytes, depth: int) -> Json:
@@ -126,16 +144,23 @@ def parse_json(data: bytes) -> Json:
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        document = decode(data)
+        document = _decode_shallow(data, ROOM)
     except RecursionError as error:
         raise refuse(400, "too-deep", "the JSON is nested deeper than any FHIR resource; flatten it") from error
+    except DecimalException as error:
+        text = "a number's exponent is larger than any computer's; correct the number"
+        raise refuse(400, "json-malformed", text, code="value") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise refuse(400, "json-malformed", f"the body is not a JSON object: {error}", code="structure") from error
-    if name := repeated_name(data, encode(document)):
+    if (name := repeated_name(data, encode(document))) is not None:
         raise refuse(
             400, "json-duplicate-key", f'the JSON object says "{name[:60]}" twice; say it once', code="structure"
         )
     return document
+
+
+def _decode_shallow(data: bytes, frames: int) -> Json:
+    return _decode_shallow(data, frames - 1) if frames else decode(data)
 
 
 def repeated_name(data: bytes, compact: bytes) -> str | None:

@@ -1,0 +1,390 @@
+"""Bodies that cannot be read surely are refused, within bounds; what is read keeps its digits."""
+
+import gzip
+import json
+import tracemalloc
+import zlib
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgm_proxy.core import body
+from cgm_proxy.core.body import decode, encode, inflate, media_type, parse, parse_json, repeated_name, sniff
+from cgm_proxy.core.errors import RequestRefused
+
+MEGABYTE = 2**20
+BOM = b"\xef\xbb\xbf"
+
+
+def refusal(data: bytes) -> tuple[int, str]:
+    with pytest.raises(RequestRefused) as refused:
+        parse(data, 64)
+    return refused.value.status, refused.value.issues[0].rule
+
+
+def answered(data: bytes) -> dict[str, Any] | RequestRefused:
+    try:
+        return parse(data, 64)
+    except RequestRefused as refused:
+        return refused
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("application/fhir+json", "json"),
+        ("Application/FHIR+JSON; charset=UTF-8; fhirVersion=4.0", "json"),
+        (" application/json ", "json"),
+        ("application/fhir+xml", "xml"),
+        ("text/xml;charset=utf-8", "xml"),
+        ("text/plain", None),
+        ("application/x-www-form-urlencoded", None),
+        ("application/fhir+jsonx", None),
+        ("", None),
+        (";", None),
+    ],
+)
+def test_a_content_type_names_a_format(header: str, expected: str | None) -> None:
+    assert media_type(header) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"{}", "json"),
+        (b"[", "json"),
+        (b" \r\n\t{", "json"),
+        (BOM + b"{", "json"),
+        (BOM + b" {", "json"),
+        (b" " * 100_000 + b"{", "json"),
+        (b"<", "xml"),
+        (BOM + b"<?xml", "xml"),
+        (b"", None),
+        (b"   ", None),
+        (BOM, None),
+        (b'"x"', None),
+        (b"5", None),
+        (b"\x00{", None),
+        ("{}".encode("utf-16"), None),
+        ("<a/>".encode("utf-32"), None),
+    ],
+)
+def test_the_first_byte_tells_the_format(data: bytes, expected: str | None) -> None:
+    assert sniff(data) == expected
+
+
+# -- Content-Encoding ---------------------------------------------------------------------------------------------------
+
+TEXT = b'{"resourceType":"Bundle"}' * 50
+
+
+def raw_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("", TEXT),
+        ("identity", TEXT),
+        ("gzip", gzip.compress(TEXT)),
+        (" GZIP ", gzip.compress(TEXT)),
+        ("x-gzip", gzip.compress(TEXT)),
+        ("deflate", zlib.compress(TEXT)),
+        ("deflate, gzip", gzip.compress(zlib.compress(TEXT))),
+        ("gzip,, identity,gzip", gzip.compress(gzip.compress(TEXT))),
+        ("gzip", gzip.compress(TEXT, 0)),
+    ],
+)
+def test_known_encodings_are_undone_last_first(encoding: str, data: bytes) -> None:
+    assert inflate(data, encoding, MEGABYTE) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("status", "encoding", "data"),
+    [
+        (415, "br", TEXT),
+        (415, "zstd", TEXT),
+        (415, "gzip, br", gzip.compress(TEXT)),
+        (415, "aws-chunked", TEXT),
+        (415, "x" * 10_000, TEXT),
+        (415, "gzip, gzip, gzip", gzip.compress(gzip.compress(gzip.compress(TEXT)))),
+        (415, ",".join(["gzip"] * 5000), gzip.compress(TEXT)),
+        (400, "gzip", TEXT),
+        (400, "gzip", b""),
+        (400, "gzip", gzip.compress(TEXT)[:-1]),
+        (400, "gzip", gzip.compress(TEXT)[:20]),
+        (400, "gzip", gzip.compress(TEXT)[:-8] + bytes(8)),  # checksum
+        (400, "gzip", gzip.compress(TEXT) + b"x"),
+        (400, "gzip", gzip.compress(TEXT) + bytes(512)),
+        (400, "gzip", gzip.compress(TEXT) + gzip.compress(TEXT)),  # a reader may take the first member alone
+        (400, "gzip", zlib.compress(TEXT)),
+        (400, "deflate", raw_deflate(TEXT)),
+        (400, "deflate", gzip.compress(TEXT)),
+        (400, "deflate", zlib.compress(TEXT)[:-2]),
+        (400, "gzip, deflate", gzip.compress(zlib.compress(TEXT))),  # the wrong way round
+    ],
+)
+def test_what_cannot_be_inflated_surely_is_refused(status: int, encoding: str, data: bytes) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        inflate(data, encoding, MEGABYTE)
+    assert (refused.value.status, refused.value.issues[0].rule) == (status, "content-encoding")
+    assert len(refused.value.issues[0].text) < 200
+
+
+@pytest.mark.parametrize("size", [0, 1, body.STEP - 1, body.STEP, body.STEP + 1, 2 * body.STEP])
+@pytest.mark.parametrize("level", [0, 9])
+def test_a_body_is_inflated_whole_at_any_size_up_to_the_limit(size: int, level: int) -> None:
+    data = bytes(size)
+    assert inflate(gzip.compress(data, level), "gzip", size) == data
+    with pytest.raises(RequestRefused) as refused:
+        inflate(gzip.compress(data + b"x", level), "gzip", size)
+    assert refused.value.status == 413
+
+
+def test_a_bomb_is_refused_before_it_takes_memory() -> None:
+    bomb = gzip.compress(bytes(200 * MEGABYTE))
+    nested = gzip.compress(gzip.compress(bytes(200 * MEGABYTE)))
+    tracemalloc.start()
+    try:
+        for data, encoding in ((bomb, "gzip"), (nested, "gzip, gzip")):
+            with pytest.raises(RequestRefused) as refused:
+                inflate(data, encoding, 4 * MEGABYTE)
+            assert (refused.value.status, refused.value.issues[0].code) == (413, "too-long")
+        assert tracemalloc.get_traced_memory()[1] < 10 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
+# -- JSON -----------------------------------------------------------------------------------------------------------------
+
+MALFORMED = {
+    "not an object: array": b'[{"a":1}]',
+    "cut short": b'{"a":1',
+    "bytes after the end": b'{"a":1}x',
+    "two documents": b'{"a":1}{"a":1}',
+    "a null byte after the end": b'{"a":1}\x00',
+    "a trailing comma": b'{"a":1,}',
+    "a comma alone": b"{,}",
+    "single quotes": b"{'a':1}",
+    "a comment": b'{"a":1/**/}',
+    "NaN": b'{"a":NaN}',
+    "Infinity": b'{"a":Infinity}',
+    "minus Infinity": b'{"a":-Infinity}',
+    "a leading zero": b'{"a":01}',
+    "a leading plus": b'{"a":+1}',
+    "no digit before the point": b'{"a":.5}',
+    "no digit after the point": b'{"a":1.}',
+    "no digit in the exponent": b'{"a":1e}',
+    "a hexadecimal number": b'{"a":0x10}',
+    "a raw control character": b'{"a":"\x01"}',
+    "an unknown escape": b'{"a":"\\x41"}',
+    "a high surrogate alone": b'{"a":"\\ud800"}',
+    "a low surrogate alone": b'{"a":"\\udc00"}',
+    "a surrogate before a letter": b'{"a":"\\ud800\\u0041"}',
+    "two high surrogates": b'{"a":"\\ud800\\ud800"}',
+    "a surrogate in a name": b'{"\\ud800":1}',
+    "a surrogate in UTF-8": b'{"a":"\xed\xa0\x80"}',
+    "no UTF-8": b'{"a":"\xff"}',
+    "overlong UTF-8": b'{"a":"\xc0\xae"}',
+    "Latin-1": '{"a":"ä"}'.encode("latin-1"),
+    "UTF-16 without a mark": '{"a":1}'.encode("utf-16-le"),
+    "a byte order mark inside": b'{"a":' + BOM + b"1}",
+    "two byte order marks": BOM + BOM + b'{"a":1}',
+    "a number of 10,000 digits": b'{"a":' + b"9" * 10_000 + b"}",
+    "an exponent beyond all": b'{"a":1e99999999999999999999}',
+    "an exponent below all": b'{"a":-1e-99999999999999999999}',
+    "zero with an exponent beyond all": b'{"a":0.0e99999999999999999999}',
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_json_is_refused(data: bytes) -> None:
+    status, rule = refusal(data)
+    assert status == 400
+    assert rule in {"json-malformed", "unreadable"}
+
+
+@pytest.mark.parametrize("data", [b"", b"  ", b'"x"', b"5", b"null", '{"a":1}'.encode("utf-16"), b"\x00", b"a=b"])
+def test_what_is_neither_json_nor_xml_is_refused(data: bytes) -> None:
+    assert refusal(data) == (400, "unreadable")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "0",
+        "1",
+        "-1",
+        "100.0",
+        "5.60",
+        "0.10",
+        "-0.0",
+        "123456789012345678901234567890",
+        "-9223372036854775809",
+        "18446744073709551616",
+        "0.123456789012345678901234567890",
+    ],
+)
+def test_numbers_keep_their_digits(number: str) -> None:
+    assert encode(parse(f'{{"a":{number}}}'.encode(), 64)) == f'{{"a":{number}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "number", ["1e2", "1E+2", "1.50e-3", "0.00000001", "1e999999999", "-1e-999999999", "9" * 4000 + ".5", "1e400"]
+)
+def test_a_number_in_any_notation_keeps_value_and_precision(number: str) -> None:
+    value = parse(f'{{"a":{number}}}'.encode(), 64)["a"]
+    written = encode(value).decode()
+    assert (value.as_tuple(), Decimal(written).as_tuple()) == (Decimal(number).as_tuple(),) * 2
+    json.loads(written, parse_float=str)
+
+
+def test_a_byte_order_mark_is_left_out() -> None:
+    assert parse(BOM + b' {"a":1}\n', 64) == {"a": 1}
+
+
+@pytest.mark.parametrize("opened", [b'{"a":', b'{"\\u0061":', b'{"a":[', b'{"a:":['])
+def test_nesting_of_any_depth_is_read_or_refused(opened: bytes) -> None:
+    closed = b"]}" if opened.endswith(b"[") else b"}"
+    assert parse(opened * 60 + b"1" + closed * 60, 64)
+    for depth in (300, *range(650, 1010), 5000, 100_000):
+        found = answered(opened * depth + b"1" + closed * depth)
+        if isinstance(found, RequestRefused):
+            assert (found.status, found.issues[0].rule) == (400, "too-deep")
+            assert depth > 300
+        else:
+            encode(found)
+
+
+def test_what_is_read_can_be_walked_from_further_down_the_stack() -> None:
+    def deeper(frames: int, document: dict[str, Any]) -> bytes:
+        return deeper(frames - 1, document) if frames else encode(document)
+
+    document = deepest()
+    assert deeper(100, document)
+
+
+def deepest() -> dict[str, Any]:
+    """Give the deepest document that is still read here."""
+    found: dict[str, Any] = {}
+    for depth in range(100, 1000):
+        try:
+            found = parse_json(b'{"a":' * depth + b"1" + b"}" * depth)
+        except RequestRefused:
+            break
+    return found
+
+
+# -- names that stand twice -----------------------------------------------------------------------------------------------
+
+DUPLICATES = {
+    "at the top": b'{"a":1,"a":1}',
+    "in an object": b'{"x":{"a":1,"b":2,"a":3}}',
+    "in a list": b'{"x":[{"a":1},{"a":1,"a":2}]}',
+    "empty names": b'{"":1,"":2}',
+    "spelled with an escape": b'{"a":1,"\\u0061":2}',
+    "both spelled with escapes": b'{"\\u0061":1,"\\u0061":2}',
+    "a slash escaped": b'{"a/b":1,"a\\/b":2}',
+    "a pair of surrogates": b'{"\\ud83d\\ude00":1,"\xf0\x9f\x98\x80":2}',
+    "a colon escaped in a value makes up for one": b'{"a":"\\u003a","a":"x"}',
+    "a colon escaped in the lost value": b'{"a":"\\u003A","a":":"}',
+    "colons in strings": b'{"a":"::","a":":"}',
+    "an object is lost": b'{"a":{"b":1,"c":2},"a":1}',
+    "white space": b'{ "a" : 1 ,\n"a"\t:1}',
+    "deep": b'{"x":' * 50 + b'{"a":1,"a":1}' + b"}" * 50,
+}
+
+
+@pytest.mark.parametrize("data", DUPLICATES.values(), ids=DUPLICATES)
+def test_a_name_that_stands_twice_is_refused(data: bytes) -> None:
+    assert refusal(data) == (400, "json-duplicate-key")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":{"a":{"a":1}},"b":[{"a":1},{"a":1}]}',
+        b'{"a":"\\u003a","b":"a\\":1,\\"a\\":2"}',
+        b'{"a":1,"A":2,"\xc3\xa4":3,"a\\u0308":4}',
+        b'{":":1,"::":":"}',
+    ],
+)
+def test_names_that_differ_or_stand_apart_are_read(data: bytes) -> None:
+    parse(data, 64)
+
+
+def test_a_message_about_a_long_name_is_short() -> None:
+    name = b'"%b":1' % (b"n" * 100_000)
+    with pytest.raises(RequestRefused) as refused:
+        parse(b"{%b,%b}" % (name, name), 64)
+    assert len(refused.value.issues[0].text) < 200
+
+
+NAMES = st.sampled_from(["a", "b", ":", "a:", '"', "\\", "ä", "", "é😀", "\n"])
+STRINGS = st.text(':"\\{}[],aä😀\n/', max_size=5)
+
+
+@st.composite
+def spelled(draw: st.DrawFn, text: str) -> str:
+    """Write a string with any of its characters escaped."""
+    written = []
+    for character in text:
+        plain = json.dumps(character, ensure_ascii=False)[1:-1]
+        written.append(draw(st.sampled_from([plain, plain, json.dumps(character)[1:-1], escaped(character)])))
+    return f'"{"".join(written)}"'
+
+
+def escaped(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02X}" for at in range(0, len(units), 2))
+
+
+@st.composite
+def texts(draw: st.DrawFn, depth: int = 3) -> str:
+    """Write any JSON value, with white space, escapes and names that stand twice."""
+    space = draw(st.sampled_from(["", "", " ", "\n\t"]))
+    kind = draw(st.sampled_from(["object", "list", "string", "number"] if depth else ["string", "number"]))
+    if kind == "number":
+        return draw(st.sampled_from(["1", "1.50", "-0.0", "true", "null"])) + space
+    if kind == "string":
+        return draw(spelled(draw(STRINGS)))
+    if kind == "list":
+        return f"[{space}" + f",{space}".join(draw(st.lists(texts(depth - 1), max_size=3))) + "]"
+    members = [
+        f"{draw(spelled(draw(NAMES)))}{space}:{space}{draw(texts(depth - 1))}" for _ in range(draw(st.integers(0, 3)))
+    ]
+    return "{" + f"{space},{space}".join(members) + "}"
+
+
+def says_a_name_twice(text: str) -> bool:
+    """Read JSON the slow and plain way."""
+    found = []
+
+    def notice(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        found.append(len(names) != len(set(names)))
+
+    json.loads(text, object_pairs_hook=notice)
+    return any(found)
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts())
+def test_whether_a_name_stands_twice_is_found_as_by_a_slow_and_plain_reader(value: str) -> None:
+    data = f'{{"x":{value}}}'.encode()
+    assert (repeated_name(data, encode(decode(data))) is not None) == says_a_name_twice(data.decode())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60) | texts().map(str.encode) | st.text('{}[]":,\\u0de+-.1 ', max_size=40).map(str.encode))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    found = answered(data)
+    if isinstance(found, RequestRefused):
+        assert found.status == 400
+    else:
+        assert decode(encode(found)) == found
