@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from cgm_proxy.core.body import encode
+from cgm_proxy.core.body import decode_text, encode
 from cgm_proxy.core.dialects import Dialect
 from cgm_proxy.core.errors import Issue, Json, refuse
 
@@ -65,8 +65,8 @@ def open_operation(document: Json) -> Json:
     Raises `RequestRefused` (400) where neither is a Bundle.
     """
     if document.get("resourceType") == "Parameters":
-        for parameter in _list(document.get("parameter")):
-            if isinstance(parameter, dict) and parameter.get("name") == "resource":
+        for parameter in objects(document.get("parameter")):
+            if parameter.get("name") == "resource":
                 document = parameter.get("resource")  # type: ignore[assignment]
                 break
     if not isinstance(document, dict) or document.get("resourceType") != "Bundle":
@@ -78,9 +78,12 @@ class Limits(Protocol):
     """How many entries a submission may have; `settings.Limits` is one."""
 
     @property
-    def entries(self) -> int: ...
+    def entries(self) -> int:
+        """Most entries of any submission."""
+
     @property
-    def atomic_entries(self) -> int: ...
+    def atomic_entries(self) -> int:
+        """Most entries of one that is stored whole or not at all."""
 
 
 def submission(
@@ -140,7 +143,12 @@ def entry(index: int, item: Any, localize: Callable[[str], str]) -> Entry:
 def references(encoded: bytes) -> tuple[str, ...]:
     """List the literal references in a canonical serialisation, without those to contained resources and without repeats."""
     found = dict.fromkeys(REFERENCE.findall(encoded))
-    return tuple(text.decode() for text in found if not text.startswith(b"#"))
+    return tuple(unescaped(text) for text in found if not text.startswith(b"#"))
+
+
+def unescaped(text: bytes) -> str:
+    """Give the string that stands between quotes in a serialisation."""
+    return decode_text(b'"%b"' % text) if b"\\" in text else text.decode()
 
 
 def names(entries: Iterable[Entry]) -> dict[str, int]:
@@ -206,7 +214,7 @@ def _unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 def _refuse_twin(entry: Entry) -> Entry:
     text = f"fullUrl {_show(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
     issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
-    return replace(entry, full_url=None, issues=(*entry.issues, issue))
+    return replace(entry, issues=(*entry.issues, issue))
 
 
 def _subject(resource: Json, localize: Callable[[str], str]) -> str | None:
@@ -221,8 +229,9 @@ def _patient(entries: tuple[Entry, ...]) -> str | None:
     return subjects.most_common(1)[0][0] if subjects else None
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def objects(value: Any) -> list[Json]:
+    """Give the objects in a list; what is no list has none."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _show(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 A reading is its patient, code, instant in UTC, value with unit, and device, where that can be identified. Anything else
 (summary, report, device) is its patient and its content, in which references to entries of the same submission are
-replaced by these entries' identities. A SHA-256 of it, written as a UUID of version 8 (RFC 9562), is stamped on the stored resource as one more
-identifier, and conditional create asks for exactly that token.
+replaced by these entries' identities. A SHA-256 of it, written as a UUID of version 8 (RFC 9562), is stamped on the
+stored resource as one more identifier, and conditional create asks for exactly that token.
 
 The same instant with another value is another reading: real exports hold such pairs.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from cgm_proxy.core.body import encode
-from cgm_proxy.core.bundle import REFERENCE, Entry
+from cgm_proxy.core.bundle import REFERENCE, Entry, objects, unescaped
 from cgm_proxy.core.dialects import READING_CODES
 from cgm_proxy.core.errors import Json
 from cgm_proxy.core.instants import utc
@@ -57,7 +57,7 @@ def foreign_identity(entry: Entry, identity: str) -> bool:
     """Tell whether a resource carries an identifier of this module's form (a UUID of version 8) that is not its own."""
     if SYSTEM.encode() not in entry.encoded:
         return False
-    for identifier in entry.resource.get("identifier") or ():
+    for identifier in objects(entry.resource.get("identifier")):
         value = identifier.get("value")
         if identifier.get("system") == SYSTEM and value != identity and FORM.fullmatch(str(value).lower()):
             return True
@@ -66,11 +66,11 @@ def foreign_identity(entry: Entry, identity: str) -> bool:
 
 def stamp(entry: Entry, identity: str, locations: Mapping[str, str]) -> bytes:
     """Serialise an entry's resource as it is stored: with its identity, and with references replaced by `locations`."""
-    given = entry.resource.get("identifier") or ()
-    listed = [
-        *given,
-        *(() if any(i.get("value") == identity for i in given) else ({"system": SYSTEM, "value": identity},)),
-    ]
+    given = entry.resource.get("identifier", [])
+    listed = list(given) if isinstance(given, list) else [given]
+    own = {"system": SYSTEM, "value": identity}
+    if not any(identifier.items() >= own.items() for identifier in objects(listed)):
+        listed.append(own)
     encoded = encode({**entry.resource, "identifier": listed})
     if not any(reference in locations for reference in entry.references):
         return encoded
@@ -78,39 +78,45 @@ def stamp(entry: Entry, identity: str, locations: Mapping[str, str]) -> bytes:
 
 
 def _relocate(reference: bytes, whole: bytes, locations: Mapping[str, str]) -> bytes:
-    location = locations.get(reference.decode())
+    location = locations.get(unescaped(reference))
     return b'"reference":' + encode(location) if location else whole
 
 
 def _reading(resource: Json, resolve: Resolve) -> tuple[str, ...] | None:
-    """Give what identifies a sensor reading, or None for anything else."""
-    code = reading_code(resource)
-    instant = resource.get("effectiveDateTime")
-    if code is None or not isinstance(instant, str):
+    """Give what identifies a sensor reading, or None for anything else and for one that can't be read."""
+    code, instant, value = reading_code(resource), resource.get("effectiveDateTime"), _value(resource)
+    if code is None or value is None or not isinstance(instant, str):
         return None
-    return ("reading", code, utc(instant), *_value(resource), _device(resource.get("device"), resolve))
+    return ("reading", code, utc(instant), *value, _device(resource.get("device"), resolve))
 
 
 def reading_code(resource: Json) -> str | None:
     """Give the token of the code that makes a resource a sensor reading, or None where it is none."""
     code = resource.get("code")
-    for coding in (code.get("coding") or ()) if isinstance(code, dict) else ():
-        if (coding.get("system"), coding.get("code")) in READING_CODES:
-            return f"{coding['system']}|{coding['code']}"
+    for coding in objects(code.get("coding")) if isinstance(code, dict) else ():
+        system, symbol = coding.get("system"), coding.get("code")
+        if isinstance(system, str) and isinstance(symbol, str) and (system, symbol) in READING_CODES:
+            return f"{system}|{symbol}"
     return None
 
 
-def _value(resource: Json) -> tuple[str, str]:
+def _value(resource: Json) -> tuple[str, str] | None:
+    """Give value and unit, or the reason for having none; None for a value that is no quantity with a number."""
     quantity = resource.get("valueQuantity")
-    if not isinstance(quantity, dict):
-        return "absent", _sorted.encode(resource.get("dataAbsentReason")).decode()
-    unit = quantity.get("code") or quantity.get("unit") or ""
-    return f"{quantity.get('comparator', '')}{canonical(quantity.get('value'))}", str(unit)
+    if isinstance(quantity, dict) and (number := canonical(quantity.get("value"))):
+        unit = quantity.get("code") or quantity.get("unit") or ""
+        return f"{quantity.get('comparator', '')}{number}", str(unit)
+    if any(name.startswith("value") for name in resource):
+        return None
+    return "absent", _sorted.encode(resource.get("dataAbsentReason")).decode()
 
 
 def canonical(number: Any) -> str:
-    """Write a number so that equal numbers have equal texts, whatever their digits: `100`, `100.0` and `1e2` alike."""
-    if not isinstance(number, int | Decimal):
+    """Write a number so that equal numbers have equal texts, whatever their digits; "" for what is none.
+
+    `100`, `100.0` and `1e2` are alike.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | Decimal):
         return ""
     sign, digits, exponent = Decimal(number).as_tuple()
     written = "".join(map(str, digits)).lstrip("0")
@@ -121,23 +127,34 @@ def canonical(number: Any) -> str:
 
 
 def _device(element: Any, resolve: Resolve) -> str:
-    """Name a device by serial number, UDI or identifier; one that has none, or can't be read, does not identify."""
+    """Name a device by serial number, UDI or identifier; one that has none, or can't be read, does not identify.
+
+    The identity that a stored device was stamped with is none of its identifiers: it had none when it was submitted.
+    """
     reference = element.get("reference") if isinstance(element, dict) else None
     device = resolve(reference) if isinstance(reference, str) else None
     if device is None:
         return ""
     if serial := device.get("serialNumber"):
         return f"serial:{serial}"
-    for carrier in device.get("udiCarrier") or ():
+    for carrier in objects(device.get("udiCarrier")):
         if udi := carrier.get("deviceIdentifier") or carrier.get("carrierHRF"):
             return f"udi:{udi}"
-    tokens = sorted(f"{i.get('system', '')}|{i['value']}" for i in device.get("identifier") or () if i.get("value"))
+    identifiers = [i for i in objects(device.get("identifier")) if i.get("value") and not _stamped(i)]
+    tokens = sorted(f"{i.get('system', '')}|{i['value']}" for i in identifiers)
     return f"identifier:{tokens[0]}" if tokens else ""
+
+
+def _stamped(identifier: Any) -> bool:
+    """Tell whether an identifier is one that this module gave."""
+    return isinstance(identifier, dict) and FORM.fullmatch(str(identifier.get("value"))) is not None
 
 
 def _content(resource: Json, identities: Mapping[str, str]) -> tuple[str, ...]:
     content = {name: value for name, value in resource.items() if name not in NOT_CONTENT}
-    if given := content.get("identifier"):  # what was read here and is sent back carries its identity
-        content["identifier"] = [i for i in given if not FORM.fullmatch(str(i.get("value")))]
+    if isinstance(given := content.get("identifier"), list):  # what was read here and is sent back carries its identity
+        content["identifier"] = [identifier for identifier in given if not _stamped(identifier)]
+        if not content["identifier"]:
+            del content["identifier"]
     encoded = REFERENCE.sub(lambda found: _relocate(found[1], found[0], identities), _sorted.encode(content))
     return ("content", encoded.decode())

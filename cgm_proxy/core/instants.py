@@ -1,14 +1,14 @@
 """FHIR's dates and times (https://hl7.org/fhir/R4/datatypes.html#dateTime) as spans of UTC: `2024` spans a year."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import Any
 
-_PARTIAL = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?")
-_FULL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.(\d+))?(?:Z|[+-]\d\d:\d\d)")
+_PARTIAL = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?", re.ASCII)
+_FULL = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
-#: Fraction digits that `datetime` keeps; finer instants stay apart as text.
-MICROSECONDS = 6
+#: The ends of time, as far as `datetime` knows it: the year 9999 is written for "until further notice".
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 def utc(text: str) -> str:
@@ -17,14 +17,14 @@ def utc(text: str) -> str:
     Fractions of a second lose trailing zeros: `10:15:00.000+02:00` and `08:15:00Z` are one instant.
     """
     found = _FULL.fullmatch(text)
-    if not found or len(found[1] or "") > MICROSECONDS:
+    if not found:
         return text
     try:
-        instant = datetime.fromisoformat(text).astimezone(UTC)
+        whole = datetime.fromisoformat(f"{found[1]}{found[3]}").astimezone(UTC).isoformat()[:19]
     except (ValueError, OverflowError):
         return text
-    whole = instant.strftime("%Y-%m-%dT%H:%M:%S") if instant.microsecond else instant.isoformat()[:19]
-    return f"{whole}.{instant.microsecond:06}".rstrip("0") + "Z" if instant.microsecond else f"{whole}Z"
+    fraction = (found[2] or "").rstrip("0")
+    return f"{whole}.{fraction}Z" if fraction else f"{whole}Z"
 
 
 def interval(text: Any) -> tuple[datetime, datetime] | None:
@@ -37,16 +37,18 @@ def interval(text: Any) -> tuple[datetime, datetime] | None:
     try:
         if _FULL.fullmatch(text):
             start = datetime.fromisoformat(text).astimezone(UTC)
-            return start, start + timedelta(seconds=1)
+            return start, LAST if start.year == MAXYEAR else start + timedelta(seconds=1)
         if found := _PARTIAL.fullmatch(text):
-            return _span(int(found[1]), int(found[2] or 0), int(found[3] or 0))
+            return _span(*(int(part) for part in found.groups() if part))
     except (ValueError, OverflowError):
         pass
     return None
 
 
-def _span(year: int, month: int, day: int) -> tuple[datetime, datetime]:
-    start = datetime(year, month or 1, day or 1, tzinfo=UTC)
+def _span(year: int, month: int | None = None, day: int | None = None) -> tuple[datetime, datetime]:
+    start = datetime(year, 1 if month is None else month, 1 if day is None else day, tzinfo=UTC)
+    if year == MAXYEAR:
+        return start, LAST
     if day:
         return start, start + timedelta(days=1)
     if month:
