@@ -10,12 +10,18 @@ from pathlib import Path
 import uvloop
 
 from cgm_proxy import __version__
-from cgm_proxy.app import load_rules, serve
+from cgm_proxy.app import load_rules, serve, shipped_rules
+from cgm_proxy.check_files import check_file
 from cgm_proxy.core.rules import RulesError
 from cgm_proxy.demo import demo, print_submission
 from cgm_proxy.logs import start as start_logs
+from cgm_proxy.rules_import import import_guide
+from cgm_proxy.rules_lint import lint
+from cgm_proxy.rules_samples import list_profile, run_samples
 from cgm_proxy.settings import load, printable
 from cgm_proxy.settings_keys import SettingsError
+
+Commands = argparse._SubParsersAction  # noqa: SLF001 -- argparse gives its type no public name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads our output has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
     return status
 
 
@@ -44,7 +53,40 @@ def parser() -> argparse.ArgumentParser:
     showing.add_argument("--serve", action="store_true", help="keep it running afterwards")
     showing.add_argument("--print-submission", action="store_true", help="write a small submission and stop")
     showing.set_defaults(run=_demo)
+    _add_check(commands)
+    _add_rules(commands)
     return top
+
+
+def _add_check(commands: Commands) -> None:
+    checking = commands.add_parser("check", help="judge Bundles, resources or NDJSON as an online submission would be")
+    checking.add_argument("files", nargs="+", metavar="FILE", help="JSON, XML or NDJSON; - is standard input")
+    checking.add_argument("--output", choices=("text", "ndjson"), default="text")
+    checking.add_argument("--settings", type=Path, metavar="FILE", help="YAML settings: own rules, limits")
+    checking.set_defaults(run=_check)
+
+
+def _add_rules(commands: Commands) -> None:
+    ruling = commands.add_parser("rules", help="list, lint, test and import rules")
+    actions = ruling.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="show a profile's rules as a table, or all profiles")
+    listing.add_argument("profile", nargs="?", default="")
+    listing.set_defaults(run=_list_rules)
+    for name, run, what in (
+        ("lint", _lint_rules, "find mistakes in rules"),
+        ("test", _test_rules, "run rules' samples"),
+    ):
+        action = actions.add_parser(name, help=what)
+        action.add_argument(
+            "directories", nargs="*", type=Path, metavar="DIRECTORY", help="own rules, beside the shipped ones"
+        )
+        action.set_defaults(run=run)
+    importing = actions.add_parser("import", help="compile a guide's StructureDefinitions into rules")
+    importing.add_argument("directory", type=Path, help="directory of the guide's JSON files")
+    importing.add_argument("--dialect", required=True, help="name of the guide's version")
+    importing.add_argument("--out", type=Path, required=True, metavar="DIRECTORY")
+    importing.add_argument("--beside", type=Path, action="append", default=[], help="a guide that this one builds on")
+    importing.set_defaults(run=_import_rules)
 
 
 def _serve(given: argparse.Namespace) -> int:
@@ -64,6 +106,53 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
+
+
+def _check(given: argparse.Namespace) -> int:
+    settings = load(given.settings)
+    book = load_rules(settings)
+    failed = False
+    for name in given.files:
+        for checked in check_file(name, _content(name), book, settings):
+            sys.stdout.write(f"{checked.as_line(given.output)}\n")
+            failed |= not checked.passed
+    return 1 if failed else 0
+
+
+def _content(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"can't read {name}: {error.strerror}") from None
+
+
+def _list_rules(given: argparse.Namespace) -> int:
+    text = list_profile(load_rules(load()), given.profile)
+    sys.stdout.write(f"{text or f'no profile {given.profile}; without a name all are listed'}\n")
+    return 0 if text else 1
+
+
+def _lint_rules(given: argparse.Namespace) -> int:
+    faults = lint([shipped_rules(), *given.directories])
+    sys.stdout.writelines(f"{fault}\n" for fault in faults)
+    return 1 if faults else 0
+
+
+def _test_rules(given: argparse.Namespace) -> int:
+    report = run_samples([shipped_rules(), *given.directories])
+    sys.stdout.writelines(
+        f"{line}\n" for line in (*report.failures, *(f"not covered: {line}" for line in report.uncovered))
+    )
+    sys.stdout.write(f"{report.samples} samples, {len(report.failures)} failures\n")
+    return 1 if report.failures else 0
+
+
+def _import_rules(given: argparse.Namespace) -> int:
+    written = import_guide(given.directory, given.dialect, given.out, rules=shipped_rules(), beside=given.beside)
+    sys.stdout.writelines(f"{path}\n" for path in written)
+    return 0
 
 
 def _demo(given: argparse.Namespace) -> int:

@@ -1,0 +1,177 @@
+"""Samples beside the rules: the second YAML document of a rules' file.
+
+    samples:
+      - name: the guide's example
+        resource: {resourceType: Observation, …}
+        context: [{…}]              # optional: what references mean
+        passes: [value-unit, …]      # rules that looked at something here and were content
+      - name: unit mg/dL
+        of: the guide's example      # the sample that is changed
+        set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
+        fails: value-unit
+        message: valueQuantity.unit is "mg/dL"; …
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cgm_proxy.check import among
+from cgm_proxy.core.errors import Issue
+from cgm_proxy.core.rulebook import Addition, Profile, RulesError, documents, line_of, profile_files, read
+from cgm_proxy.core.rules import Examination, RuleBook
+from cgm_proxy.core.scope import Json, Scope
+
+SAMPLE_KEYS = frozenset({"name", "resource", "of", "context", "set", "passes", "fails", "message", "profile"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A resource with what is said of it."""
+
+    name: str
+    resource: Json
+    context: tuple[Json, ...] = ()
+    passes: tuple[str, ...] = ()
+    fails: str | None = None
+    message: str | None = None
+    profile: str | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What `rules test` found: how many samples were run, what was not as said, what nothing covers."""
+
+    samples: int = 0
+    failures: list[str] = field(default_factory=list)
+    uncovered: list[str] = field(default_factory=list)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read a file's samples; raise RulesError if one is not as described above."""
+    data = next(islice(documents(path), 1, None), None) or {}
+    by_name: dict[str, Sample] = {}
+    for made in data.get("samples", []):
+        unknown = set(made) - SAMPLE_KEYS
+        if unknown or "name" not in made:
+            what = f"unknown key `{min(unknown)}`" if unknown else "`name` is missing"
+            raise RulesError(f"{path}:{line_of(path, min(unknown) if unknown else 'samples')}: sample: {what}")
+        of = by_name.get(made.get("of", ""))
+        if "of" in made and of is None:
+            raise RulesError(f"{path}:{line_of(path, made['name'])}: sample `{made['name']}`: no sample `{made['of']}` before it")
+        by_name[made["name"]] = _sample(made, of)
+    return list(by_name.values())
+
+
+def _sample(made: Json, of: Sample | None) -> Sample:
+    resource = changed(of.resource, made.get("set", {})) if of else made.get("resource", {})
+    context = tuple(made["context"]) if "context" in made else of.context if of else ()
+    profile = made.get("profile") or (of.profile if of else None)
+    return Sample(made["name"], resource, context, tuple(made.get("passes", ())), made.get("fails"), made.get("message"), profile)
+
+
+def steps(path: str) -> list[str | int]:
+    """Give the steps of a path such as `component[1].valueQuantity.unit`."""
+    return [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", path)]
+
+
+def changed(resource: Json, changes: Json) -> Json:
+    """Give a copy of a resource in which each path has a new value; null removes the member or item."""
+    made = deepcopy(resource)
+    for path, value in changes.items():
+        *above, last = steps(path)
+        at: Any = made
+        for step in above:
+            at = at[step]
+        if value is None:
+            del at[last]
+        elif isinstance(at, list) and last == len(at):
+            at.append(deepcopy(value))
+        else:
+            at[last] = deepcopy(value)
+    return made
+
+
+def covered(samples: Sequence[Sample]) -> tuple[set[str], set[str]]:
+    """Give the ids of the rules that some sample passes, and that some sample fails."""
+    return {rule for sample in samples for rule in sample.passes}, {s.fails for s in samples if s.fails}
+
+
+def run_samples(directories: Sequence[Path]) -> Report:
+    """Run all samples of the shipped rules (the first directory) and of more directories."""
+    book = RuleBook.load(*directories)
+    book.shapes = None
+    report = Report()
+    for path in (path for directory in directories for path in profile_files(directory)):
+        made = read(path)
+        for profile in extended(book, made):
+            samples = [s for s in read_samples(path) if s.profile in {None, profile.name, profile.url}]
+            for sample in samples:
+                report.samples += 1
+                report.failures += (f"{path}: sample `{sample.name}`: {fault}" for fault in faults(book, profile, sample))
+            if isinstance(made, Profile):
+                report.uncovered += uncovered(profile, samples)
+    return report
+
+
+def extended(book: RuleBook, made: Profile | Addition) -> list[Profile]:
+    """Give the profiles that a file defines or adds to, as loaded."""
+    if isinstance(made, Profile):
+        return [found] if (found := book.profile(made.url, made.dialect)) else []
+    listed = {id(p): p for p in book.profiles.values() if {p.url, p.name} & set(made.extends)}
+    return [p for p in listed.values() if made.dialect in {None, p.dialect}]
+
+
+def judge(book: RuleBook, profile: Profile, sample: Sample) -> list[Issue]:
+    """Judge a sample as the server would; a sample of an extension by the extension's rules alone."""
+    if profile.type == "Extension":
+        scope = Scope(sample.resource, among(sample.context))
+        return list(Examination(book, scope, profile.dialect).judge(profile, sample.resource, "Extension", sample.resource))
+    return list(book.examine(sample.resource, [profile.url], among(sample.context), dialect=profile.dialect))
+
+
+def faults(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
+    """Say what is not as a sample says."""
+    issues = judge(book, profile, sample)
+    if sample.fails is None:
+        if refusals := [issue.text for issue in issues if issue.refuses]:
+            yield f"must pass, but: {refusals[0]}"
+        return
+    found = [issue for issue in issues if issue.rule == f"{profile.name}/{sample.fails}"]
+    if not found:
+        yield f"must fail rule `{sample.fails}`, but does not"
+    elif sample.message and sample.message not in {issue.text for issue in found}:
+        yield f"the message is {found[0].text!r}, not {sample.message!r}"
+
+
+def uncovered(profile: Profile, samples: Sequence[Sample]) -> Iterator[str]:
+    """Give the elements of a profile whose rules no sample fails."""
+    _, failing = covered(samples)
+    for rule in profile.rules:
+        if rule.key.partition("/")[2] not in failing:
+            yield f"{profile.dialect} {profile.name}: {rule.element} ({rule.key.partition('/')[2]})"
+
+
+def list_profile(book: RuleBook, name: str) -> str:
+    """Give a profile's rules as a table that a clinician can read; a list of all profiles without a name."""
+    chosen = [p for p in book.profiles.values() if not name or name in {p.name, p.url, f"{p.dialect}/{p.name}"}]
+    listed = list({id(profile): profile for profile in chosen}.values())
+    if not name:
+        rows = [(p.dialect, p.name, p.title, str(len(p.rules))) for p in listed]
+        return table(("dialect", "profile", "title", "rules"), sorted(rows))
+    return "\n\n".join(f"{p.title} ({p.dialect}, {p.url})\n{table(('element', 'wants', 'severity', 'rule'), _rows(p))}" for p in listed)
+
+
+def _rows(profile: Profile) -> list[tuple[str, ...]]:
+    return [(r.element.partition(".")[2] or r.element, r.text, r.severity, r.key.partition("/")[2]) for r in profile.rules]
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Give rows as aligned text."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = [head, tuple("-" * width for width in widths), *rows]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
