@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
 
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
 from cgm_proxy.core.judge import Judgement
@@ -16,6 +17,12 @@ UNKNOWN = Refused(
 )
 
 
+_STATUSES = frozenset(map(int, HTTPStatus))
+
+#: Statuses that refuse the submitter, the endpoint or the format, not an entry: narrowing would change nothing.
+OF_ALL = frozenset({401, 403, 405, 406, 407, 410, 415, 501, 505})
+
+
 class Forwarding:
     """One submission's way upstream; `outcomes` grows as the upstream answers."""
 
@@ -26,10 +33,13 @@ class Forwarding:
         self._prefer = prefer
         self._places = asyncio.Semaphore(settings.concurrency)
         self._locations = dict(plan.aliases)
+        self._typed = False
         self.outcomes: dict[int, Outcome] = dict(plan.refused)
 
     async def run(self) -> dict[int, Outcome]:
         """Send everything and give each created entry's outcome, and its twins'."""
+        if self._plan.waves:
+            self._typed = await self._upstream.takes_typed_conditions()
         for wave in self._plan.waves:
             async with asyncio.TaskGroup() as tasks:
                 for transaction in wave:
@@ -55,7 +65,7 @@ class Forwarding:
         if not groups:
             return
         indices = [index for group in groups for index in group]
-        bundle = body(groups, self._plan, self._locations, typed=await self._upstream.takes_typed_conditions())
+        bundle = body(groups, self._plan, self._locations, typed=self._typed)
         try:
             stored = await self._upstream.transact(bundle, len(indices), self._submitter, self._prefer)
         except ChunkRefused as refused:
@@ -69,8 +79,8 @@ class Forwarding:
             self.outcomes.update(zip(indices, stored, strict=True))
 
     async def _narrow(self, groups: Transaction, refused: ChunkRefused) -> None:
-        if len(groups) == 1 or refused.status in {401, 403}:
-            outcome = Refused(refused.status, tuple(_reasons(refused.outcome)))
+        if len(groups) == 1 or refused.status < 400 or refused.status in OF_ALL:
+            outcome = Refused(_told(refused.status), tuple(_reasons(refused.outcome)))
             self.outcomes.update((index, outcome) for group in groups for index in group)
             return
         half = len(groups) // 2
@@ -103,6 +113,13 @@ class Forwarding:
 
 def _twin(outcome: Outcome) -> Outcome:
     return Stored(outcome.location, outcome.etag, created=False) if isinstance(outcome, Stored) else outcome
+
+
+def _told(status: int) -> int:
+    """Give the status to tell a submitter: one of HTTP's, and 502 for a redirection, which is none of its business."""
+    if status < 400:
+        return 502
+    return status if status in _STATUSES else 400 if status < 500 else 502
 
 
 def _reasons(outcome: Json) -> Iterable[Issue]:

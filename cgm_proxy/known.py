@@ -5,16 +5,17 @@ create of each entry decides in any case.
 """
 
 import asyncio
-import re
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote
 
+from cgm_proxy.core.bundle import objects
+from cgm_proxy.core.condition import Parameters, one_identifier, parameters
+from cgm_proxy.core.confirmed import located
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
 from cgm_proxy.core.plan import Identified, Refused, Stored
 from cgm_proxy.memory import Memory
 from cgm_proxy.metrics import DUPLICATES
-from cgm_proxy.upstream import SEARCHED, Submitter, Upstream, located
+from cgm_proxy.upstream import REJECTED, SEARCHED, Submitter, Upstream
 
 #: How many of a submission's entries are asked for, to tell one that is sent again from a new one.
 PROBES = 32
@@ -22,12 +23,36 @@ PROBES = 32
 #: Look-ups of one submission under way at once.
 AT_ONCE = 4
 
-#: A condition on one identifier, which can be looked up together with others.
-ONE_IDENTIFIER = re.compile(r"identifier=([^&,|]*\|[^&,|]+)")
-
 #: Statuses after which a look-up is done without: the submitter may create but not search.
 NOT_ALLOWED = frozenset({401, 403})
 
+#: The stored resources that a condition matches, or why it can't be told.
+Matches = list[Json] | Refused
+
+
+def _refusal(status: int, rule: str, text: str, code: str) -> Refused:
+    return Refused(status, (Issue(rule, text, "request.ifNoneExist", code=code),))
+
+
+SEVERAL = _refusal(
+    412,
+    "condition-ambiguous",
+    "request.ifNoneExist matches several stored resources; make it more specific",
+    "multiple-matches",
+)
+INVALID = _refusal(
+    400,
+    "condition-invalid",
+    "request.ifNoneExist chooses nothing, or names another type; write search parameters of the entry's type, such as "
+    "identifier=system|value",
+    "value",
+)
+REJECTED_CONDITION = _refusal(
+    400,
+    "condition-rejected",
+    "the server can't search by request.ifNoneExist; use search parameters that it has, such as identifier=system|value",
+    "not-supported",
+)
 
 T = TypeVar("T")
 
@@ -56,25 +81,40 @@ class Known:
         return known
 
     async def by_condition(self, identified: Iterable[Identified]) -> tuple[dict[str, Stored], dict[int, Refused]]:
-        """Honour `request.ifNoneExist`: one match is where the entry is stored, by identity; several refuse it with 412."""
+        """Honour `request.ifNoneExist`: one match is where the entry is stored, by identity; several refuse it with 412.
+
+        A condition is part of the submitter's own write, so it is looked up with the submitter's own authority.
+        """
         asking = [(one, one.entry.request["ifNoneExist"]) for one in identified if one.entry.request.get("ifNoneExist")]
-        simple = [(one, unquote(found[1])) for one, text in asking if (found := ONE_IDENTIFIER.fullmatch(_query(text)))]
-        bulk = {one.entry.index for one, _ in simple}
-        matches = await self._match_identifiers(simple)
-        others = [(one, text) for one, text in asking if one.entry.index not in bulk]
-        for (one, _), resources in zip(others, await self._all(self._match(*other) for other in others), strict=True):
-            matches[one.entry.index] = resources
+        wanted = {one.entry.index: (one.entry.type, parameters(text, one.entry.type)) for one, text in asking}
+        found = await self._matches({(kind, asked) for kind, asked in wanted.values() if asked})
         stored, refused = {}, {}
         for one, _ in asking:
-            match matches.get(one.entry.index, []):
-                case [only]:
-                    stored[one.identity] = located(only)
+            kind, asked = wanted[one.entry.index]
+            match found[kind, asked] if asked else INVALID:
+                case Refused() as why:
+                    refused[one.entry.index] = why
+                case [only] if place := located(only):
+                    stored[one.identity] = place
                 case [_, _, *_]:
-                    text = "request.ifNoneExist matches several stored resources; make it more specific"
-                    issue = Issue("condition-ambiguous", text, "request.ifNoneExist", code="multiple-matches")
-                    refused[one.entry.index] = Refused(412, (issue,))
+                    refused[one.entry.index] = SEVERAL
         DUPLICATES.labels("condition").inc(len(stored))
         return stored, refused
+
+    async def _matches(self, conditions: Iterable[tuple[str, Parameters]]) -> Mapping[tuple[str, Parameters], Matches]:
+        """Look each condition up once; those on one identifier together."""
+        asked = list(conditions)
+        simple = {(kind, wanted): token for kind, wanted in asked if (token := one_identifier(wanted))}
+        others = [condition for condition in asked if condition not in simple]
+        try:
+            found: dict[tuple[str, Parameters], Matches] = dict(await self._match_identifiers(simple))
+            matched = await self._all(self._match(kind, wanted) for kind, wanted in others)
+        except RequestRefused as refused:
+            if refused.status not in NOT_ALLOWED:
+                raise
+            text = "the submitter may not search what request.ifNoneExist asks for; leave it out, or have it allowed"
+            return dict.fromkeys(asked, _refusal(refused.status, "condition-forbidden", text, "forbidden"))
+        return found | dict(zip(others, matched, strict=True))
 
     async def _look_up(self, asked: Sequence[Identified]) -> dict[str, Stored]:
         by_type: dict[str, list[str]] = {}
@@ -89,25 +129,37 @@ class Known:
             return {}
         return {identity: stored for part in found for identity, stored in part.items()}
 
-    async def _match_identifiers(self, simple: Sequence[tuple[Identified, str]]) -> dict[int, list[Json]]:
+    async def _match_identifiers(
+        self, simple: Mapping[tuple[str, Parameters], str]
+    ) -> dict[tuple[str, Parameters], list[Json]]:
         by_type: dict[str, list[str]] = {}
-        for one, wanted in simple:
-            by_type.setdefault(one.entry.type, []).append(wanted)
+        for (kind, _), wanted in simple.items():
+            by_type.setdefault(kind, []).append(wanted)
         parts = [(kind, part) for kind, wanted in by_type.items() for part in _parts(wanted)]
         found = await self._all(
-            self._upstream.search(kind, {"identifier": ",".join(p), "_elements": "identifier"}, self._submitter)
+            self._upstream.search(
+                kind,
+                {"identifier": ",".join(p), "_elements": "identifier", "_count": str(2 * len(p))},
+                self._submitter,
+                own=True,
+            )
             for kind, p in parts
         )
-        by_token: dict[tuple[str, str], list[Json]] = {}
+        by_token: dict[tuple[str, str], dict[str, Json]] = {}
         for resource in (resource for part in found for resource in part):
-            for identifier in resource.get("identifier", ()):
+            for identifier in objects(resource.get("identifier")):
                 key = (resource["resourceType"], f"{identifier.get('system', '')}|{identifier.get('value')}")
-                by_token.setdefault(key, []).append(resource)
-        return {one.entry.index: by_token.get((one.entry.type, wanted), []) for one, wanted in simple}
+                by_token.setdefault(key, {})[resource["id"]] = resource
+        return {key: list(by_token.get((key[0], token), {}).values()) for key, token in simple.items()}
 
-    async def _match(self, one: Identified, condition: str) -> list[Json]:
-        parameters = dict(parse_qsl(_query(condition))) | {"_elements": "identifier", "_count": "2"}
-        return await self._upstream.search(one.entry.type, parameters, self._submitter, pages=1)
+    async def _match(self, kind: str, wanted: Parameters) -> Matches:
+        asked = (*wanted, ("_elements", "identifier"), ("_count", "2"))
+        try:
+            return await self._upstream.search(kind, asked, self._submitter, pages=1, own=True)
+        except RequestRefused as refused:
+            if refused.issues[0].rule != REJECTED:
+                raise
+            return REJECTED_CONDITION
 
     async def _all(self, look_ups: Iterable[Awaitable[T]]) -> list[T]:
         async def placed(look_up: Awaitable[T]) -> T:
@@ -115,10 +167,6 @@ class Known:
                 return await look_up
 
         return await asyncio.gather(*(placed(look_up) for look_up in look_ups))
-
-
-def _query(condition: str) -> str:
-    return condition.rpartition("?")[2]
 
 
 def _parts(values: Sequence[str]) -> Iterable[Sequence[str]]:

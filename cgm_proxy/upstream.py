@@ -8,24 +8,31 @@ import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
-import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
-from cgm_proxy.core.body import decode, encode
+from cgm_proxy.core import confirmed
+from cgm_proxy.core.body import encode
+from cgm_proxy.core.bundle import objects
 from cgm_proxy.core.errors import Json, RequestRefused, refuse
-from cgm_proxy.core.identity import token
+from cgm_proxy.core.identity import SYSTEM, token
 from cgm_proxy.core.plan import Stored
 from cgm_proxy.metrics import UPSTREAM_ERRORS, UPSTREAM_SECONDS
 from cgm_proxy.settings import Settings
 
 JSON = "application/fhir+json"
 
-#: Statuses after which the same request may be answered otherwise: a lost race (HAPI-0550, HAPI-2745), overload, a restart.
-TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+#: Statuses below 500 after which the same request may be answered otherwise: a lost race (HAPI-0550, HAPI-2745), overload.
+TRANSIENT = frozenset({408, 409, 425, 429})
+
+#: Statuses from 500 that stay: any other one may be a restart's, a gateway's or an overload's.
+LASTING = frozenset({501, 505})
+
+#: Pause before a request is sent again for the first time, seconds; each further one is three times as long.
+FIRST_PAUSE = 0.05
 
 #: Longest pause before a request is sent again, seconds.
 LONGEST_PAUSE = 5.0
@@ -35,6 +42,28 @@ MOST_PAGES = 1000
 
 #: Identities in one search; its form body stays under 64 KiB.
 SEARCHED = 200
+
+#: The rule of a read that the upstream refuses for what it asks.
+REJECTED = "upstream-rejected"
+
+#: What became of a request that was not answered; the first row that fits counts (RFC 9110, 15.6.3 to 15.6.5).
+_FAULTS = (
+    (
+        (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError),
+        "refused",
+        refuse(503, "upstream-unreachable", "the server behind this one can't be reached; try again", code="transient"),
+    ),
+    (
+        (TimeoutError,),
+        "timeout",
+        refuse(504, "upstream-timeout", "the server behind this one is silent; try again", code="timeout"),
+    ),
+    (
+        (Exception,),
+        "broken",
+        refuse(502, "upstream-broken", "the server behind this one broke off; try again", code="transient"),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +100,38 @@ class Upstream:
 
         Raises `RequestRefused` with the upstream's 401 or 403 where the submitter may not know.
         """
-        status, headers, _ = await self._ask("GET", f"/{reference}?_elements=id", submitter)
+        status, headers, _ = await self._look("GET", f"/{reference}?_elements=id", submitter)
         if status in {404, 410}:
             return False
         _demand_ok(status, headers, "read the Patient (SMART scope patient/Patient.r)")
         return True
 
     async def search(
-        self, kind: str, parameters: Mapping[str, str], submitter: Submitter, *, pages: int = MOST_PAGES
+        self,
+        kind: str,
+        parameters: Mapping[str, str] | Sequence[tuple[str, str]],
+        submitter: Submitter,
+        *,
+        pages: int = MOST_PAGES,
+        own: bool = False,
     ) -> list[Json]:
-        """Search with parameters in the body, which keeps them out of logs; never from the server's own cache."""
+        """Search with parameters in the body, which keeps them out of logs; never from the server's own cache.
+
+        With `own`, the submitter's Authorization is used even where there is a service token.
+        """
         form = urlencode(parameters, safe="|:/,").encode()
         more = {"Content-Type": "application/x-www-form-urlencoded", "Cache-Control": "no-cache"}
-        status, headers, body = await self._ask("POST", f"/{kind}/_search", self._reader(submitter), form, more)
+        reader = submitter if own else self._reader(submitter)
+        status, headers, body = await self._look("POST", f"/{kind}/_search", reader, form, more)
         resources: list[Json] = []
         for _ in range(pages):
             _demand_ok(status, headers, f"search {kind} (SMART scope patient/{kind}.rs)")
             page = _document(body)
-            resources += [e["resource"] for e in page.get("entry", ()) if isinstance(e.get("resource"), dict)]
-            following = next((link["url"] for link in page.get("link", ()) if link.get("relation") == "next"), None)
+            resources += confirmed.resources(page, kind)
+            following = confirmed.next_page(page, kind)
             if following is None or pages == 1:
                 break
-            status, headers, body = await self._ask("GET", self._page(following), self._reader(submitter))
+            status, headers, body = await self._look("GET", following, reader)
         return resources
 
     async def read(self, references: Iterable[str], submitter: Submitter) -> dict[str, Json]:
@@ -120,11 +159,11 @@ class Upstream:
         }
         wanted = set(identities)
         return {
-            identifier["value"]: located(resource)
+            identifier["value"]: place
             for resource in await self.search(kind, parameters, submitter)
-            if _about(resource) in {None, patient}
-            for identifier in resource.get("identifier", ())
-            if identifier.get("value") in wanted
+            if confirmed.about(resource) in {None, patient} and (place := confirmed.located(resource))
+            for identifier in objects(resource.get("identifier"))
+            if identifier.get("system") == SYSTEM and identifier.get("value") in wanted
         }
 
     async def transact(self, bundle: bytes, count: int, submitter: Submitter, prefer: str) -> list[Stored]:
@@ -134,18 +173,19 @@ class Upstream:
         unknown: it may be sent again safely.
         """
         headers = {"Content-Type": JSON, "Prefer": f"return={prefer}"}
-        pause = 0.05
+        pause, wanted = 0.0, None
         for _ in range(self._retries + 1):
+            await asyncio.sleep(_pause(pause, wanted))
+            pause, wanted = pause * 3 or FIRST_PAUSE, None
             try:
                 status, answered, body = await self._ask("POST", "", submitter, bundle, headers)
             except RequestRefused:
-                status, answered, body = 503, {}, b""
-            if status < 300:
-                return _created(body, count)
-            if status not in TRANSIENT:
-                raise ChunkRefused(status, _outcome(body))
-            await asyncio.sleep(_pause(pause, answered.get("Retry-After")))
-            pause = min(pause * 3, LONGEST_PAUSE)
+                continue
+            if status < 300 and (stored := confirmed.confirmation(body, count)):
+                return stored
+            if _stays(status):
+                raise ChunkRefused(status, confirmed.document(body) or {})
+            wanted = answered.get("Retry-After")
         raise refuse(
             503,
             "upstream-unavailable",
@@ -157,8 +197,7 @@ class Upstream:
         """Send a batch as it is, once, and give the response's entries."""
         status, headers, body = await self._ask("POST", "", submitter, encode(bundle), {"Content-Type": JSON})
         _demand_ok(status, headers, "post a batch")
-        entries = _document(body).get("entry", [])
-        return [entry if isinstance(entry, dict) else {} for entry in entries]
+        return objects(_document(body).get("entry"))
 
     async def metadata(self, query: str, accept: str, submitter: Submitter) -> tuple[int, Mapping[str, str], bytes]:
         """Get the CapabilityStatement in the submitter's format: status, header fields and body."""
@@ -172,10 +211,14 @@ class Upstream:
         other servers get FHIR's own form.
         """
         if self._typed is None:
-            status, _, body = await self._ask("GET", "/metadata?_elements=software", Submitter({}))
-            software = _document(body).get("software") if status == 200 else None
-            self._typed = "hapi" in str((software or {}).get("name", "")).lower()
-        return self._typed
+            try:
+                status, _, body = await self._look("GET", "/metadata?_elements=software", Submitter({}))
+            except RequestRefused:
+                return False  # FHIR's own form serves everywhere; the next submission asks again
+            software = (confirmed.document(body) or {}).get("software") if status == 200 else None
+            typed = isinstance(software, dict) and "hapi" in str(software.get("name")).lower()
+            self._typed = typed if status < 500 else None
+        return bool(self._typed)
 
     async def ready(self) -> bool:
         """Tell whether the upstream answers at all."""
@@ -192,12 +235,21 @@ class Upstream:
         headers["Authorization"] = f"Bearer {self._token}"
         return Submitter(headers)
 
-    def _page(self, url: str) -> str:
-        """Give a page's link relative to the base; a token is never sent elsewhere, wherever the link points."""
-        _, separator, query = url.partition("?")
-        path = url.partition("?")[0].rstrip("/").rpartition("/")[2]
-        known = path if path[:1].isupper() else ""
-        return (f"/{quote(known)}" if known else "") + separator + query
+    async def _look(
+        self,
+        method: str,
+        path: str,
+        submitter: Submitter,
+        body: bytes | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Ask what changes nothing; once more where the connection broke, since one from the pool may just have died."""
+        try:
+            return await self._ask(method, path, submitter, body, more)
+        except RequestRefused as refused:
+            if refused.status != 502:
+                raise
+            return await self._ask(method, path, submitter, body, more)
 
     async def _ask(
         self,
@@ -221,21 +273,8 @@ class Upstream:
                 allow_redirects=False,
             ) as response:
                 data = await response.read()
-        except TimeoutError as error:
-            UPSTREAM_ERRORS.labels("timeout").inc()
-            raise refuse(
-                504, "upstream-timeout", "the server behind this one is silent; try again", code="timeout"
-            ) from error
-        except aiohttp.ClientConnectorError as error:
-            UPSTREAM_ERRORS.labels("refused").inc()
-            raise refuse(
-                503, "upstream-unreachable", "the server behind this one can't be reached; try again", code="transient"
-            ) from error
-        except aiohttp.ClientError as error:
-            UPSTREAM_ERRORS.labels("broken").inc()
-            raise refuse(
-                502, "upstream-broken", "the server behind this one broke off; try again", code="transient"
-            ) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _fault(error) from error
         UPSTREAM_SECONDS.observe(loop.time() - started)
         return response.status, response.headers, data
 
@@ -248,68 +287,32 @@ def _demand_ok(status: int, headers: Mapping[str, str], purpose: str) -> None:
         kept = {name: headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in headers}
         text = f"the server answered {status} to a request to {purpose}; the submitter's token, or the service token, must allow it"
         raise RequestRefused(status, refuse(status, "upstream-authority", text, code="forbidden").issues, kept)
+    if status < 500 and status not in TRANSIENT:
+        raise refuse(502, REJECTED, f"the server answered {status} to a request to {purpose}", code="not-supported")
     raise refuse(
         502, "upstream-answer", f"the server answered {status} to a request to {purpose}; try again", code="transient"
     )
 
 
-def located(resource: Json) -> Stored:
-    """Give where a resource that was read or found is stored."""
-    version = (resource.get("meta") or {}).get("versionId")
-    place = f"{resource['resourceType']}/{resource['id']}"
-    return Stored(f"{place}/_history/{version}", f'W/"{version}"') if version else Stored(place)
-
-
-def _about(resource: Json) -> str | None:
-    reference: str | None = (resource.get("subject") or resource.get("patient") or {}).get("reference")
-    return reference
+def _fault(error: Exception) -> RequestRefused:
+    """Count a request that was not answered, and give what it means for who asked."""
+    kind, refused = next((kind, refused) for types, kind, refused in _FAULTS if isinstance(error, types))
+    UPSTREAM_ERRORS.labels(kind).inc()
+    return RequestRefused(refused.status, refused.issues)
 
 
 def _document(body: bytes) -> Json:
-    try:
-        return decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise refuse(
-            502, "upstream-answer", "the server's answer is not FHIR JSON; try again", code="transient"
-        ) from error
+    if (document := confirmed.document(body)) is None:
+        raise refuse(502, "upstream-answer", "the server's answer is not FHIR JSON; try again", code="transient")
+    return document
 
 
-def _created(body: bytes, count: int) -> list[Stored]:
-    """Read a transaction-response: 201 with a location for each created entry, 200 for each that was stored already."""
-    entries = _document(body).get("entry")
-    if not isinstance(entries, list) or len(entries) != count:
-        raise refuse(
-            503,
-            "upstream-answer",
-            "the server's answer does not fit what was sent; sending it again is safe",
-            code="transient",
-        )
-    return [_stored(entry) for entry in entries]
-
-
-def _stored(entry: Json) -> Stored:
-    response = entry.get("response") or {}
-    status, location = str(response.get("status", "")), response.get("location")
-    if not status.startswith(("200", "201")) or not isinstance(location, str):
-        raise refuse(
-            503, "upstream-answer", "the server's answer names no location; sending it again is safe", code="transient"
-        )
-    parts = location.split("/")
-    start = -4 if "_history" in parts else -2
-    etag = response.get("etag")
-    if isinstance(etag, str) and '"' not in etag:  # HAPI writes the bare version
-        etag = f'W/"{etag}"'
-    return Stored("/".join(parts[start:]), etag, status.startswith("201"), entry.get("resource"))
-
-
-def _outcome(body: bytes) -> Json:
-    try:
-        return decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        return {}
+def _stays(status: int) -> bool:
+    """Tell whether a refusal is one that sending again does not change."""
+    return (300 <= status < 500 and status not in TRANSIENT) or status in LASTING
 
 
 def _pause(longest: float, retry_after: str | None) -> float:
-    if retry_after and retry_after.isdigit():
+    if retry_after and retry_after.isascii() and retry_after.isdigit():
         return min(float(retry_after), LONGEST_PAUSE)
-    return longest * random.uniform(0.5, 1)  # noqa: S311 -- it spreads retries, it keeps no secret
+    return min(longest, LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311 -- it spreads retries, it keeps no secret
