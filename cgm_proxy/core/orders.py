@@ -8,7 +8,7 @@ from typing import Any
 
 from cgm_proxy.core.dialects import DIALECTS, ORDER_TOKENS, Dialect
 from cgm_proxy.core.errors import Json
-from cgm_proxy.core.instants import interval
+from cgm_proxy.core.instants import FIRST, LAST, interval
 
 #: UCUM's and Timing's units of time; a month and a year as in UCUM's means (https://ucum.org/ucum#para-31), days.
 UNITS = {
@@ -76,12 +76,12 @@ def _coded(resource: Json, dialect: Dialect) -> bool:
 def _schedules(resource: Json, bases: set[str]) -> Iterator[Schedule]:
     forms = {f"{base}/StructureDefinition/{name}" for base in bases for name in (SCHEDULE, ONE_TIME)}
     for extension in _objects(resource.get("extension")):
-        if extension.get("url") in forms:
+        if isinstance(url := extension.get("url"), str) and url in forms:
             yield _schedule(list(_objects(extension.get("extension"))))
 
 
 def _schedule(parts: list[Json]) -> Schedule:
-    named = {part.get("url"): part for part in parts}
+    named = {str(part.get("url")): part for part in parts}
     profiles = (part.get("valueCanonical") for part in parts if part.get("url") == "submissionDataProfile")
     timing = _field(_field(named.get("submissionFrequency"), "valueTiming"), "repeat")
     return Schedule(
@@ -108,12 +108,13 @@ def _duration(value: Any, unit: Any) -> timedelta | None:
         return None
     if value > LONGEST / UNITS[unit]:
         return LONGEST
-    return UNITS[unit] * float(value)
+    return UNITS[unit] * float(value) or None
 
 
 def _window(period: Any) -> tuple[datetime, datetime] | None:
+    """Give a Period's span; one without start or end is open there (https://hl7.org/fhir/R4/datatypes.html#Period)."""
     start, end = interval(_field(period, "start")), interval(_field(period, "end"))
-    return (start[0], end[1]) if start and end else None
+    return (start[0] if start else FIRST, end[1] if end else LAST) if start or end else None
 
 
 def _field(element: Any, name: str) -> Any:

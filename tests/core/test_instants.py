@@ -103,7 +103,6 @@ def test_a_date_spans_what_it_leaves_open(text: str, start: datetime, end: datet
 
 @pytest.mark.parametrize(
     "value",
-    # fmt: off
     [
         None,
         5,
@@ -127,7 +126,6 @@ def test_a_date_spans_what_it_leaves_open(text: str, start: datetime, end: datet
         "2024\n",
         "now",
     ],
-    # fmt: on
 )
 def test_what_is_no_date_spans_nothing(value: Any) -> None:
     assert interval(value) is None
