@@ -22,7 +22,8 @@ class Profile(Protocol):
     """What the judge asks of a profile."""
 
     @property
-    def dialect(self) -> str: ...
+    def dialect(self) -> str:
+        """The id of the guide's version that it belongs to."""
 
 
 class Rules(Protocol):
@@ -47,15 +48,24 @@ class Policies(Protocol):
     """What each finding about orders does; `settings.Policies` is one."""
 
     @property
-    def no_order(self) -> Policy: ...
+    def no_order(self) -> Policy:
+        """The patient has no active order."""
+
     @property
-    def incomplete(self) -> Policy: ...
+    def incomplete(self) -> Policy:
+        """No schedule is satisfied whole."""
+
     @property
-    def unsolicited(self) -> Policy: ...
+    def unsolicited(self) -> Policy:
+        """No order asks for the entry's profile."""
+
     @property
-    def outside_lookback(self) -> Policy: ...
+    def outside_lookback(self) -> Policy:
+        """The entry is older than the order reaches back."""
+
     @property
-    def too_often(self) -> Policy: ...
+    def too_often(self) -> Policy:
+        """The order's period since the last submission is not over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,7 @@ def judge(submission: Submission, context: Context) -> Judgement:
     verdicts = [_judge_entry(entry, submission, context, resolve) for entry in submission.entries]
     schedules = _schedules(submission, context)
     if schedules:
-        verdicts = [_by_orders(verdict, schedules, submission, context) for verdict in verdicts]
+        verdicts = [_by_orders(verdict, schedules, context) for verdict in verdicts]
     verdicts = list(_by_references(verdicts))
     issues = tuple(_whole(submission, verdicts, schedules, context))
     judgement = Judgement(submission, tuple(verdicts), issues, _retry_after(schedules, context))
@@ -195,7 +205,7 @@ def _depth_over(entry: Entry, limit: int) -> bool:
         return False
     level: list[object] = [entry.resource]
     for _ in range(limit):
-        level = [child for value in level for child in _children(value)]
+        level = [child for value in level for child in _children(value) if isinstance(child, dict | list)]
         if not level:
             return False
     return True
@@ -210,8 +220,8 @@ def _children(value: object) -> Iterable[object]:
 def _foreign(entry: Entry, submission: Submission, resolve: Resolve) -> Iterator[Issue]:
     """Refuse a reference to what is about another patient, in the submission or stored."""
     for reference in entry.references:
-        target = resolve(reference)
-        subject = (target or {}).get("subject")
+        target = resolve(reference) or {}
+        subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
         about = subject.get("reference") if isinstance(subject, dict) else None
         if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
             text = f"{_shown(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
@@ -266,11 +276,11 @@ def _schedules(submission: Submission, context: Context) -> list[Schedule]:
     return [schedule for order in orders for schedule in order.schedules if schedule.profiles]
 
 
-def _by_orders(verdict: Verdict, schedules: list[Schedule], submission: Submission, context: Context) -> Verdict:
+def _by_orders(verdict: Verdict, schedules: list[Schedule], context: Context) -> Verdict:
     if not verdict.profiles:
         return verdict
     span = _effective(verdict.entry)
-    asking = [s for s in schedules if _asks(s, verdict, submission, context)]
+    asking = [s for s in schedules if _asks(s, verdict, context)]
     timely = [schedule for schedule in asking if _timely(schedule, span, context.now)]
     if not asking or (not timely and all(schedule.window for schedule in asking)):
         wanted = sorted({name.rpartition("/")[2] for schedule in schedules for name in schedule.profiles})
@@ -290,7 +300,7 @@ def _by_orders(verdict: Verdict, schedules: list[Schedule], submission: Submissi
     return verdict
 
 
-def _asks(schedule: Schedule, verdict: Verdict, submission: Submission, context: Context) -> bool:
+def _asks(schedule: Schedule, verdict: Verdict, context: Context) -> bool:
     if verdict.entry.type == "Device":
         return True
     asked = set(schedule.profiles)

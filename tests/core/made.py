@@ -13,7 +13,7 @@ from cgm_proxy.settings import Limits, Policies
 
 PATIENT = "Patient/1"
 NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
-LIMITS = Limits()
+LIMITS = Limits(entries=100_000)
 BASE = "http://hl7.org/fhir/uv/cgm/StructureDefinition/"
 READING = f"{BASE}cgm-sensor-reading-mass-per-volume"
 SUMMARY = f"{BASE}cgm-summary"
