@@ -7,7 +7,7 @@ values, slices (by value, pattern, type, profile, `resolve().code`), references'
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,168 +18,13 @@ import yaml
 from cgm_proxy.core.analysis import analyse
 from cgm_proxy.core.model import CORE, Element, Model, Type
 from cgm_proxy.rules_base import Terminology, write
+from cgm_proxy.rules_snapshot import Guide, Tree, both, criterion, fixed, profiles, quoted, tests, types
 
 Json = dict[str, Any]
 #: Invariants of R4 that every snapshot repeats or that are best practice only.
 BASE_KEYS = re.compile(
     r"^(ele|ext|dom|obs|bdl|dgr|prr|dev|pat|per|qty|cnl|sdf|txt|ref|att|cpt|tim|rat|rng|org|cnt|drt)-\d+$"
 )
-
-
-@dataclass
-class Tree:
-    """An element of a snapshot with its children by name and its slices by slice name."""
-
-    definition: Json
-    children: dict[str, "Tree"] = field(default_factory=dict)
-    slices: dict[str, "Tree"] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The element's own name: `value[x]`."""
-        return str(self.definition["path"]).rpartition(".")[2]
-
-
-def grow(elements: Iterable[Json]) -> Tree:
-    """Make the tree of a snapshot from its elements' ids (`Observation.component:timeInLow.value[x]`)."""
-    listed = list(elements)
-    root = Tree(listed[0])
-    for definition in listed[1:]:
-        at = root
-        *above, last = str(definition["id"]).split(".")[1:]
-        for step in above:
-            at = child(at, step)
-        name, _, slice_name = last.partition(":")
-        if slice_name:
-            at.children[name].slices[slice_name] = Tree(definition)
-        else:
-            at.children[name] = Tree(definition)
-    return root
-
-
-def child(at: Tree, step: str) -> Tree:
-    """Give the tree that a step of an id (`component:timeInLow`) leads to."""
-    name, _, slice_name = step.partition(":")
-    found = at.children[name]
-    return found.slices[slice_name] if slice_name else found
-
-
-def fixed(definition: Json) -> tuple[str, Any] | None:
-    """Give the fixed or pattern value of an element and whether it is `fixed` or `pattern`."""
-    for key, value in definition.items():
-        for kind in ("fixed", "pattern"):
-            if key.startswith(kind):
-                return kind, value
-    return None
-
-
-def quoted(value: Any) -> str:
-    """Give a primitive as a FHIRPath literal."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if not isinstance(value, str) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def coding(value: Json) -> str:
-    """Give the FHIRPath that selects a pattern's coding: `system = '…' and code = '…'`."""
-    return " and ".join(f"{key} = {quoted(item)}" for key, item in value.items())
-
-
-def tests(value: Any) -> Iterator[str]:
-    """Give one FHIRPath test for each part of a pattern, on the element that has it."""
-    if not isinstance(value, dict):
-        yield f"$this = {quoted(value)}"
-        return
-    for key, part in value.items():
-        if key == "coding":
-            yield from (f"coding.where({coding(item)}).exists()" for item in part)
-        elif isinstance(part, dict):
-            yield from (f"{key}.exists({test})" for test in tests(part))
-        elif isinstance(part, list):
-            yield from (f"{key}.where({test}).exists()" for item in part for test in tests(item))
-        else:
-            yield f"{key} = {quoted(part)}"
-
-
-def both(conditions: Iterable[str]) -> str:
-    """Join conditions with `and`."""
-    return " and ".join(conditions)
-
-
-class Guide:
-    """The definitions of a guide, by canonical."""
-
-    def __init__(self, model: Model, definitions: Iterable[Json]) -> None:
-        self.model = model
-        self.by_url = {d["url"]: d for d in definitions if d["resourceType"] == "StructureDefinition"}
-        self.trees = {url: grow(d["snapshot"]["element"]) for url, d in self.by_url.items()}
-
-    def code_tests(self, url: str, path: str = "code") -> list[str]:
-        """Give the tests that a profile's pattern makes on an element, for a discriminator that reads it."""
-        tree = self.trees.get(url.split("|")[0])
-        for step in path.split("."):
-            tree = tree.children.get(step) if tree else None
-        found = fixed(tree.definition) if tree else None
-        return [f"{path}.{test}" for test in tests(found[1])] if found else []
-
-
-def types(definition: Json) -> list[str]:
-    """Give an element's type codes."""
-    return [str(t["code"]).removeprefix("http://hl7.org/fhirpath/System.") for t in definition.get("type", [])]
-
-
-def profiles(definition: Json, key: str) -> list[str]:
-    """Give the profiles (`profile`) or target profiles (`targetProfile`) of an element's types."""
-    return [url for t in definition.get("type", []) for url in t.get(key, [])]
-
-
-def criterion(guide: Guide, slice_: Tree, discriminator: Json) -> list[str]:
-    """Give the FHIRPath conditions by which a discriminator finds a slice's elements; none when it says nothing."""
-    kind, path = discriminator["type"], str(discriminator["path"])
-    if kind == "type":
-        at = slice_.definition if path == "$this" else at_path(slice_, path)
-        narrowed = [t for t in types(at or {}) if t not in {"Resource", "BackboneElement"}]
-        return [" or ".join(f"{path} is {t}" for t in narrowed)] if narrowed else []
-    if kind == "profile":
-        at = slice_.definition if path in {"$this", "resolve()"} else at_path(slice_, path)
-        urls = profiles(at or {}, "targetProfile" if path == "resolve()" else "profile")
-        return [" or ".join(f"{path}.conformsTo({quoted(url)})" for url in urls)] if urls else []
-    return by_value(guide, slice_, path)
-
-
-def at_path(slice_: Tree, path: str) -> Json | None:
-    """Give the definition at a simple path below a slice."""
-    at: Tree | None = slice_
-    for step in path.split("."):
-        at = at.children.get(step) or at.children.get(step + "[x]") if at else None
-    return at.definition if at else None
-
-
-def by_value(guide: Guide, slice_: Tree, path: str) -> list[str]:
-    """Give the conditions of a value or pattern discriminator."""
-    if path.startswith("resolve()."):
-        urls = profiles(slice_.definition, "targetProfile")
-        return [f"resolve().{test}" for url in urls for test in guide.code_tests(url, path.removeprefix("resolve()."))]
-    if found := re.match(r"resource\.ofType\((\w+)\)\.(.*)", path):
-        resource = at_path(slice_, "resource") or {}
-        urls = profiles(resource, "profile") if types(resource) == [found[1]] else []
-        return [f"resource.ofType({found[1]}).{t}" for url in urls for t in guide.code_tests(url, found[2])]
-    if path == "url" and (urls := profiles(slice_.definition, "profile")):
-        return [f"url = {quoted(urls[0])}"]
-    at = slice_.definition if path == "$this" else at_path(slice_, path)
-    value = fixed(at) if at else None
-    if value is None:
-        return by_binding(at, path)
-    if isinstance(value[1], dict):
-        return [t if path == "$this" else f"{path}.{t}" for t in tests(value[1])]
-    return [f"{path} = {quoted(value[1])}"]
-
-
-def by_binding(at: Json | None, path: str) -> list[str]:
-    """Give the condition of a discriminator on a required binding."""
-    binding = (at or {}).get("binding", {})
-    url = binding.get("valueSet") if binding.get("strength") == "required" else None
-    return [f"{path}.memberOf({quoted(url.split('|')[0])})"] if url else []
 
 
 @dataclass
@@ -211,6 +56,7 @@ class Compiler:
         self.members(tree, "", base)
         if self.definition["type"] == "Extension":
             self.parts(tree)
+        cures(self.rules)
         number(self.rules)
         return self.rules
 
@@ -263,12 +109,14 @@ class Compiler:
         least, most = definition.get("min", 0), definition.get("max", "*")
         if least > (base.least if base else 0):
             test = f"{name}.exists()" if least == 1 else f"{name}.count() >= {least}"
-            self.rule(definition, on, test, f"{name}" if least == 1 else f"at least {least} of {name}", name)
+            self.rule(
+                definition, on, test, f"{article(name)} {name}" if least == 1 else f"at least {least} {name}", name
+            )
         if most != "*" and (base is None or base.most is None or int(most) < base.most):
             if most == "0":
                 self.rule(definition, on, f"{name}.empty()", f"no {name}", name)
             elif base is None or base.many:
-                self.rule(definition, on, f"{name}.count() <= {most}", f"at most {most} of {name}", name)
+                self.rule(definition, on, f"{name}.count() <= {most}", f"at most {most} {name}", name)
 
     def types(self, definition: Json, on: str, name: str, base: Element | None) -> None:
         """Compile the types of a choice that are fewer than R4's."""
@@ -276,7 +124,7 @@ class Compiler:
         if base is None or not base.choice or not named or set(named) >= set(base.types):
             return
         test = f"{name}.all({' or '.join(f'$this is {t}' for t in named)})"
-        self.rule(definition, on, test, f"{name} to be a {' or '.join(named)}", name)
+        self.rule(definition, on, test, " or ".join(f"{article(t)} {t}" for t in named), name)
 
     def value(self, definition: Json, here: str, parent: str, name: str) -> None:
         """Compile a fixed or pattern value: of a primitive on its parent, of an object on itself."""
@@ -311,7 +159,7 @@ class Compiler:
             or "Resource" in base.types.get("Reference", ())
         ):
             test = f"targetType().empty() or targetType() in ({' | '.join(map(quoted, named))})"
-            self.rule(definition, here, test, f"a reference to {' or '.join(named)}", "reference")
+            self.rule(definition, here, test, f"a reference to {article(named[0])} {' or '.join(named)}", "reference")
         if any(not url.startswith(CORE) for url in targets):
             test = " or ".join(f"resolve().conformsTo({quoted(url)})" for url in targets)
             short = " or ".join(url.rsplit("/", 1)[1] for url in targets)
@@ -319,7 +167,7 @@ class Compiler:
                 definition,
                 here,
                 f"resolve().empty() or {test}",
-                f"what it refers to to conform to {short}",
+                f"a reference to a resource that conforms to {short}",
                 "reference",
             )
 
@@ -338,6 +186,7 @@ class Compiler:
                 self.left_out.append(f"{self.definition['id']}: {rule['key']} never applies: {problems[0]}")
             else:
                 self.rule(definition, here, rule["expression"], rule["human"])
+                self.rules[-1]["id"] = rule["key"]
 
     def sliced(self, tree: Tree, on: str, name: str, base: Element | None) -> None:
         """Compile slices: each one's number, what is in it, and that no element is in two."""
@@ -360,7 +209,7 @@ class Compiler:
         if len(open_) > 1:
             here = f"{on}.{name}" if on else name
             total = " + ".join(f"iif({both(v)}, 1, 0)" for v in open_.values())
-            self.rule(tree.definition, here, f"{total} <= 1", "it to be one of these, not two at once")
+            self.rule(tree.definition, here, f"{total} <= 1", f"one of {', '.join(open_)}, not two at once")
 
     def slice(self, tree: Tree, slice_: Tree, on: str, name: str, base: Element | None, parts: list[str]) -> None:
         """Compile one slice."""
@@ -384,14 +233,16 @@ class Compiler:
     def slice_number(self, definition: Json, on: str, chosen: str, name: str, label: str, most_of_all: str) -> None:
         """Compile how often a slice must and may occur."""
         least, most = definition.get("min", 0), definition.get("max", "*")
+        if ".ofType(" in chosen and most_of_all == "1":
+            least = 0  # that the choice is there, and of this type, are rules already
         if least and most == "1" and most_of_all != "1":
-            self.rule(definition, on, f"{chosen}.count() = 1", f"exactly one {name} that is {label}", name)
+            self.rule(definition, on, f"{chosen}.count() = 1", f"exactly one {name} for {label}", name)
         elif least:
-            self.rule(definition, on, f"{chosen}.count() >= {least}", f"at least {least} {name} that is {label}", name)
+            self.rule(definition, on, f"{chosen}.count() >= {least}", f"at least {least} {name} for {label}", name)
         elif most not in {"*", "0"} and most_of_all != "1":
-            self.rule(definition, on, f"{chosen}.count() <= {most}", f"at most {most} {name} that is {label}", name)
+            self.rule(definition, on, f"{chosen}.count() <= {most}", f"at most {most} {name} for {label}", name)
         elif most == "0":
-            self.rule(definition, on, f"{chosen}.empty()", f"no {name} that is {label}", name)
+            self.rule(definition, on, f"{chosen}.empty()", f"no {name} for {label}", name)
 
     def slice_profiles(self, slice_: Tree, here: str, name: str) -> None:
         """Compile that the resource of a Bundle's entry conforms to the slice's profile."""
@@ -400,13 +251,26 @@ class Compiler:
         if resource and urls:
             test = " or ".join(f"resource.conformsTo({quoted(url)})" for url in urls)
             short = " or ".join(url.rsplit("/", 1)[1] for url in urls)
-            self.rule(resource.definition, here, test, f"the resource to conform to {short}", "resource.resourceType")
+            self.rule(resource.definition, here, test, f"a resource that conforms to {short}", "resource.resourceType")
 
 
 def by_content(tree: Tree) -> list[Json]:
     """Give the discriminators that find slices by what is in them."""
     slicing = tree.definition.get("slicing", {}).get("discriminator", [])
     return [d for d in slicing if d["type"] in {"value", "pattern"}]
+
+
+def article(name: str) -> str:
+    """Give the article that a message puts before a name."""
+    return "an" if name[0] in "aeioAEIO" else "a"
+
+
+def cures(rules: list[Json]) -> None:
+    """Add what may stay to the text about a unit: submitters mend the code when told that the unit is wrong."""
+    for rule in rules:
+        code = next((r for r in rules if r.get("at") == rule.get("at") and r.get("shows") == "code"), None)
+        if rule.get("shows") == "unit" and code and code["text"].startswith('"') and code["text"] != rule["text"]:
+            rule["text"] += f" (the code stays {code['text']})"
 
 
 def quoted_text(value: Any) -> str:
@@ -427,6 +291,8 @@ def number(rules: list[Json]) -> None:
     """Give each rule an id, made from its element; a second rule on an element gets a number."""
     seen: dict[str, int] = {}
     for rule in rules:
+        if rule["id"]:
+            continue  # an invariant keeps its key
         base = re.sub(r"\[x\]", "", rule["element"].partition(".")[2] or rule["element"])
         base = re.sub(r"[^A-Za-z0-9]+", "-", base).strip("-")
         if found := re.fullmatch(r"(\w+)(?:\.empty\(\) or \w+)? = '.*'", rule["expression"]):

@@ -1,15 +1,15 @@
 """Samples beside the rules: the second YAML document of a rules' file.
 
-    samples:
-      - name: the guide's example
-        resource: {resourceType: Observation, …}
-        context: [{…}]              # optional: what references mean
-        passes: [value-unit, …]      # rules that looked at something here and were content
-      - name: unit mg/dL
-        of: the guide's example      # the sample that is changed
-        set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
-        fails: value-unit
-        message: valueQuantity.unit is "mg/dL"; …
+samples:
+- name: the guide's example
+resource: {resourceType: Observation, …}
+context: [{…}]              # optional: what references mean
+passes: [value-unit, …]      # rules that looked at something here and were content
+- name: unit mg/dL
+of: the guide's example      # the sample that is changed
+set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
+fails: value-unit
+message: valueQuantity.unit is "mg/dL"; …
 """
 
 import re
@@ -62,7 +62,9 @@ def read_samples(path: Path) -> list[Sample]:
             raise RulesError(f"{path}:{line_of(path, min(unknown) if unknown else 'samples')}: sample: {what}")
         of = by_name.get(made.get("of", ""))
         if "of" in made and of is None:
-            raise RulesError(f"{path}:{line_of(path, made['name'])}: sample `{made['name']}`: no sample `{made['of']}` before it")
+            raise RulesError(
+                f"{path}:{line_of(path, made['name'])}: sample `{made['name']}`: no sample `{made['of']}` before it"
+            )
         by_name[made["name"]] = _sample(made, of)
     return list(by_name.values())
 
@@ -71,7 +73,9 @@ def _sample(made: Json, of: Sample | None) -> Sample:
     resource = changed(of.resource, made.get("set", {})) if of else made.get("resource", {})
     context = tuple(made["context"]) if "context" in made else of.context if of else ()
     profile = made.get("profile") or (of.profile if of else None)
-    return Sample(made["name"], resource, context, tuple(made.get("passes", ())), made.get("fails"), made.get("message"), profile)
+    return Sample(
+        made["name"], resource, context, tuple(made.get("passes", ())), made.get("fails"), made.get("message"), profile
+    )
 
 
 def steps(path: str) -> list[str | int]:
@@ -112,7 +116,9 @@ def run_samples(directories: Sequence[Path]) -> Report:
             samples = [s for s in read_samples(path) if s.profile in {None, profile.name, profile.url}]
             for sample in samples:
                 report.samples += 1
-                report.failures += (f"{path}: sample `{sample.name}`: {fault}" for fault in faults(book, profile, sample))
+                report.failures += (
+                    f"{path}: sample `{sample.name}`: {fault}" for fault in faults(book, profile, sample)
+                )
             if isinstance(made, Profile):
                 report.uncovered += uncovered(profile, samples)
     return report
@@ -130,7 +136,9 @@ def judge(book: RuleBook, profile: Profile, sample: Sample) -> list[Issue]:
     """Judge a sample as the server would; a sample of an extension by the extension's rules alone."""
     if profile.type == "Extension":
         scope = Scope(sample.resource, among(sample.context))
-        return list(Examination(book, scope, profile.dialect).judge(profile, sample.resource, "Extension", sample.resource))
+        return list(
+            Examination(book, scope, profile.dialect).judge(profile, sample.resource, "Extension", sample.resource)
+        )
     return list(book.examine(sample.resource, [profile.url], among(sample.context), dialect=profile.dialect))
 
 
@@ -163,15 +171,21 @@ def list_profile(book: RuleBook, name: str) -> str:
     if not name:
         rows = [(p.dialect, p.name, p.title, str(len(p.rules))) for p in listed]
         return table(("dialect", "profile", "title", "rules"), sorted(rows))
-    return "\n\n".join(f"{p.title} ({p.dialect}, {p.url})\n{table(('element', 'wants', 'severity', 'rule'), _rows(p))}" for p in listed)
+    return "\n\n".join(
+        f"{p.title} ({p.dialect}, {p.url})\n{table(('element', 'wants', 'severity', 'rule'), _rows(p))}" for p in listed
+    )
 
 
 def _rows(profile: Profile) -> list[tuple[str, ...]]:
-    return [(r.element.partition(".")[2] or r.element, r.text, r.severity, r.key.partition("/")[2]) for r in profile.rules]
+    return [
+        (r.element.partition(".")[2] or r.element, r.text, r.severity, r.key.partition("/")[2]) for r in profile.rules
+    ]
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Give rows as aligned text."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = [head, tuple("-" * width for width in widths), *rows]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -104,6 +104,36 @@ def _base64(value: str) -> str | None:
     return None if _BASE64.fullmatch(value) else "base64 with padding and without spaces"
 
 
+#: Schemes that the HL7 validator takes for absolute (lower case only).
+ABSOLUTE_URI = (
+    "http:",
+    "https:",
+    "urn:uuid:",
+    "urn:oid:",
+    "urn:iso:",
+    "urn:iso-astm:",
+    "ftp:",
+    "mailto:",
+    "data:",
+    "#",
+)
+
+
+def _uri(value: str) -> str | None:
+    if not _PATTERNS["uri"].fullmatch(value):
+        return _WANTED["uri"]
+    # The HL7 validator takes urn:oid:1.2 for no OID: an OID's last dot is its sixth character or later.
+    if value.startswith("urn:oid:") and not (_PATTERNS["oid"].fullmatch(value) and value[8:].rfind(".") >= 5):
+        return _WANTED["oid"]
+    if value.startswith("urn:uuid:") and not _PATTERNS["uuid"].fullmatch(value):
+        return _WANTED["uuid"]
+    return None
+
+
+def _canonical(value: str) -> str | None:
+    return _uri(value) or (None if value.startswith(ABSOLUTE_URI) else "an absolute URL")
+
+
 _NUMBERS: dict[str, Callable[[Any], str | None]] = {
     "boolean": _boolean,
     "decimal": _decimal,
@@ -113,6 +143,8 @@ _TEXTS: dict[str, Callable[[Any], str | None]] = {
     **{type_: _shaped(type_) for type_ in _PATTERNS},
     **{type_: _dated(type_) for type_ in ("date", "dateTime", "instant")},
     "base64Binary": _base64,
+    "uri": _uri,
+    "canonical": _canonical,
 }
 
 
@@ -122,7 +154,7 @@ def fault(type_: str, value: Any) -> str | None:
         return _NUMBERS[type_](value)
     if not isinstance(value, str):
         return "a string"
-    if not value.strip():
+    if not value:
         return "text that is not empty"
     return _TEXTS[type_](value) if type_ in _TEXTS else None
 

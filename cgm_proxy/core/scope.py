@@ -10,9 +10,7 @@ from typing import Any
 Json = dict[str, Any]
 Resolve = Callable[[str], Json | None]
 #: `Patient/1`, `http://example.org/fhir/Patient/1`, `Patient/1/_history/2`
-LITERAL = re.compile(
-    r"(?:(?:https?|urn:).*?[/:])?([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/[A-Za-z0-9\-.]{1,64})?"
-)
+LITERAL = re.compile(r"(?:[a-z]+:(?:.*?/)?)?([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/[A-Za-z0-9\-.]{1,64})?")
 
 
 def nowhere(_reference: str) -> Json | None:
@@ -37,6 +35,10 @@ class Scope:
         if root.get("resourceType") == "Bundle":
             for entry in resources_of(root.get("entry")):
                 self._add_entry(entry)
+
+    def of(self, root: Json) -> "Scope":
+        """Give the scope of another form of the root, with the same outside."""
+        return Scope(root, self._outside)
 
     def _own(self, resource: Json) -> None:
         for contained in resources_of(resource.get("contained")):

@@ -6,19 +6,22 @@ targets, ele-1, extensions and their contexts, narrative, contained resources. T
 are FHIRPath and evaluated by the caller (`Findings.nodes`).
 """
 
-import base64
-import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cgm_proxy.core import extensions
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model, Type
 from cgm_proxy.core.primitives import fault, not_after, show
-from cgm_proxy.core.scope import Json, Scope, resources_of
+from cgm_proxy.core.scope import Json, Scope
+from cgm_proxy.core.special import SPECIAL
 from cgm_proxy.core.xhtml import narrative_fault
 
+#: The languages' code system and the form of its codes (https://www.rfc-editor.org/info/bcp47).
+LANGUAGES = "urn:ietf:bcp:47"
+LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 #: Deepest nesting that is looked at; deeper is refused.
 DEEPEST = 60
 
@@ -33,6 +36,7 @@ class Node:
     resource: Json
     parent: str | None = None
     modifier: bool = False
+    places: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ class Walk:
         node = Node(path, data, type_, data, parent)
         self.found.resources.append(node)
         self._object(node)
+        if "_id" in data and "id" not in data:
+            self.found.add("r4-value", f"{path}.id", f"{last(path)}.id has no value; R4 wants one or no id at all")
         if parent is None or "Bundle" in parent:
             self._contained(node)
 
@@ -109,7 +115,7 @@ class Walk:
         if plain == key:
             self._value(node, element, type_, key, where)
         else:
-            self._companion(node, key, element, where)
+            self._companion(node, key, element, type_, where)
 
     def _value(self, node: Node, element: Element, type_: str, key: str, where: str) -> None:
         value = node.data[key]
@@ -144,15 +150,29 @@ class Walk:
             return
         within = f"{node.type.name}.{element.name}"
         inner = Node(where, value, known, node.resource, within, element.name == "modifierExtension")
-        self._object(inner)
         if type_ == "Extension":
-            self.found.extensions.append(inner)
+            inner = replace(inner, places=node.places or extensions.places(self.model, node.type.name, node.parent))
+            self._extension(inner)
+            inner = replace(inner, places=frozenset())
+        self._object(inner)
         if type_ == "Reference":
             self._target(inner, element.types[type_])
         if within != "CodeableConcept.coding":  # there one valid coding of several is enough
             self._bound(element, type_, value, where)
         for rule in element.invariants:
             self._invariant(inner, rule)
+
+    def _extension(self, node: Node) -> None:
+        self.found.extensions.append(node)
+        url = node.data.get("url")
+        definition = self.model.extension(url) if isinstance(url, str) else None
+        if definition is None:
+            return
+        for rule, below, text in extensions.faults(definition, node.data, node.places, modifier=node.modifier):
+            at = f"{node.path}.{below}" if below else node.path
+            self.found.add(rule, at, f"{last(at)} {text}")
+        if code := extensions.bound(definition, node.data):
+            self._code(*code, f"{node.path}.valueCode")
 
     def _primitive(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
         if isinstance(value, dict | list) or value is None:
@@ -172,13 +192,15 @@ class Walk:
 
     def _code(self, binding: str, value: str, where: str) -> None:
         allowed = self.model.value_set(binding)
+        if allowed is not None and LANGUAGES in allowed and not LANGUAGE.fullmatch(value):
+            self.found.add("r4-code", where, f"{last(where)} is {show(value)}; R4 wants a language such as en or en-US")
         if allowed is None or any(codes is None or value in codes for codes in allowed.values()):
             return
         listed = sorted(code for codes in allowed.values() for code in codes or ())
         some = ", ".join(listed[:12]) + (", …" if len(listed) > 12 else "")
         self.found.add("r4-code", where, f"{last(where)} is {show(value)}; R4 wants one of {some}")
 
-    def _companion(self, node: Node, key: str, element: Element, where: str) -> None:
+    def _companion(self, node: Node, key: str, element: Element, type_: str, where: str) -> None:
         value = node.data[key]
         plain = node.data.get(key[1:])
         items = value if isinstance(value, list) else [value]
@@ -194,7 +216,16 @@ class Walk:
             if not isinstance(item, dict):
                 self.found.add("r4-json", at, f"{last(node.path)}.{key} is {_kind(item)}; R4 wants an object")
             elif base := self.model.type("Element"):
-                self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}"))
+                places = extensions.places(self.model, type_, f"{node.type.name}.{element.name}")
+                self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}", places=places))
+                self._alone(item, plain[index] if isinstance(plain, list) and index < len(plain) else plain, at)
+
+    def _alone(self, companion: Json, plain: Any, where: str) -> None:
+        """Check ele-1 of a primitive: an id alone is no content."""
+        if companion and plain is None and "extension" not in companion:
+            self.found.add(
+                "ele-1", where, f"{last(where)} has neither a value nor an extension; leave it out or fill it"
+            )
 
     def _required(self, node: Node, seen: dict[str, str]) -> None:
         for element in node.type.required:
@@ -235,8 +266,16 @@ class Walk:
         self.found.add("r4-coding", f"{where}.code", text)
 
     def _target(self, node: Node, allowed: tuple[str, ...]) -> None:
+        said = node.data.get("type")
+        known = self.model.system("http://hl7.org/fhir/resource-types") or frozenset()
+        if isinstance(said, str) and ":" not in said and said not in known:
+            text = f"{last(node.path)}.type is {show(said)}, which is no resource type"
+            self.found.add("r4-reference", f"{node.path}.type", text)
         if not allowed or "Resource" in allowed:
             return
+        if isinstance(said, str) and said not in allowed and "reference" in node.data:
+            text = f"{last(node.path)}.type is {show(said)}; R4 wants {' or '.join(allowed)}"
+            self.found.add("r4-reference", f"{node.path}.type", text)
         type_ = self.scope.target_type(node.data, node.resource)
         if type_ in self.model.resources and type_ not in allowed:
             reference = show(node.data.get("reference"))
@@ -299,74 +338,6 @@ def _kind(value: Any) -> str:
 
 def _simple(type_: str) -> str:
     return {"boolean": "true or false", "decimal": "a number", "integer": "a number"}.get(type_, f"a {type_}")
-
-
-def _attachment(data: Json) -> Iterator[tuple[str, str, str]]:
-    """Check size and hash against the data (https://hl7.org/fhir/R4/datatypes.html#Attachment)."""
-    text = data.get("data")
-    if not isinstance(text, str) or fault("base64Binary", text):
-        return
-    raw = base64.b64decode(text)
-    if "size" in data and data["size"] != len(raw):
-        yield "r4-attachment-size", "size", f"is {show(data['size'])}; the data has {len(raw)} bytes"
-    if "hash" in data and data["hash"] != base64.b64encode(hashlib.sha1(raw, usedforsecurity=False).digest()).decode():
-        yield "r4-attachment-hash", "hash", "is not the SHA-1 of the data in base64"
-
-
-UUID = re.compile(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
-RELATIVE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}(/_history/.*)?")
-RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
-
-
-def _bundle(data: Json) -> Iterator[tuple[str, str, str]]:
-    """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique, #references)."""
-    seen: dict[Any, int] = {}
-    posted = data.get("type") in {"transaction", "batch"}
-    for index, entry in enumerate(resources_of(data.get("entry"))):
-        url, resource = entry.get("fullUrl"), entry.get("resource")
-        where = f"entry[{index}].fullUrl"
-        if url is None and (not posted or any(RELATIVE.fullmatch(text) for text in _references(resource))):
-            yield "r4-full-url", f"entry[{index}]", "has no fullUrl, by which its references could be understood"
-        if not isinstance(url, str):
-            continue
-        if wrong := _full_url(url, resource if isinstance(resource, dict) else {}):
-            yield "r4-full-url", where, f"is {show(url)}; {wrong}"
-        if seen.setdefault(url, index) != index:
-            yield "bdl-7", where, f"is {show(url)}, as entry[{seen[url]}] has; every entry wants its own"
-
-
-def _references(value: Any) -> Iterator[str]:
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("reference"), str):
-                yield item["reference"]
-            todo.extend(item.values())
-        elif isinstance(item, list):
-            todo.extend(item)
-
-
-def _full_url(url: str, resource: Json) -> str | None:
-    if not ABSOLUTE.fullmatch(url):
-        return "R4 wants an absolute URL"
-    if url.startswith("urn:uuid:") and not UUID.fullmatch(url):
-        return "R4 wants a lower-case UUID after urn:uuid:"
-    restful = RESTFUL.fullmatch(url)
-    if restful and resource and (restful[1], restful[2]) != (resource.get("resourceType"), resource.get("id")):
-        return f"it must end with /{resource.get('resourceType')}/{resource.get('id')}, the resource's type and id"
-    return None
-
-
-def _extension(data: Json) -> Iterator[tuple[str, str, str]]:
-    """Check ext-1: extensions or a value, not both and not neither."""
-    valued = any(key.lstrip("_").startswith("value") for key in data)
-    if valued == ("extension" in data):
-        yield "ext-1", "", "must have either a value[x] or extensions, not both and not neither"
-
-
-SPECIAL = {"Attachment": _attachment, "Bundle": _bundle, "Extension": _extension}
 
 
 def _period(_walk: Walk, node: Node) -> bool:
