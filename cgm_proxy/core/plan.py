@@ -6,7 +6,7 @@ group, a summary with its members and the report on it, stays in one transaction
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 
 from cgm_proxy.core.body import encode
 from cgm_proxy.core.bundle import Entry, names
@@ -148,17 +148,18 @@ def plan(
     `localize` makes references to this server relative.
     """
     first: dict[str, int] = {}
-    for one in identified:
+    sound = [one for one in identified if one.entry.index not in refused]
+    for one in sound:
         first.setdefault(one.identity, one.entry.index)
-    same_as = {o.entry.index: first[o.identity] for o in identified if first[o.identity] != o.entry.index}
-    settled = same_as.keys() | refused.keys()
-    creates = {o.entry.index: o for o in identified if o.entry.index not in settled and o.identity not in stored}
+    same_as = {o.entry.index: first[o.identity] for o in sound if first[o.identity] != o.entry.index}
+    creates = {o.entry.index: o for o in sound if o.entry.index not in same_as and o.identity not in stored}
     named = names(one.entry for one in identified)
-    edges = _edges([one.entry for one in creates.values()], named)
+    firsts = {name: same_as.get(index, index) for name, index in named.items()}
+    edges = _edges([one.entry for one in creates.values()], firsts)
     if bounds.atomic:
         groups = [tuple(creates)] if creates else []
     else:
-        groups = _groups({index: _rank(one.entry) for index, one in creates.items()}, edges)
+        groups = _acyclic(_groups({index: _rank(one.entry) for index, one in creates.items()}, edges), edges)
     too_large = {index: TOO_LARGE for group in groups if len(group) > bounds.largest for index in group}
     waves = _waves([group for group in groups if group[0] not in too_large], edges, bounds.chunk)
     aliases = _aliases(identified, same_as, named, stored, localize)
@@ -208,22 +209,32 @@ def _edges(entries: Collection[Entry], named: Mapping[str, int]) -> dict[int, se
 
 def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]], chunk: int) -> Iterator[tuple[Transaction, ...]]:
     """Give the transactions, wave by wave: what references nothing new first, then what references that."""
-    group_of = {index: group for group in groups for index in group}
-    order = TopologicalSorter(
-        {
-            group: {group_of[target] for index in group for target in edges[index] if target in group_of} - {group}
-            for group in groups
-        }
-    )
-    try:
-        order.prepare()
-    except CycleError:  # groups can lean on one another although no entry does: then they are one
-        yield (((*group_of,),),)
-        return
+    order = TopologicalSorter(_leaning(groups, edges))
+    order.prepare()
     while order.is_active():
         ready = order.get_ready()
-        yield tuple(_packed(ready, chunk))
+        yield tuple(_packed((groups[number] for number in ready), chunk))
         order.done(*ready)
+
+
+def _leaning(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> dict[int, set[int]]:
+    """Map each group, by its number, to the others that it references."""
+    group_of = {index: number for number, group in enumerate(groups) for index in group}
+    return {
+        number: {group_of[target] for index in group for target in edges[index] if target in group_of} - {number}
+        for number, group in enumerate(groups)
+    }
+
+
+def _acyclic(groups: list[Group], edges: Mapping[int, set[int]]) -> list[Group]:
+    """Make one group of those that lean on one another, which groups can although no entry does, and of their users."""
+    leaning = _leaning(groups, edges)
+    order = referenced_first(leaning)
+    circular = leaning.keys() - set(order)
+    if not circular:
+        return groups
+    merged = tuple(sorted(index for number in circular for index in groups[number]))
+    return [*(group for number, group in enumerate(groups) if number not in circular), merged]
 
 
 def _rank(entry: Entry) -> int:
