@@ -15,12 +15,12 @@ from typing import Final, NamedTuple
 
 import aiohttp
 from aiohttp import web
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import HttpProcessingError, HttpVersion11, RawResponseMessage
+from aiohttp.http import HttpProcessingError, HttpVersion, HttpVersion11, RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from cgm_proxy.core import headers
 from cgm_proxy.core.links import Bases, LinkRewriter
+from cgm_proxy.pool import Gathering, Head
 from cgm_proxy.traffic import Traffic
 
 _FHIR_TEXT: Final = frozenset({"application/fhir+json", "application/fhir+xml", "application/json", "application/xml"})
@@ -28,8 +28,6 @@ _LINKS: Final = frozenset({b"location", b"content-location"})
 _VOID_LENGTH: Final = headers.HOP_BY_HOP | {b"content-length"}
 _BODILESS: Final = frozenset({204, 304})
 _BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, TimeoutError)
-#: The head of an answer, and its body to come.
-Head = tuple[RawResponseMessage, StreamReader]
 _Fields = list[tuple[bytes, bytes]]
 #: SO_LINGER on, no time: closing resets the connection, which no client takes for the end of a body.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -72,34 +70,33 @@ class Answer:
         #: Whether the upstream was seen to link to its own base in spite of X-Forwarded-*.
         self.upstream_links = False
 
-    async def deliver(
-        self, request: web.BaseRequest, head: Head, protocol: ResponseHandler, *, keep_alive: bool
-    ) -> Relayed:
+    async def deliver(self, request: web.BaseRequest, head: Head, protocol: Gathering, *, keep_alive: bool) -> Relayed:
         """Send an answer whose head has come: in one piece if its body is here already, else as it comes.
 
         Raises `ConnectionError` if the client has left, `ValueError` if the head must not be passed on.
         """
         message, payload = head
-        fields = self._fields(message)
         keep_alive = keep_alive and request.keep_alive
         try:
             if payload.is_eof():
-                return await self._send_whole(request, message, fields, payload.read_nowait(), keep_alive=keep_alive)
+                written, framing = self.whole(request.method, request.version, head, keep_alive=keep_alive)
+                await request.writer.write(written)
+                return Relayed(message.code, keep_alive=framing.keep_alive, whole=True)
             with _noticing(protocol, payload):
-                return await self._send_pieces(request, message, fields, payload, keep_alive=keep_alive)
+                return await self._send_pieces(request, message, self._fields(message), payload, keep_alive=keep_alive)
         finally:
             self._traffic.bytes_down += request.writer.output_size
 
-    async def _send_whole(
-        self, request: web.BaseRequest, message: RawResponseMessage, fields: _Fields, body: bytes, *, keep_alive: bool
-    ) -> Relayed:
+    def whole(self, method: str, version: HttpVersion, head: Head, *, keep_alive: bool) -> tuple[bytes, "Framing"]:
+        """Write an answer whose body is here as a whole; raises `ValueError` if its head must not be passed on."""
+        message, payload = head
+        fields, body = self._fields(message), payload.read_nowait()
         if body and self._may_link(message):
             body, fields = self._public_body(body, fields)
-        bodiless = request.method == "HEAD" or message.code in _BODILESS
-        framing = _Framing.of(request, sized=bodiless or _sized(message), keep_alive=keep_alive)
-        head = _head(message, fields, framing, chunked=message.chunked if bodiless else framing.chunked)
-        await request.writer.write(head + (_only_chunk(body) if framing.chunked else body))
-        return Relayed(message.code, keep_alive=framing.keep_alive, whole=True)
+        bodiless = method == "HEAD" or message.code in _BODILESS
+        framing = Framing.of(version, sized=bodiless or _sized(message), keep_alive=keep_alive)
+        written = _head(message, fields, framing, chunked=message.chunked if bodiless else framing.chunked)
+        return written + (_only_chunk(body) if framing.chunked else body), framing
 
     async def _send_pieces(
         self,
@@ -114,7 +111,7 @@ class Answer:
         rewriter = LinkRewriter(self._bases) if self._may_link(message) and (self.upstream_links or not sized) else None
         if rewriter and sized:
             fields, sized = [field for field in fields if field[0].lower() != b"content-length"], False
-        framing = _Framing.of(request, sized=sized, keep_alive=keep_alive)
+        framing = Framing.of(request.version, sized=sized, keep_alive=keep_alive)
         await request.writer.write(_head(message, fields, framing, chunked=framing.chunked))
         if framing.chunked:
             request.writer.enable_chunking()
@@ -164,7 +161,7 @@ class Answer:
         self.upstream_links = self.upstream_links or seen
 
 
-class _Framing(NamedTuple):
+class Framing(NamedTuple):
     """How an answer's body ends for its client (RFC 9112, 6.3), and whether the connection outlives it."""
 
     chunked: bool
@@ -172,9 +169,9 @@ class _Framing(NamedTuple):
     old: bool
 
     @classmethod
-    def of(cls, request: web.BaseRequest, *, sized: bool, keep_alive: bool) -> "_Framing":
+    def of(cls, version: HttpVersion, *, sized: bool, keep_alive: bool) -> "Framing":
         """Choose: a length where there is one, else chunks, else for HTTP/1.0 the end of the connection."""
-        old = request.version < HttpVersion11
+        old = version < HttpVersion11
         return cls(chunked=not sized and not old, keep_alive=keep_alive and (sized or not old), old=old)
 
     @property
@@ -189,7 +186,7 @@ def _sized(message: RawResponseMessage) -> bool:
     return not message.chunked and "Content-Length" in message.headers
 
 
-def _head(message: RawResponseMessage, fields: _Fields, framing: _Framing, *, chunked: bool) -> bytes:
+def _head(message: RawResponseMessage, fields: _Fields, framing: Framing, *, chunked: bool) -> bytes:
     return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
         message.code,
         message.reason.encode("utf-8", "surrogateescape"),
@@ -200,7 +197,7 @@ def _head(message: RawResponseMessage, fields: _Fields, framing: _Framing, *, ch
 
 
 @contextmanager
-def _noticing(protocol: ResponseHandler, payload: StreamReader) -> Iterator[None]:
+def _noticing(protocol: Gathering, payload: StreamReader) -> Iterator[None]:
     """Break a body off when its connection is lost: of a malformed chunk, aiohttp's parser tells no reader."""
 
     def lost(_: object) -> None:

@@ -1,7 +1,7 @@
 """The streaming relay: what is no submission goes to the upstream and back, byte for byte and in pieces.
 
-Connections come from aiohttp's pool (`TCPConnector`) and messages are read by aiohttp's parser, but without
-`ClientSession`, whose work for one request (header dictionaries, cookies, redirects, timers) costs more than the rest.
+Connections come from aiohttp's pool (`pool`) and messages are read by aiohttp's parser, but without `ClientSession`,
+whose work for one request (header dictionaries, cookies, redirects, timers) costs more than the rest.
 
 What a relay must change, and nothing else is changed:
 
@@ -25,18 +25,15 @@ from typing import Final, NamedTuple
 
 import aiohttp
 from aiohttp import web
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError, StreamWriter
+from aiohttp.http import HttpProcessingError, RawRequestMessage, StreamWriter
 from aiohttp.streams import EofStream, StreamReader
-from yarl import URL
 
-from cgm_proxy import wire
-from cgm_proxy.answer import Answer, Head, Relayed
+from cgm_proxy.answer import Answer, Relayed
 from cgm_proxy.core import headers
 from cgm_proxy.core.errors import RequestRefused, refuse
 from cgm_proxy.core.links import Bases
+from cgm_proxy.pool import Gathering, Head, Pool
 from cgm_proxy.settings import Settings
 from cgm_proxy.traffic import Traffic
 
@@ -44,10 +41,9 @@ from cgm_proxy.traffic import Traffic
 _SMALL: Final = 2**16
 #: How long a client that expects `100 Continue` waits for the upstream's word before its body is asked for (seconds).
 _CONTINUE_SECONDS: Final = 1.0
-#: Idle connections are dropped before the upstream does (seconds): Tomcat's default is 20, Jetty's 30.
-_IDLE_SECONDS: Final = 15.0
 
 _DROPPED: Final = headers.HOP_BY_HOP | headers.CLAIMED | {b"host"}
+_WITHOUT_EXPECT: Final = _DROPPED | {b"expect"}
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, EofStream, TimeoutError, ValueError)
 _GONE: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -88,6 +84,15 @@ class _Asked(NamedTuple):
         return self.method in _REPEATABLE and not self.streamed and not self.body
 
 
+class Begun(NamedTuple):
+    """A request that has gone upstream already: its head, and the connection on which its answer will come."""
+
+    message: RawRequestMessage
+    connection: Connection
+    protocol: Gathering
+    started: float
+
+
 class Relay:
     """Pass requests through to the upstream; it owns the connections that this takes."""
 
@@ -95,20 +100,21 @@ class Relay:
         self.traffic = traffic or Traffic()
         self.bases = Bases.of(settings.listen.public_url, settings.upstream.url)
         self._read_timeout = settings.upstream.read_timeout
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.upstream.connect_timeout)
-        self._answer = Answer(self.bases, self.traffic)
+        self._connect_timeout = settings.upstream.connect_timeout
+        #: Exchanges that were begun on the short way (see `express`), by the client's connection.
+        self.begun: dict[object, Begun] = {}
+        self.answer = Answer(self.bases, self.traffic)
         self._address = _address(self.bases)
         self._said_for = lru_cache(maxsize=1024)(self._said_for_peer)
 
     async def start(self) -> None:
         """Make the pool of connections; none is opened before it is needed, so the upstream may start later."""
         self._loop = asyncio.get_running_loop()
-        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS)
-        self._route = ClientRequest("GET", URL(self.bases.upstream.url, encoded=True), loop=self._loop)
+        self.pool = Pool(self.bases.upstream.url, self._connect_timeout, self._read_timeout)
 
     async def close(self) -> None:
         """Close all connections to the upstream."""
-        await self._connector.close()
+        await self.pool.close()
 
     async def pass_through(self, request: web.BaseRequest, *, body: bytes | None = None) -> web.StreamResponse:
         """Send a request upstream and its answer back.
@@ -143,56 +149,42 @@ class Relay:
 
     async def _exchange(self, request: web.BaseRequest, asked: _Asked) -> Relayed:
         """Ask once, on one connection, which goes back to the pool only after a whole dialogue."""
-        connection, protocol = await self._connect(asked)
+        begun = self._begun_for(request)
+        connection, protocol = begun or await self.pool.take(bodiless=asked.method == "HEAD")
         upload: asyncio.Task[None] | None = None
         whole = False
         try:
             started = self._loop.time()
-            early = await self._ask(request, asked, protocol)
+            early = None if begun else await self._ask(request, asked, protocol)
             if asked.streamed and early is None:
                 upload = self._loop.create_task(self._upload(request, asked, protocol))
             head = early or await _final(protocol)
             self.traffic.answer(head[0].code, self._loop.time() - started)
             sent = upload.done() if upload else not asked.streamed
-            reply = await self._answer.deliver(request, head, protocol, keep_alive=sent)
+            reply = await self.answer.deliver(request, head, protocol, keep_alive=sent)
             whole = reply.whole and sent
             return reply
         finally:
             if upload:
                 upload.cancel()
             if whole:
-                connection.release()
+                self.pool.give_back(connection)
             else:
                 connection.close()
 
-    async def _connect(self, asked: _Asked) -> tuple[Connection, ResponseHandler]:
-        """Take a connection that has nothing to say yet: bytes that nobody asked for would answer the wrong request."""
-        while True:
-            try:
-                connection = await self._connector.connect(self._route, [], self._timeout)
-            except TimeoutError as fault:
-                raise aiohttp.ConnectionTimeoutError from fault
-            protocol = connection.protocol
-            if protocol is not None and not protocol.should_close:
-                break
-            connection.close()
-        protocol.set_response_params(
-            skip_payload=asked.method == "HEAD",
-            read_until_eof=True,
-            auto_decompress=False,
-            read_timeout=self._read_timeout,
-            max_line_size=wire.LINE,
-            max_field_size=wire.FIELD,
-            max_headers=wire.FIELDS,
-        )
-        return connection, protocol
+    def _begun_for(self, request: web.BaseRequest) -> tuple[Connection, Gathering] | None:
+        """Take over an exchange that the short way has begun for this request, and for no other."""
+        begun = self.begun.pop(request.protocol, None)
+        if begun is None:
+            return None
+        if begun.message.raw_headers is request.raw_headers:
+            return begun.connection, begun.protocol
+        begun.connection.close()
+        return None
 
-    async def _ask(self, request: web.BaseRequest, asked: _Asked, protocol: ResponseHandler) -> Head | None:
+    async def _ask(self, request: web.BaseRequest, asked: _Asked, protocol: Gathering) -> Head | None:
         """Send the head, with a small body; give an answer that comes before a body that waits for `100 Continue`."""
-        transport = protocol.transport
-        if transport is None or transport.is_closing():
-            raise aiohttp.ServerDisconnectedError
-        transport.write(asked.head)
+        protocol.send(asked.head)
         self.traffic.bytes_up += len(asked.head)
         if asked.expects:
             return await self._early(request, protocol)
@@ -200,7 +192,7 @@ class Relay:
             protocol.start_timeout()
         return None
 
-    async def _early(self, request: web.BaseRequest, protocol: ResponseHandler) -> Head | None:
+    async def _early(self, request: web.BaseRequest, protocol: Gathering) -> Head | None:
         """Wait for the upstream's word on a body to come, not for ever (RFC 9110, 10.1.1); pass a `100` on."""
         try:
             async with asyncio.timeout(_CONTINUE_SECONDS):
@@ -212,7 +204,7 @@ class Relay:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
-    async def _upload(self, request: web.BaseRequest, asked: _Asked, protocol: ResponseHandler) -> None:
+    async def _upload(self, request: web.BaseRequest, asked: _Asked, protocol: Gathering) -> None:
         """Send the body as it comes, at the upstream's pace; a fault of it wakes who waits for the answer."""
         writer = StreamWriter(protocol, self._loop)
         if asked.chunked:
@@ -237,28 +229,35 @@ class Relay:
         streamed = request.body_exists if body is None else len(body) > _SMALL
         waits = request.headers.get("Expect", "").lower() == "100-continue"
         expects = waits and streamed and body is None
-        target = self.bases.target(request.raw_path).encode("utf-8", "surrogateescape")
-        head = [request.method.encode(), b" ", target, b" HTTP/1.1\r\n"]
-        head += (headers.lines(self._fields(request, answered=waits and not expects)), self._said(request))
+        fields = self._fields(request.raw_headers, answered=waits and not expects)
+        head = [self._opening(request.method, request.raw_path, fields), self._said(request, request.remote)]
         if coding:
             head.append(b"Transfer-Encoding: chunked\r\n" if body is None else b"Content-Length: %d\r\n" % len(body))
         head += (b"\r\n", b"" if streamed or not body else body)
         return _Asked(request.method, b"".join(head), body, streamed, bool(coding) and body is None, expects)
 
-    def _fields(self, request: web.BaseRequest, *, answered: bool) -> list[tuple[bytes, bytes]]:
+    def bodiless(self, message: RawRequestMessage, peer: str | None) -> bytes:
+        """Write a request without a body for the upstream."""
+        fields = self._fields(message.raw_headers, answered=False)
+        return b"%b%b\r\n" % (self._opening(message.method, message.path, fields), self._said(message, peer))
+
+    def _opening(self, method: str, path: str, fields: list[tuple[bytes, bytes]]) -> bytes:
+        target = self.bases.target(path).encode("utf-8", "surrogateescape")
+        return b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, headers.lines(fields))
+
+    def _fields(self, fields: headers.Fields, *, answered: bool) -> list[tuple[bytes, bytes]]:
         """List the fields that go upstream; an expectation that is `answered` here does not."""
-        dropped = _DROPPED | {b"expect"} if answered else _DROPPED
-        if not self._answer.upstream_links:
-            return headers.end_to_end(request.raw_headers, dropped)
-        fields = headers.end_to_end(request.raw_headers, dropped | {b"accept-encoding"})
-        return [*fields, (b"Accept-Encoding", b"identity")]
+        dropped = _WITHOUT_EXPECT if answered else _DROPPED
+        if not self.answer.upstream_links:
+            return headers.end_to_end(fields, dropped)
+        return [*headers.end_to_end(fields, dropped | {b"accept-encoding"}), (b"Accept-Encoding", b"identity")]
 
     def _said_for_peer(self, peer: str) -> bytes:
         return self._address + headers.lines(headers.forwarded(peer, self.bases.public, ()))
 
-    def _said(self, request: web.BaseRequest) -> bytes:
+    def _said(self, request: web.BaseRequest | RawRequestMessage, remote: str | None) -> bytes:
         """Say where the request goes, by whom it was asked and by what public address (RFC 7239; RFC 9110, 7.6.3)."""
-        peer = request.remote or "unknown"
+        peer = remote or "unknown"
         if "X-Forwarded-For" not in request.headers:
             return self._said_for(peer)
         claimed = (text for name, text in request.raw_headers if name.lower() == b"x-forwarded-for")
@@ -290,7 +289,7 @@ def _check(request: web.BaseRequest, coding: str) -> None:
         raise refuse(501, "transfer-encoding", text, code="not-supported")
 
 
-async def _final(protocol: ResponseHandler) -> Head:
+async def _final(protocol: Gathering) -> Head:
     """Wait for the answer; interim ones (1xx) before it are dropped."""
     while True:
         message, payload = await protocol.read()

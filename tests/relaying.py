@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from cgm_proxy.core.errors import RequestRefused, operation_outcome
+from cgm_proxy.express import ExpressServer
 from cgm_proxy.relay import Relay
 from cgm_proxy.settings import Listen, Settings, Upstream
 from cgm_proxy.wire import SERVER_OPTIONS
@@ -164,7 +165,7 @@ async def between(
         )
     )
     await relay.start()
-    async with listening(web.Server(serving(relay, body), **SERVER_OPTIONS)) as port:
+    async with listening(ExpressServer(serving(relay, body), relay, lambda _: not body, **SERVER_OPTIONS)) as port:
         yield World(port, fake, relay)
     await relay.close()
     behind.close()

@@ -14,7 +14,7 @@ GROWTH = 24 * 2**20
 
 PROXY = """
 import asyncio, sys, uvloop
-from aiohttp import web
+from cgm_proxy.express import ExpressServer
 from cgm_proxy.relay import Relay
 from cgm_proxy.settings import Settings, Upstream
 from cgm_proxy.wire import SERVER_OPTIONS
@@ -22,7 +22,8 @@ from cgm_proxy.wire import SERVER_OPTIONS
 async def main():
     relay = Relay(Settings(upstream=Upstream(url=sys.argv[1])))
     await relay.start()
-    server = await asyncio.get_running_loop().create_server(web.Server(relay.pass_through, **SERVER_OPTIONS), "127.0.0.1", 0)
+    make = ExpressServer(relay.pass_through, relay, lambda _: True, **SERVER_OPTIONS)
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await relay.close()
