@@ -5,12 +5,22 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Literal
 
-from cgm_proxy.core.bundle import Kind
+from cgm_proxy.core.bundle import Kind, objects
 from cgm_proxy.core.errors import Issue, Json, RequestRefused, operation_outcome
 from cgm_proxy.core.judge import Judgement, Verdict
 from cgm_proxy.core.plan import Outcome, Refused, Relayed, Stored
 
 Return = Literal["minimal", "representation", "OperationOutcome"]
+
+#: Values of `return` (https://hl7.org/fhir/R4/http.html#return), in lower case.
+RETURNS: dict[str, Return] = {
+    "minimal": "minimal",
+    "representation": "representation",
+    "operationoutcome": "OperationOutcome",
+}
+
+#: Reason phrases of the statuses that have one; an upstream may answer with others.
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 #: `Bundle.type` of the answer to each way of submitting.
 RESPONSE_TYPES: dict[Kind, str] = {
@@ -37,9 +47,9 @@ class Answer:
 def preferred_return(prefer: str) -> Return:
     """Read `return=` of a Prefer header (RFC 7240); without it an entry has an outcome only where there is something to say."""
     for part in prefer.replace(";", ",").split(","):
-        match part.strip().partition("="):
-            case ("return", _, "representation" | "OperationOutcome" | "minimal" as value):
-                return value
+        name, _, value = part.partition("=")
+        if name.strip().lower() == "return" and (wanted := RETURNS.get(value.strip().strip('"').lower())):
+            return wanted
     return "minimal"
 
 
@@ -86,10 +96,10 @@ def bundle(judgement: Judgement, answers: Sequence[Answer], preferred: Return) -
 
 
 def _entry(answer: Answer, preferred: Return) -> Json:
-    response: Json = {"status": f"{answer.status} {HTTPStatus(answer.status).phrase}"}
+    response: Json = {"status": f"{answer.status} {PHRASES.get(answer.status, '')}".rstrip()}
     entry: Json = {"response": response}
     if answer.relayed is not None:
-        return answer.relayed
+        return _with_warnings(answer.relayed, answer.issues)
     if stored := answer.stored:
         response["location"] = stored.location
         if stored.etag:
@@ -101,12 +111,23 @@ def _entry(answer: Answer, preferred: Return) -> Json:
     return entry
 
 
+def _with_warnings(relayed: Json, issues: Sequence[Issue]) -> Json:
+    """Add what was found about an entry to the upstream's own answer, whose words come first."""
+    if not issues:
+        return relayed
+    response = relayed.get("response") or {}
+    outcome = response.get("outcome")
+    said = objects(outcome.get("issue")) if isinstance(outcome, dict) else []
+    told = operation_outcome(issues)
+    return {**relayed, "response": {**response, "outcome": {**told, "issue": [*said, *told["issue"]]}}}
+
+
 def refusal(judgement: Judgement, answers: Sequence[Answer]) -> RequestRefused | None:
     """Give the refusal of a submission that is refused whole: by the orders, or because it is atomic."""
     issues = [issue for issue in judgement.issues if issue.refuses]
     status = 422
     if judgement.submission.atomic and not issues:
-        failed = [answer for answer in answers if answer.stored is None]
+        failed = [answer for answer in answers if any(issue.refuses for issue in answer.issues)]
         issues = [issue for answer in failed for issue in answer.issues if issue.refuses]
         status = max((answer.status for answer in failed), default=422)
     if not issues:
