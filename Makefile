@@ -20,6 +20,9 @@ $(READY): requirements-dev.lock pyproject.toml
 
 install: $(READY) ## set up .venv from the lock file
 
+demo: $(READY) ## see the main job on the embedded store: make demo ARGS=--serve
+	$(BIN)/cgm-proxy demo $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,8 +42,8 @@ $(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java t
 hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB=jdbc:h2:file:/PATH
 	exec java -Xmx2g -jar $(HAPI_JAR) --port=$(PORT) '--db=$(DB)'
 
-bench: $(READY) ## measure on a real HAPI: make bench JSON=FILE LARGE=1
-	PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json '$(JSON)') $(if $(LARGE),--large) $(BENCH)
+bench: $(READY) ## measure on a real HAPI: make bench JSON=FILE LARGE=3
+	PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json '$(JSON)') $(if $(LARGE),--large $(LARGE)) $(BENCH)
 
 # Both from one module, whose go.sum locks all of their sources: .cache/bin/helm, .cache/bin/validate-manifests.
 GO_BUILD := cd tests/helm && go build -buildvcs=false -trimpath -ldflags '-s -w'
@@ -59,4 +62,4 @@ lock: $(READY) ## renew the lock files
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	echo hatchling | $(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 -c requirements-dev.lock - --no-header -o requirements-build.lock
 
-.PHONY: help install lint format test hapi bench chart-tools lock
+.PHONY: help install demo lint format test hapi bench chart-tools lock
