@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 
+from cgm_proxy.core.bundle import Entry
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
 from cgm_proxy.core.judge import Judgement
 from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored, Transaction, body
@@ -140,23 +141,34 @@ def stored_by_identity(plan: Plan, outcomes: Mapping[int, Outcome]) -> dict[str,
     return stored
 
 
-async def relay_unjudged(
-    judgement: Judgement, identified: Sequence[Identified], upstream: Upstream, submitter: Submitter
-) -> dict[int, Outcome]:
-    """Send what `observe` mode lets through although it can't be created here, as the submitter said it, in one batch.
-
-    In `enforce` mode there is none.
-    """
+def unjudged(judgement: Judgement, identified: Sequence[Identified]) -> list[Entry]:
+    """List what `observe` mode lets through although it can't be created here; in `enforce` mode there is none."""
     planned = {one.entry.index for one in identified}
-    left = [v.entry for v in judgement.verdicts if v.accepted and v.entry.request and v.entry.index not in planned]
-    if not left:
-        return {}
-    entries = [{"fullUrl": e.full_url, "resource": e.resource, "request": e.request} for e in left]
-    said = [{name: value for name, value in entry.items() if value} for entry in entries]
-    answered = await upstream.batch({"resourceType": "Bundle", "type": "batch", "entry": said}, submitter)
-    return {entry.index: Relayed(_status(answer), answer) for entry, answer in zip(left, answered, strict=False)}
+    return [v.entry for v in judgement.verdicts if v.accepted and v.entry.request and v.entry.index not in planned]
 
 
-def _status(entry: Json) -> int:
-    status = str((entry.get("response") or {}).get("status", ""))[:3]
-    return int(status) if status.isdigit() else 502
+def in_own_words(entries: Iterable[Entry]) -> Json:
+    """Make the batch of entries as the submitter said them."""
+    said = [{"fullUrl": e.full_url, "resource": e.resource, "request": e.request} for e in entries]
+    listed = [{name: value for name, value in entry.items() if value} for entry in said]
+    return {"resourceType": "Bundle", "type": "batch", "entry": listed}
+
+
+async def relay_unjudged(
+    entries: Sequence[Entry], batch: Json, upstream: Upstream, submitter: Submitter
+) -> dict[int, Outcome]:
+    """Send the entries' batch once, since nothing in it is conditional; what fails or is not answered has failed alone."""
+    try:
+        answered = await upstream.batch(batch, submitter)
+    except RequestRefused as refused:
+        return {entry.index: Refused(refused.status, refused.issues) for entry in entries}
+    answers = answered if len(answered) == len(entries) else [{}] * len(entries)
+    return {entry.index: _relayed(answer) for entry, answer in zip(entries, answers, strict=True)}
+
+
+def _relayed(answer: Json) -> Outcome:
+    response = answer.get("response")
+    status = str(response.get("status"))[:3] if isinstance(response, dict) else ""
+    if not status.isascii() or not status.isdigit() or int(status) not in _STATUSES:
+        return Refused(502, (Issue("upstream-answer", "the server's answer has no status", code="transient"),))
+    return Relayed(int(status), answer)

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from cgm_proxy import metrics, render
 from cgm_proxy.capabilities import add_receiver
-from cgm_proxy.core import body, bundle, detect, reply, xml
+from cgm_proxy.core import body, bundle, confirmed, detect, reply, xml
 from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.detect import Target
 from cgm_proxy.core.dialects import Dialect
@@ -26,16 +26,19 @@ from cgm_proxy.settings import Settings
 from cgm_proxy.submission import Finished, Submissions
 from cgm_proxy.upstream import Submitter, Upstream
 
-#: Fields that belong to one request's body or answer, and not to the requests that are made from it.
+#: Fields that belong to one request's body or answer, and not to the requests that are made from it; nor may a submitter
+#: make something else of these, which may carry the service token, by a method override.
 _OWN = (
     HOP_BY_HOP
     | CLAIMED
     | frozenset(
-        b"host expect content-length content-type content-encoding content-md5 content-digest digest accept range prefer "
-        b"accept-encoding cache-control if-match if-none-match if-modified-since if-unmodified-since if-none-exist "
-        b"if-range x-request-id".split()
+        b"host expect digest repr-digest want-digest want-repr-digest accept range prefer accept-encoding cache-control "
+        b"pragma x-request-id x-http-method x-http-method-override x-method-override".split()
     )
 )
+
+#: Fields about content and conditions, which belong to one request as well.
+_OWN_PREFIXES = (b"content-", b"if-")
 
 #: Request ids that are taken over from a client; others could carry anything into the logs.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
@@ -97,10 +100,17 @@ class Handlers:
         status, headers, data = await self._upstream.metadata(query, accept, self._submitter(request, None))
         made = body.media_type(headers.get("Content-Type", ""))
         if status == 200 and made:
-            statement = add_receiver(body.parse(data, self._limits.depth))
-            data = xml.to_xml(statement) if made == "xml" else body.encode(statement)
+            data = self._with_receiver(data, made)
         kept = {name: headers[name] for name in _KEPT if name in headers}
         return web.Response(status=status, headers=kept, body=data)
+
+    def _with_receiver(self, data: bytes, made: body.Format) -> bytes:
+        """Add what this proxy does to a CapabilityStatement; what can't be read is the upstream's own affair."""
+        try:
+            statement = add_receiver(body.parse(data, self._limits.depth))
+        except RequestRefused:
+            return data
+        return xml.to_xml(statement) if made == "xml" else body.encode(statement)
 
     async def _inspect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Read a body, tell whether it is a submission, and answer it or let it pass as it came."""
@@ -112,8 +122,10 @@ class Handlers:
                 document = bundle.open_operation(document)
             dialect = self._dialect(document, target)
             if dialect is None:
-                self._memory.notice_bundle(document)
-                return await self._relay.pass_through(request, body=raw)
+                try:
+                    return await self._relay.pass_through(request, body=raw)
+                finally:
+                    self._memory.notice_bundle(document)
             return await self._shielded(self._submit(request, target, document, dialect))
 
     def _dialect(self, document: Json, target: Target) -> Dialect | None:
@@ -150,9 +162,11 @@ class Handlers:
                 fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
                 return self._answered(request, finished, preferred, request_id)
             except RequestRefused as refused:
-                fields |= {"outcome": "refused", "status": refused.status, "rule": refused.issues[0].rule}
+                outcome = "failed" if refused.status >= 500 else "refused"
+                fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
                 return render.refusal(request, refused, request_id)
             finally:
+                metrics.SUBMISSIONS.labels(dialect.id, fields.get("outcome", "failed")).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))
 
     def _submission(self, request: web.BaseRequest, target: Target, document: Json, dialect: Dialect) -> Submission:
@@ -171,6 +185,8 @@ class Handlers:
             content = reply.bundle(judgement, answers, preferred)
             return render.resource(request, 200, content, X_Request_ID=request_id)
         answer, stored = answers[0], answers[0].stored
+        if answer.relayed is not None:  # in observe mode
+            stored = next(iter(confirmed.confirmation(body.encode({"entry": [answer.relayed]}), 1) or ()), None)
         told = operation_outcome(answer.issues) if answer.issues or preferred == "OperationOutcome" else None
         shown = stored.resource if stored and preferred == "representation" else None
         place = f"{self._public.url}/{stored.location}" if stored else None
@@ -187,7 +203,8 @@ class Handlers:
             *end_to_end(request.raw_headers, _OWN),
             *forwarded(request.remote or "unknown", self._public, claimed),
         ):
-            fields.add(name.decode("latin-1"), value.decode("latin-1"))
+            if not name.lower().startswith(_OWN_PREFIXES):
+                fields.add(name.decode("latin-1"), value.decode("latin-1"))
         if request_id:
             fields["X-Request-ID"] = request_id
         return Submitter(fields)

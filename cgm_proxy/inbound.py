@@ -38,8 +38,9 @@ class Inbound:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         raw = bytearray()
         before = 0
+        deadline = asyncio.get_running_loop().time() + self._limits.seconds
         try:
-            while part := await self._part(request):
+            while part := await self._part(request, deadline):
                 raw += part
                 self._room -= len(raw) - before
                 before = len(raw)
@@ -55,9 +56,11 @@ class Inbound:
         data = await asyncio.to_thread(body.inflate, raw, content_encoding, self._limits.body_bytes)
         return await asyncio.to_thread(body.parse, data, self._limits.depth)
 
-    async def _part(self, request: web.BaseRequest) -> bytes:
+    async def _part(self, request: web.BaseRequest, deadline: float) -> bytes:
+        """Read what has arrived; neither silence nor a body that trickles on for ever is waited out."""
+        left = deadline - asyncio.get_running_loop().time()
         try:
-            return await asyncio.wait_for(request.content.readany(), self._patience)
+            return await asyncio.wait_for(request.content.readany(), min(left, self._patience))
         except TimeoutError as error:
             raise refuse(
                 408, "body-timeout", "the body did not arrive in time; send it again", code="timeout"

@@ -12,10 +12,10 @@ from cgm_proxy.core.bundle import objects
 from cgm_proxy.core.condition import Parameters, one_identifier, parameters
 from cgm_proxy.core.confirmed import located
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
-from cgm_proxy.core.plan import Identified, Refused, Stored
+from cgm_proxy.core.plan import Identified, Outcome, Refused, Stored
 from cgm_proxy.memory import Memory
 from cgm_proxy.metrics import DUPLICATES
-from cgm_proxy.upstream import REJECTED, SEARCHED, Submitter, Upstream
+from cgm_proxy.upstream import NOT_ALLOWED, REJECTED, SEARCHED, Submitter, Upstream
 
 #: How many of a submission's entries are asked for, to tell one that is sent again from a new one.
 PROBES = 32
@@ -23,11 +23,23 @@ PROBES = 32
 #: Look-ups of one submission under way at once.
 AT_ONCE = 4
 
-#: Statuses after which a look-up is done without: the submitter may create but not search.
-NOT_ALLOWED = frozenset({401, 403})
-
 #: The stored resources that a condition matches, or why it can't be told.
 Matches = list[Json] | Refused
+
+
+TAKEN = Refused(
+    409,
+    (
+        Issue(
+            "identity-taken",
+            "what is stored under this entry's identity is not about its patient; the server's operator must correct that",
+            code="conflict",
+        ),
+    ),
+)
+UNCONFIRMED = Refused(
+    503, (Issue("fate-unknown", "the server did not confirm it; send it again, which is safe", code="transient"),)
+)
 
 
 def _refusal(status: int, rule: str, text: str, code: str) -> Refused:
@@ -69,14 +81,17 @@ class Known:
 
     async def by_identity(self, identified: Sequence[Identified]) -> dict[str, Stored]:
         """Give where entries are stored, by identity; what is missing here may be stored all the same."""
+        writes = self._memory.writes
         known = self._memory.known(one.identity for one in identified)
         DUPLICATES.labels("memory").inc(len(known))
         asked = [one for one in identified if one.identity not in known]
         if len(asked) > PROBES:
-            probed = await self._look_up(asked[:: max(1, len(asked) // PROBES)])
-            found = await self._look_up(asked) if probed else {}
+            probes = asked[:: len(asked) // PROBES]
+            found = await self._look_up(probes)
+            if found and len(probes) < len(asked):
+                found = await self._look_up(asked)
             DUPLICATES.labels("search").inc(len(found))
-            self._memory.remember(found)
+            self._memory.remember(found, writes)
             known |= found
         return known
 
@@ -116,17 +131,36 @@ class Known:
             return dict.fromkeys(asked, _refusal(refused.status, "condition-forbidden", text, "forbidden"))
         return found | dict(zip(others, matched, strict=True))
 
-    async def _look_up(self, asked: Sequence[Identified]) -> dict[str, Stored]:
-        by_type: dict[str, list[str]] = {}
-        for one in asked:
-            by_type.setdefault(one.entry.type, []).append(one.identity)
-        parts = [(kind, part) for kind, identities in by_type.items() for part in _parts(identities)]
+    async def not_confirmed(
+        self, identified: Iterable[Identified], outcomes: Mapping[int, Outcome]
+    ) -> dict[int, Refused]:
+        """Refuse what the upstream says is stored already, where what it means is not about the patient.
+
+        Somebody who may write other data could have given it this identity; the entry would be lost without a word.
+        """
+        stored = [(one, o) for one in identified if isinstance(o := outcomes.get(one.entry.index), Stored)]
+        created = {one.identity for one, outcome in stored if outcome.created}
+        said = [one for one, _ in stored if one.identity not in created]
         try:
-            found = await self._all(self._upstream.stored(kind, p, self._patient, self._submitter) for kind, p in parts)
+            places = await self._places_of({one.identity: one for one in said}.values())
+        except RequestRefused as refused:
+            return {} if refused.status in NOT_ALLOWED else {one.entry.index: UNCONFIRMED for one in said}
+        return {one.entry.index: TAKEN for one in said if one.identity not in places}
+
+    async def _look_up(self, asked: Sequence[Identified]) -> dict[str, Stored]:
+        try:
+            return await self._places_of(asked)
         except RequestRefused as refused:
             if refused.status not in NOT_ALLOWED:
                 raise
             return {}
+
+    async def _places_of(self, asked: Iterable[Identified]) -> dict[str, Stored]:
+        by_type: dict[str, list[str]] = {}
+        for one in asked:
+            by_type.setdefault(one.entry.type, []).append(one.identity)
+        parts = [(kind, part) for kind, identities in by_type.items() for part in _parts(identities)]
+        found = await self._all(self._upstream.stored(kind, p, self._patient, self._submitter) for kind, p in parts)
         return {identity: stored for part in found for identity, stored in part.items()}
 
     async def _match_identifiers(

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from cachetools import TTLCache
 
+from cgm_proxy.core.detect import segments
 from cgm_proxy.core.errors import Json
 from cgm_proxy.core.orders import StandingOrder
 from cgm_proxy.core.plan import Stored
@@ -23,9 +24,11 @@ class Memory:
     _FORGETTABLE = frozenset({"Observation", "DiagnosticReport", "Device"})
 
     def __init__(self, cache: Cache) -> None:
-        self._orders: TTLCache[tuple[str, str], Orders] = TTLCache(cache.orders, cache.orders_seconds)
+        self._orders: TTLCache[tuple[str, str], tuple[Orders]] = TTLCache(cache.orders, cache.orders_seconds)
         self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
         self._known: TTLCache[str, Stored] = TTLCache(cache.known, cache.known_seconds)
+        self.writes = 0
+        """How often what is known of stored entries had to be forgotten."""
 
     async def orders(self, patient: str, authorization: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
         """Give the patient's orders as this authorization may see them, asked for once by all who want them now.
@@ -33,9 +36,9 @@ class Memory:
         A failed look-up is raised to all who wait for it and not remembered.
         """
         key = (patient, hashlib.sha256(authorization.encode()).hexdigest())
-        if key in self._orders:
+        if found := self._orders.get(key):  # asked once: what is there now may have expired a moment later
             ORDER_LOOKUPS.labels("hit").inc()
-            return self._orders[key]
+            return found[0]
         if task := self._asking.get(key):
             ORDER_LOOKUPS.labels("shared").inc()
             return await asyncio.shield(task)
@@ -44,11 +47,11 @@ class Memory:
         return await asyncio.shield(task)
 
     async def _ask(self, key: tuple[str, str], ask: Callable[[], Awaitable[Orders]]) -> Orders:
-        mine = self._asking.get(key)
+        mine = asyncio.current_task()
         try:
             found = await ask()
             if self._asking.get(key) is mine:  # no write to an order came by meanwhile
-                self._orders[key] = found
+                self._orders[key] = (found,)
         finally:
             if self._asking.get(key) is mine:
                 self._asking.pop(key, None)
@@ -61,20 +64,23 @@ class Memory:
         """
         if "_search" in path:
             return
-        if "ServiceRequest" in path or "Patient" in path:
-            self.forget_orders()
         operation = any(part.startswith("$") for part in path)
-        if operation or (method != "POST" and not self._FORGETTABLE.isdisjoint(path)):
+        if operation or "ServiceRequest" in path or "Patient" in path:
+            self.forget_orders()
+        cascading = method == "DELETE"  # servers can be made to delete what references the deleted
+        if operation or cascading or (method != "POST" and not self._FORGETTABLE.isdisjoint(path)):
             self.forget_known()
 
     def notice_bundle(self, bundle: Json) -> None:
         """Forget what an untagged Bundle that passed through may have changed."""
         entries = bundle.get("entry")
         for entry in entries if isinstance(entries, list) else ():
-            request = entry.get("request") if isinstance(entry, dict) else None
-            url, method = (request.get("url"), request.get("method")) if isinstance(request, dict) else (None, None)
-            if isinstance(url, str) and method != "GET":
-                self.notice_write(str(method), url.partition("?")[0].split("/"))
+            fields = entry if isinstance(entry, dict) else {}
+            request, resource = fields.get("request"), fields.get("resource")
+            asked = request if isinstance(request, dict) else {}
+            if asked.get("method") != "GET":
+                kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
+                self.notice_write(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
 
     def forget_orders(self) -> None:
         """Forget all orders, because one was written; look-ups under way are not remembered."""
@@ -83,13 +89,18 @@ class Memory:
 
     def known(self, identities: Iterable[str]) -> dict[str, Stored]:
         """Give where those of the identities that are remembered are stored."""
-        known = self._known
-        return {identity: known[identity] for identity in identities if identity in known}
+        return {identity: found for identity in identities if (found := self._known.get(identity))}
 
-    def remember(self, stored: Mapping[str, Stored]) -> None:
-        """Remember where entries are stored, as the upstream has confirmed it."""
-        self._known.update(stored)
+    def remember(self, stored: Mapping[str, Stored], writes: int) -> None:
+        """Remember where entries are stored, as the upstream has confirmed it.
+
+        `writes` is what it was before the upstream was asked: nothing is remembered if a write came by since then, which
+        may have deleted what was just found.
+        """
+        if writes == self.writes:
+            self._known.update(stored)
 
     def forget_known(self) -> None:
         """Forget where entries are stored, because some were changed or deleted."""
+        self.writes += 1
         self._known.clear()

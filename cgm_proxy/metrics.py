@@ -31,7 +31,12 @@ def _counter(name: str, doc: str, *labels: str) -> Counter:
     return Counter(f"cgm_proxy_{name}", doc, labels, registry=REGISTRY)
 
 
-SUBMISSIONS = _counter("submissions", "Submissions, by dialect and by what became of them", "dialect", "outcome")
+SUBMISSIONS = _counter(
+    "submissions",
+    "Submissions, by dialect and by what became of them: stored, duplicate, partly, refused, failed",
+    "dialect",
+    "outcome",
+)
 SUBMISSION_SECONDS = Histogram(
     "cgm_proxy_submission_seconds",
     "Time from a submission's last byte to its answer",
@@ -51,9 +56,8 @@ IN_FLIGHT = Gauge("cgm_proxy_in_flight", "Submissions being worked on", registry
 LOOP_LAG = Gauge("cgm_proxy_event_loop_lag_seconds", "How late the event loop last was", registry=REGISTRY)
 
 
-def count(judgement: Judgement, answers: Sequence[Answer], outcome: str) -> None:
-    """Count a finished submission; `outcome` is `stored`, `partly`, `refused` or `failed`."""
-    SUBMISSIONS.labels(judgement.submission.dialect.id, outcome).inc()
+def count(judgement: Judgement, answers: Sequence[Answer]) -> None:
+    """Count the entries of a finished submission, and what was found about them."""
     entries: Tally[tuple[str, str]] = Tally()
     issues: Tally[tuple[str, str]] = Tally()
     for verdict, answer in zip(judgement.verdicts, answers, strict=True):

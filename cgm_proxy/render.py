@@ -1,5 +1,6 @@
 """Write resources as HTTP answers, in the format that the client asked for."""
 
+import re
 from collections.abc import Mapping
 from urllib.parse import parse_qs
 
@@ -12,23 +13,28 @@ from cgm_proxy.core.errors import Json, RequestRefused, operation_outcome
 #: Values of `_format` beside media types (https://hl7.org/fhir/R4/http.html#parameters).
 _SHORT: Mapping[str, Format] = {"json": "json", "xml": "xml"}
 
+#: Ranges of media types that leave the choice to the server.
+_ANY = frozenset({"*/*", "application/*"})
+_WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
+
 
 def wanted_format(request: web.BaseRequest, otherwise: Format = "json") -> Format:
     """Tell the format to answer in: `_format`, else the best of Accept, else the one that the request came in."""
     for value in parse_qs(request.raw_path.partition("?")[2]).get("_format", ()):
         if found := _SHORT.get(value) or body.media_type(value.replace(" ", "+")):
             return found
-    accepted = request.headers.get("Accept", "").split(",")
-    ranked = [(_quality(part), found) for part in accepted if (found := body.media_type(part))]
-    return max(ranked, key=lambda pair: pair[0])[1] if ranked else otherwise
+    accepted = ",".join(request.headers.getall("Accept", ())).split(",")
+    named = [(_quality(part), 1, found) for part in accepted if (found := body.media_type(part))]
+    anything = [(_quality(part), 0, otherwise) for part in accepted if part.partition(";")[0].strip() in _ANY]
+    best = max((*named, *anything), key=lambda ranked: ranked[:2], default=(0.0, 0, otherwise))
+    return best[2] if best[0] else otherwise
 
 
 def _quality(part: str) -> float:
-    _, separator, value = part.replace(" ", "").partition(";q=")
-    try:
-        return float(value.partition(";")[0]) if separator else 1.0
-    except ValueError:
-        return 0.0
+    """Read a weight (RFC 9110, 12.4.2); what is none makes the least of a choice."""
+    _, separator, value = part.replace(" ", "").lower().partition(";q=")
+    weight = value.partition(";")[0]
+    return (float(weight) if _WEIGHT.fullmatch(weight) else 0.0) if separator else 1.0
 
 
 def resource(request: web.BaseRequest, status: int, content: Json | None, **more: str | None) -> web.Response:

@@ -14,16 +14,16 @@ from cgm_proxy import metrics
 from cgm_proxy.core import plan, reply
 from cgm_proxy.core.bundle import Submission, localizer, names
 from cgm_proxy.core.dialects import ORDER_TOKENS, READING_CODES, SUMMARY_CODES
-from cgm_proxy.core.errors import Json
+from cgm_proxy.core.errors import Json, RequestRefused
 from cgm_proxy.core.instants import interval
 from cgm_proxy.core.judge import Context, Judgement, Rules, judge, resolver
 from cgm_proxy.core.orders import StandingOrder, read_orders
 from cgm_proxy.core.plan import Outcome, Stored
-from cgm_proxy.forward import Forwarding, relay_unjudged, stored_by_identity
+from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, unjudged
 from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory, Orders
 from cgm_proxy.settings import Settings
-from cgm_proxy.upstream import Submitter, Upstream
+from cgm_proxy.upstream import NOT_ALLOWED, Submitter, Upstream
 
 #: Submissions of more entries than this are judged in a thread, so that streamed traffic goes on.
 LARGE = 250
@@ -77,7 +77,7 @@ class Submissions:
                 outcomes = await self._store(judgement, context, submitter, preferred)
         finished = Finished(judgement, reply.answers(judgement, outcomes))
         refused = reply.refusal(judgement, finished.answers)
-        metrics.count(judgement, finished.answers, "refused" if refused else finished.outcome)
+        metrics.count(judgement, finished.answers)
         if refused:
             raise refused
         return finished
@@ -133,10 +133,15 @@ class Submissions:
             "_count": "1",
             "_elements": "subject",
         }
-        for resource in await self._upstream.search("Observation", newest, submitter, pages=1):
-            span = interval((resource.get("meta") or {}).get("lastUpdated"))
-            return span[0] if span else None
-        return None
+        try:
+            found = await self._upstream.search("Observation", newest, submitter, pages=1)
+        except RequestRefused as refused:
+            if refused.status not in NOT_ALLOWED:
+                raise
+            return None  # who may not search can't be told to come later
+        meta = found[0].get("meta") if found else None
+        span = interval(meta.get("lastUpdated")) if isinstance(meta, dict) else None
+        return span[0] if span else None
 
     async def _judge(self, submission: Submission, context: Context) -> Judgement:
         if len(submission.entries) <= LARGE:
@@ -151,7 +156,7 @@ class Submissions:
         self, judgement: Judgement, context: Context, submitter: Submitter, preferred: reply.Return
     ) -> Mapping[int, Outcome]:
         """Find known → plan → forward."""
-        submission, limits = judgement.submission, self._settings.limits
+        submission, limits, writes = judgement.submission, self._settings.limits, self._memory.writes
         identified = plan.identify(judgement, resolver(submission.entries, context.stored))
         look_ups = Known(self._upstream, self._memory, submitter, submission.patient or "")
         matched, ambiguous = await look_ups.by_condition(identified)
@@ -167,15 +172,32 @@ class Submissions:
                 outcomes = await forwarding.run()
         except TimeoutError:
             outcomes = forwarding.complete()
-        self._memory.remember(stored_by_identity(planned, outcomes))
+        outcomes |= await look_ups.not_confirmed(identified, outcomes)
+        self._memory.remember(stored_by_identity(planned, outcomes), writes)
         outcomes |= {one.entry.index: known[one.identity] for one in identified if one.identity in known}
-        outcomes |= await relay_unjudged(judgement, identified, self._upstream, submitter)
+        outcomes |= await self._relayed(judgement, identified, submitter)
         return await self._represented(outcomes, submitter) if preferred == "representation" else outcomes
 
+    async def _relayed(
+        self, judgement: Judgement, identified: Sequence[plan.Identified], submitter: Submitter
+    ) -> Mapping[int, Outcome]:
+        """Let through what `observe` mode does not refuse; it may change what is stored, as any batch may."""
+        left = unjudged(judgement, identified)
+        if not left:
+            return {}
+        batch = in_own_words(left)
+        try:
+            return await relay_unjudged(left, batch, self._upstream, submitter)
+        finally:
+            self._memory.notice_bundle(batch)
+
     async def _represented(self, outcomes: Mapping[int, Outcome], submitter: Submitter) -> Mapping[int, Outcome]:
-        """Add the stored resources that the upstream did not send along."""
+        """Add the stored resources that the upstream did not send along; without those that can't be had, all is stored."""
         lacking = {o.reference for o in outcomes.values() if isinstance(o, Stored) and o.resource is None}
-        found = await self._upstream.read(sorted(lacking), submitter) if lacking else {}
+        try:
+            found = await self._upstream.read(sorted(lacking), submitter)
+        except RequestRefused:
+            return outcomes
         return {
             index: replace(outcome, resource=found.get(outcome.reference))
             if isinstance(outcome, Stored) and outcome.resource is None

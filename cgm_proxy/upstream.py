@@ -16,7 +16,7 @@ from yarl import URL
 
 from cgm_proxy.core import confirmed
 from cgm_proxy.core.body import encode
-from cgm_proxy.core.bundle import objects
+from cgm_proxy.core.bundle import localizer, objects
 from cgm_proxy.core.errors import Json, RequestRefused, refuse
 from cgm_proxy.core.identity import SYSTEM, token
 from cgm_proxy.core.plan import Stored
@@ -39,6 +39,9 @@ LONGEST_PAUSE = 5.0
 
 #: Pages of one search that are followed at most.
 MOST_PAGES = 1000
+
+#: Statuses after which a look-up is done without: the submitter may create but not search.
+NOT_ALLOWED = frozenset({401, 403})
 
 #: Identities in one search; its form body stays under 64 KiB.
 SEARCHED = 200
@@ -90,6 +93,7 @@ class Upstream:
         self._token = settings.upstream.token
         self._retries = settings.upstream.retries
         self._session = session
+        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._typed: bool | None = None
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=settings.upstream.connect_timeout, sock_read=settings.upstream.read_timeout
@@ -144,8 +148,14 @@ class Upstream:
         for kind, ids in by_type.items():
             for start in range(0, len(ids), SEARCHED):
                 part = ids[start : start + SEARCHED]
-                for resource in await self.search(kind, {"_id": ",".join(part), "_count": str(len(part))}, submitter):
-                    found[f"{kind}/{resource.get('id')}"] = resource
+                wanted = {"_id": ",".join(part), "_count": str(len(part))}
+                try:
+                    resources = await self.search(kind, wanted, submitter)
+                except RequestRefused as refused:
+                    if refused.status not in NOT_ALLOWED:
+                        raise
+                    break
+                found |= {f"{kind}/{resource['id']}": resource for resource in resources}
         return found
 
     async def stored(
@@ -161,7 +171,7 @@ class Upstream:
         return {
             identifier["value"]: place
             for resource in await self.search(kind, parameters, submitter)
-            if confirmed.about(resource) in {None, patient} and (place := confirmed.located(resource))
+            if self._about(resource) in {None, patient} and (place := confirmed.located(resource))
             for identifier in objects(resource.get("identifier"))
             if identifier.get("system") == SYSTEM and identifier.get("value") in wanted
         }
@@ -228,6 +238,10 @@ class Upstream:
             return False
         return status < 500
 
+    def _about(self, resource: Json) -> str | None:
+        reference = confirmed.about(resource)
+        return reference and self._localize(reference).partition("/_history/")[0]
+
     def _reader(self, submitter: Submitter) -> Submitter:
         if not self._token:
             return submitter
@@ -284,7 +298,8 @@ def _demand_ok(status: int, headers: Mapping[str, str], purpose: str) -> None:
     if status < 300:
         return
     if status in {401, 403, 429}:
-        kept = {name: headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in headers}
+        said = [(name, value) for name, value in headers.items() if name.lower() in {"www-authenticate", "retry-after"}]
+        kept = {name: ", ".join(value for other, value in said if other == name) for name, _ in said}
         text = f"the server answered {status} to a request to {purpose}; the submitter's token, or the service token, must allow it"
         raise RequestRefused(status, refuse(status, "upstream-authority", text, code="forbidden").issues, kept)
     if status < 500 and status not in TRANSIENT:

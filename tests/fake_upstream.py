@@ -166,15 +166,17 @@ def silent(*, committed: bool) -> Act:
 
 @dataclass
 class Gate:
-    """Hold a request until the test opens it; `reached` tells that one stands before it."""
+    """Hold a request, or with `late` its answer, until the test opens it; `reached` tells that one stands before it."""
 
+    late: bool = False
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, _request: web.BaseRequest, pass_on: Pass) -> Given:
+        given = await pass_on() if self.late else None
         self.reached.set()
         await asyncio.wait_for(self.opened.wait(), 20)
-        return await pass_on()
+        return given or await pass_on()
 
 
 async def untouched(_request: web.BaseRequest, pass_on: Pass) -> Given:
