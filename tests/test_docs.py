@@ -16,11 +16,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 def commands() -> str:
     """Give the commands' help as a table."""
-    rows = ["| command | what it does |", "|---|---|"]
-    for action in parser()._subparsers._group_actions:
-        for choice in action._choices_actions:
-            rows.append(f"| `cgm-proxy {choice.dest}` | {choice.help} |")
-    return "\n".join(rows)
+    choices = [choice for action in parser()._subparsers._group_actions for choice in action._choices_actions]
+    rows = [f"| `cgm-proxy {choice.dest}` | {choice.help} |" for choice in choices]
+    return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 
 #: The tables by the name between their markers.
@@ -37,7 +35,8 @@ def marked(name: str) -> re.Pattern[str]:
 
 def renewed(text: str) -> str:
     for name, table in TABLES.items():
-        text = marked(name).sub(lambda found, made=table().strip(): f"{found[1]}\n{made}\n\n{found[2]}", text)
+        made = table().strip().replace("\\", "\\\\")
+        text = marked(name).sub(rf"\1\n{made}\n\n\2", text)
     return text
 
 
