@@ -91,7 +91,7 @@ class Running:
 
 
 def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
     return [pid, *(each for child in children for each in _family(int(child)))]
 
 

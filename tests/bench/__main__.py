@@ -1,4 +1,4 @@
-"""The benchmark: `make bench`, `make bench JSON=FILE`, `make bench LARGE=1`.
+"""The benchmark: `make bench`, `make bench JSON=FILE`, `make bench LARGE=3`.
 
 All figures come from one run on a real HAPI with its store in memory. After a warm-up, the ways that are compared take
 turns, so that what else the machine does weighs on all of them.
@@ -8,66 +8,70 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from statistics import mean
 
 import servers
 from bench import figures
 from bench.streams import requests_per_second
-from bench.submissions import conditional, cpu_of, new_readings, timed
+from bench.submissions import conditional, new_readings, timed
 from client import Client
 
 TWO_WEEKS = 4032
 
 
 def submit(runs: figures.Runs, readings: int, hapi: str, proxy: servers.Running) -> None:
-    """Post new readings straight to HAPI, others through the proxy, and these again."""
-    store = Client(hapi)
-    runs.add(f"direct_{readings}", timed(hapi, new_readings(store, readings), "201"))
-    new = new_readings(store, readings)
-    seconds, cpu = cpu_of(lambda: timed(proxy.url, new, "201"), proxy.cpu_seconds)
-    runs.add(f"proxy_{readings}", seconds)
-    runs.add(f"cpu_us_{readings}", cpu / readings * 1e6)
-    runs.add(f"again_{readings}", timed(proxy.url, new, "200"))
+    """Post new readings straight to HAPI, others through the proxy, and these again; small submissions several times."""
+    several = range(max(1, TWO_WEEKS // readings))
+    straight, new = ([new_readings(Client(hapi), readings) for _ in several] for _ in range(2))
+    runs.add(f"direct_{readings}", mean(timed(hapi, each, "201") for each in straight))
+    before = proxy.cpu_seconds()
+    runs.add(f"proxy_{readings}", mean(timed(proxy.url, each, "201") for each in new))
+    runs.add(f"cpu_us_{readings}", (proxy.cpu_seconds() - before) / len(several) / readings * 1e6)
+    runs.add(f"again_{readings}", mean(timed(proxy.url, each, "200") for each in new))
 
 
-def stream(runs: figures.Runs, bases: dict[str, str], path: str, seconds: int) -> None:
-    """Ask each base in turn for the same small resource."""
-    for name, base in bases.items():
-        runs.add(name, requests_per_second(f"{base}/{path}", seconds))
+def submit_all(options: argparse.Namespace, hapi: str, proxy: servers.Running) -> figures.Runs:
+    """Post submissions of each size, the ways taking turns."""
+    runs = figures.Runs()
+    for _ in range(options.warm_up):
+        submit(figures.Runs(), TWO_WEEKS, hapi, proxy)
+    for _ in range(options.rounds):
+        submit(runs, TWO_WEEKS, hapi, proxy)
+        submit(runs, 288, hapi, proxy)
+        runs.add("direct_conditional", timed(hapi, conditional(new_readings(Client(hapi), TWO_WEEKS)), "201"))
+    for _ in range(options.large):
+        submit(runs, 25_920, hapi, proxy)
+    return runs
+
+
+def stream_all(options: argparse.Namespace, hapi: str, nginx: str, proxy: str) -> figures.Runs:
+    """Ask for one small resource, the ways taking turns."""
+    runs, warm = figures.Runs(), figures.Runs()
+    patient = new_readings(Client(hapi), 1)["entry"][0]["resource"]["subject"]["reference"]
+    for kept in [warm] * options.warm_up + [runs] * 2 * options.rounds:
+        for name, base in {"direct": hapi, "nginx": nginx, "proxy": proxy}.items():
+            kept.add(f"stream_{name}", requests_per_second(f"{base}/{patient}", options.seconds))
+    return runs
 
 
 def measure(options: argparse.Namespace, folder: Path) -> figures.Runs:
-    """Start the servers and take all runs."""
+    """Start the servers and take all runs; small GETs first, while HAPI's store is small."""
     servers.build_hapi()
-    runs, warm = figures.Runs(), figures.Runs()
+    heap = "8g" if options.large else "4g"
     with (
-        servers.running(servers.hapi_process(folder, heap="6g" if options.large else "4g")) as hapi,
+        servers.running(servers.hapi_process(folder, heap=heap)) as hapi,
         servers.nginx(hapi.url, folder) as nginx,
         servers.proxy(hapi.url, folder) as proxy,
     ):
-        for _ in range(options.warm_up):
-            submit(warm, TWO_WEEKS, hapi.url, proxy)
-        for _ in range(options.rounds):
-            submit(runs, TWO_WEEKS, hapi.url, proxy)
-            submit(runs, 288, hapi.url, proxy)
-            runs.add(
-                "direct_conditional", timed(hapi.url, conditional(new_readings(Client(hapi.url), TWO_WEEKS)), "201")
-            )
-        path = new_readings(Client(hapi.url), 1)["entry"][0]["resource"]["subject"]["reference"]
-        bases = {"stream_direct": hapi.url, "stream_nginx": nginx.url, "stream_proxy": proxy.url}
-        for _ in range(options.warm_up):
-            stream(warm, bases, path, options.seconds)
-        for _ in range(2 * options.rounds):
-            stream(runs, bases, path, options.seconds)
-        for _ in range(options.rounds if options.large else 0):
-            submit(runs, 25_920, hapi.url, proxy)
-    return runs
+        streams = stream_all(options, hapi.url, nginx.url, proxy.url)
+        return figures.Runs({**streams.of, **submit_all(options, hapi.url, proxy).of})
 
 
 def main() -> None:
     """Measure, print the table and write the JSON."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="file to write the figures to, as one flat object")
-    parser.add_argument("--large", action="store_true", help="also 25,920 readings (90 days)")
+    parser.add_argument("--large", type=int, default=0, help="also 25,920 readings (90 days), that many rounds")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each way, of which the median counts")
     parser.add_argument("--warm-up", type=int, default=3, help="rounds before those that count")
     parser.add_argument("--seconds", type=int, default=3, help="length of one run of small GETs")

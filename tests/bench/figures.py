@@ -1,6 +1,6 @@
 """From runs to figures: ratios of medians, with the spread of the runs that stood beside one another."""
 
-from collections import defaultdict
+import sys
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -11,11 +11,12 @@ import msgspec
 class Runs:
     """What was measured: for each way of doing it, one number a run, in order."""
 
-    of: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    of: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, way: str, measured: float) -> None:
-        """Keep one more number."""
-        self.of[way].append(measured)
+        """Keep one more number, and say it to whoever waits."""
+        self.of.setdefault(way, []).append(measured)
+        print(f"{way} {measured:.3f}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ FIGURES = (
     Figure("us_per_reading", "cpu_us_4032", None, "<= 60", "the proxy's CPU time for a new reading (microseconds)"),
     Figure("first_288", "proxy_288", "direct_288", "", "288 new readings / as one plain batch"),
     Figure("first_25920", "proxy_25920", "direct_25920", "", "25,920 new readings / as one plain batch"),
-    Figure("first_conditional", "proxy_4032", "direct_conditional", "<= 0.45", "4,032 new readings / as one batch, each with ifNoneExist"),
+    Figure("first_conditional", "proxy_4032", "direct_conditional", "<= 0.45", "as first / a batch, each with ifNoneExist"),
     Figure("us_per_reading_288", "cpu_us_288", None, "", "as us_per_reading, of 288"),
     Figure("us_per_reading_25920", "cpu_us_25920", None, "", "as us_per_reading, of 25,920"),
 )  # fmt: skip
@@ -44,10 +45,10 @@ FIGURES = (
 
 def spread(figure: Figure, runs: Runs) -> tuple[float, float, float] | None:
     """Give the figure, and its smallest and largest among the single rounds; None where it was not measured."""
+    if figure.way not in runs.of:
+        return None
     ways = runs.of[figure.way]
     others = runs.of[figure.to] if figure.to else [1.0] * len(ways)
-    if not ways:
-        return None
     rounds = [way / other for way, other in zip(ways, others, strict=True)]
     return median(ways) / median(others), min(rounds), max(rounds)
 

@@ -12,7 +12,7 @@ LOAD = Path(__file__).with_name("load.py")
 
 
 def requests_per_second(url: str, seconds: int) -> float:
-    """Ask for `url` on 8 connections for `seconds`, by wrk if it is installed; raises ValueError on any other answer than 200."""
+    """Ask for `url` on 8 connections for `seconds`, by wrk if it is installed; any answer but 200 raises."""
     if wrk := shutil.which("wrk"):
         return _wrk(wrk, url, seconds)
     printed = subprocess.run(

@@ -3,7 +3,6 @@
 import http.client
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 from urllib.parse import urlsplit
@@ -67,10 +66,3 @@ def timed(base: str, bundle: Json, status: str) -> float:
     statuses = Counter(entry["response"]["status"][:3] for entry in msgspec.json.decode(answer)["entry"])
     assert statuses == {status: len(bundle["entry"])}, (base, statuses, answer[:2000])
     return seconds
-
-
-def cpu_of(work: Callable[[], float], cpu_seconds: Callable[[], float]) -> tuple[float, float]:
-    """Do `work`; give its seconds, and the CPU seconds that were used meanwhile."""
-    before = cpu_seconds()
-    seconds = work()
-    return seconds, cpu_seconds() - before
