@@ -70,6 +70,12 @@ class Express(RequestHandler):
             self._ended()
         super().connection_lost(exc)
 
+    def close(self) -> None:
+        """Stop after what is under way, which the handler finishes: a stopping server waits for it."""
+        if self._begun is not None:
+            self._hand_over()
+        super().close()
+
     def _begin(self) -> bool:
         """Send the only request upstream if it may go the short way, and tell whether it went."""
         message, payload = self._messages[0]
