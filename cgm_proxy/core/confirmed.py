@@ -48,15 +48,16 @@ def next_page(page: Json, kind: str) -> str | None:
     if not urls or not isinstance(url := urls[0], str):
         return None
     path, _, query = url.partition("#")[0].partition("?")
-    steps = [unquote(step) for step in path.split("/")]
+    steps = [unquote(step) for step in path.split("/") if step]
     below = "/".join(steps[steps.index(kind) :]) if kind in steps else ""
     return (f"/{quote(below)}" if below else "") + "?" + quote(query, safe=_IN_QUERY)
 
 
 def located(resource: Json) -> Stored | None:
     """Give where a resource that was read or found is stored, or None where it has no id."""
-    place = LOCATION.fullmatch(f"{resource.get('resourceType')}/{resource.get('id')}")
-    if not place:
+    name = resource.get("id")
+    place = LOCATION.fullmatch(f"{resource.get('resourceType')}/{name}")
+    if not isinstance(name, str) or not place:
         return None
     meta = resource.get("meta")
     version = meta.get("versionId") if isinstance(meta, dict) else None
