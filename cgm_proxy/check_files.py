@@ -14,9 +14,10 @@ from cgm_proxy.core import body, bundle, detect
 from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.dialects import BY_ID
 from cgm_proxy.core.errors import Json, RequestRefused
-from cgm_proxy.core.judge import Context, judge
+from cgm_proxy.core.judge import judge
 from cgm_proxy.core.reply import located
 from cgm_proxy.core.rules import RuleBook
+from cgm_proxy.core.verdicts import Context
 from cgm_proxy.settings import Settings
 
 

@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 
@@ -21,7 +22,7 @@ from cgm_proxy.rules_samples import list_profile, run_samples
 from cgm_proxy.settings import load, printable
 from cgm_proxy.settings_keys import SettingsError
 
-Commands = argparse._SubParsersAction  # noqa: SLF001 -- argparse gives its type no public name
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 -- it has no public name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who reads our output has seen enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     return status
 

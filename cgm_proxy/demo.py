@@ -18,10 +18,10 @@ from cgm_proxy.core.body import CONTENT_TYPES, decode, encode
 from cgm_proxy.core.errors import Json
 from cgm_proxy.logs import start as start_logs
 from cgm_proxy.sandbox.app import make_app
-from cgm_proxy.sandbox.submissions import faulty_submission, patient, standing_orders, submission
+from cgm_proxy.sandbox.submissions import Dialect, faulty_submission, patient, standing_orders, submission
 from cgm_proxy.settings import Listen, Settings, Upstream
 
-DIALECT = "argo"
+DIALECT: Dialect = "argo"
 PATIENT = "Patient/example"
 OTHER = "Patient/other"
 

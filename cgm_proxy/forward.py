@@ -6,8 +6,8 @@ from http import HTTPStatus
 
 from cgm_proxy.core.bundle import Entry
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
-from cgm_proxy.core.judge import Judgement
 from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored, Transaction, body
+from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.metrics import CHUNKS
 from cgm_proxy.settings import Forward
 from cgm_proxy.upstream import ChunkRefused, Submitter, Upstream

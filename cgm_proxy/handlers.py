@@ -43,6 +43,9 @@ _OWN_PREFIXES = (b"content-", b"if-")
 #: Request ids that are taken over from a client; others could carry anything into the logs.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
 
+#: Fields by which some servers let a client call another method than the request line's.
+_OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
+
 #: What of the upstream's answer to `metadata` stays beside a changed body.
 _KEPT = ("Content-Type", "Date", "Last-Modified", "WWW-Authenticate", "Retry-After", "X-Powered-By", "Cache-Control")
 
@@ -69,7 +72,9 @@ class Handlers:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; a refusal becomes an OperationOutcome."""
         try:
-            if request.method in {"POST", "PUT", "PATCH", "DELETE"}:
+            if request.method in {"POST", "PUT", "PATCH", "DELETE"} or any(
+                name in request.headers for name in _OVERRIDES
+            ):
                 return await self._write(request)
             if request.method == "GET" and "metadata" in request.raw_path:
                 path = detect.segments(self._target(request.raw_path))
@@ -86,8 +91,10 @@ class Handlers:
 
     async def _write(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = self._target(request.raw_path)
-        if target := detect.target(request.method, raw, (self._base,), content=self._content):
-            return await self._inspect(request, target)
+        methods = {request.method, *(request.headers.get(name, request.method) for name in _OVERRIDES)}
+        for method in methods:
+            if target := detect.target(method, raw, (self._base,), content=self._content):
+                return await self._inspect(request, target)
         try:
             return await self._relay.pass_through(request)
         finally:

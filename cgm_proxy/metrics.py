@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from cgm_proxy.core.judge import Judgement
 from cgm_proxy.core.reply import Answer
+from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.traffic import LATENCY_BOUNDS, Traffic
 
 disable_created_metrics()  # type: ignore[no-untyped-call]

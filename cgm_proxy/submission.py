@@ -16,9 +16,10 @@ from cgm_proxy.core.bundle import Submission, localizer, names
 from cgm_proxy.core.dialects import ORDER_TOKENS, READING_CODES, SUMMARY_CODES
 from cgm_proxy.core.errors import Json, RequestRefused
 from cgm_proxy.core.instants import interval
-from cgm_proxy.core.judge import Context, Judgement, Rules, judge, resolver
+from cgm_proxy.core.judge import judge, resolver
 from cgm_proxy.core.orders import StandingOrder, read_orders
 from cgm_proxy.core.plan import Outcome, Stored
+from cgm_proxy.core.verdicts import Context, Judgement, Rules
 from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, unjudged
 from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory, Orders

@@ -84,6 +84,9 @@ WAYS: dict[str, Way] = {
     "a fragment": at("/fhir#x"),
     "an absolute target": at("http://elsewhere.example/fhir"),
     "a method override": at("/fhir", X_HTTP_Method_Override="PUT", X_Method_Override="GET"),
+    "another method that is overridden": lambda bundle: Sent(
+        "/fhir", encode(bundle), {"Content-Type": JSON, "X-HTTP-Method-Override": "POST"}, "PUT"
+    ),
     "a wrong content type": at("/fhir", Content_Type="text/plain"),
     "a media type of another case": at("/fhir", Content_Type="Application/FHIR+JSON; charset=UTF-8"),
     "no content type": at("/fhir", Content_Type=""),

@@ -5,7 +5,8 @@ A reading is its patient, code, instant in UTC, value with unit, and device, whe
 replaced by these entries' identities. A SHA-256 of it, written as a UUID of version 8 (RFC 9562), is stamped on the
 stored resource as one more identifier, and conditional create asks for exactly that token.
 
-The same instant with another value is another reading: real exports hold such pairs.
+The same instant with another value is another reading: real exports hold such pairs. So is one whose status takes back or
+replaces an earlier one.
 """
 
 import hashlib
@@ -28,6 +29,9 @@ SYSTEM = "urn:ietf:rfc:3986"
 #: What identities look like: RFC 9562's version 8 is for such purposes, so few others use it.
 FORM = re.compile(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
+#: Statuses that take back or replace what was said before: such a reading is no repetition.
+REVISIONS = frozenset({"amended", "corrected", "cancelled", "entered-in-error"})
+
 #: Elements that differ when the same content is sent again.
 NOT_CONTENT = frozenset({"id", "meta", "text"})
 
@@ -43,7 +47,7 @@ def identity(entry: Entry, patient: str, resolve: Resolve, identities: Mapping[s
     `identities` are those of the entries that it references, by reference.
     """
     key = _reading(entry.resource, resolve) or _content(entry.resource, identities)
-    digest = hashlib.sha256("\x1f".join((patient, *key)).encode()).hexdigest()
+    digest = hashlib.sha256(encode((patient, *key))).hexdigest()
     variant = "89ab"[int(digest[16], 16) % 4]
     return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
@@ -87,7 +91,9 @@ def _reading(resource: Json, resolve: Resolve) -> tuple[str, ...] | None:
     code, instant, value = reading_code(resource), resource.get("effectiveDateTime"), _value(resource)
     if code is None or value is None or not isinstance(instant, str):
         return None
-    return ("reading", code, utc(instant), *value, _device(resource.get("device"), resolve))
+    status = resource.get("status")
+    revision = (status,) if isinstance(status, str) and status in REVISIONS else ()
+    return ("reading", code, utc(instant), *value, _device(resource.get("device"), resolve), *revision)
 
 
 def reading_code(resource: Json) -> str | None:

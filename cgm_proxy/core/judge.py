@@ -5,116 +5,13 @@ Pure: what is stored upstream and what time it is are arguments. A verdict is a 
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from dataclasses import replace
 
+from cgm_proxy.core import policies
 from cgm_proxy.core.bundle import Entry, Submission, names
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve
-from cgm_proxy.core.instants import interval
-from cgm_proxy.core.orders import Schedule, StandingOrder
-
-Policy = Literal["accept", "warn", "reject"]
-
-
-class Profile(Protocol):
-    """What the judge asks of a profile."""
-
-    @property
-    def dialect(self) -> str:
-        """The id of the guide's version that it belongs to."""
-
-
-class Rules(Protocol):
-    """What the judge asks of the rules; `core.rules.RuleBook` answers it."""
-
-    def profile(self, url: str, dialect: str) -> Profile | None:
-        """Give a profile of the dialect by its canonical."""
-
-    def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:
-        """List the profiles that its type, code and unit imply."""
-
-    def made_of(self, profile: str) -> frozenset[str]:
-        """List the profiles of what a profile's resource consists of."""
-
-    def examine(
-        self, resource: Json, profiles: Sequence[str], resolve: Resolve, *, dialect: str, encoded: bytes | None = None
-    ) -> tuple[Issue, ...]:
-        """List what is wrong with a resource by base R4 and by the profiles."""
-
-
-class Policies(Protocol):
-    """What each finding about orders does; `settings.Policies` is one."""
-
-    @property
-    def no_order(self) -> Policy:
-        """The patient has no active order."""
-
-    @property
-    def incomplete(self) -> Policy:
-        """No schedule is satisfied whole."""
-
-    @property
-    def unsolicited(self) -> Policy:
-        """No order asks for the entry's profile."""
-
-    @property
-    def outside_lookback(self) -> Policy:
-        """The entry is older than the order reaches back."""
-
-    @property
-    def too_often(self) -> Policy:
-        """The order's period since the last submission is not over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """All that a verdict depends on beside the submission: orders, what is stored, policies, rules and the time."""
-
-    rules: Rules
-    policies: Policies
-    allow: tuple[str, ...]
-    now: datetime
-    depth: int
-    patient_known: bool = True
-    """Whether the upstream has the submission's patient."""
-    orders: tuple[StandingOrder, ...] = ()
-    stored: Mapping[str, Json] | None = None
-    """Stored resources that entries reference, by reference."""
-    last_submission: datetime | None = None
-    observe: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was found about one entry. It is accepted unless an issue refuses it."""
-
-    entry: Entry
-    profiles: tuple[str, ...]
-    issues: tuple[Issue, ...] = ()
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the entry may be stored."""
-        return not any(issue.refuses for issue in self.issues)
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """The verdicts in the entries' order, and the issues of the submission as a whole."""
-
-    submission: Submission
-    verdicts: tuple[Verdict, ...]
-    issues: tuple[Issue, ...] = ()
-    retry_after: timedelta | None = None
-    """How long to wait, where it came too often and the policy rejects that."""
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the submission goes on, with those of its entries that are accepted."""
-        whole = not any(issue.refuses for issue in self.issues)
-        return whole and not (self.submission.atomic and any(not verdict.accepted for verdict in self.verdicts))
+from cgm_proxy.core.verdicts import Context, Judgement, Rules, Verdict
 
 
 def resolver(entries: Sequence[Entry], stored: Mapping[str, Json] | None = None) -> Resolve:
@@ -128,12 +25,12 @@ def judge(submission: Submission, context: Context) -> Judgement:
     """Judge every entry by itself, then by what it references, then the submission by the patient's orders."""
     resolve = resolver(submission.entries, context.stored)
     verdicts = [_judge_entry(entry, submission, context, resolve) for entry in submission.entries]
-    schedules = _schedules(submission, context)
+    schedules = policies.schedules(submission, context)
     if schedules:
-        verdicts = [_by_orders(verdict, schedules, context) for verdict in verdicts]
+        verdicts = list(policies.solicited(verdicts, schedules, context))
     verdicts = list(_by_references(verdicts))
-    issues = tuple(_whole(submission, verdicts, schedules, context))
-    judgement = Judgement(submission, tuple(verdicts), issues, _retry_after(schedules, context))
+    issues = tuple(policies.whole(submission, verdicts, schedules, context))
+    judgement = Judgement(submission, tuple(verdicts), issues, policies.retry_after(schedules, context))
     return _observed(judgement) if context.observe else judgement
 
 
@@ -150,7 +47,7 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
     issues = context.rules.examine(entry.resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
-    return Verdict(entry, profiles, (*issues, *_foreign(entry, submission, resolve)))
+    return Verdict(entry, profiles, (*issues, *_misdirected(entry, submission, resolve)))
 
 
 def _claimed(resource: Json, rules: Rules, dialect: str) -> tuple[str, ...]:
@@ -217,10 +114,15 @@ def _children(value: object) -> Iterable[object]:
     return value if isinstance(value, list) else ()
 
 
-def _foreign(entry: Entry, submission: Submission, resolve: Resolve) -> Iterator[Issue]:
-    """Refuse a reference to what is about another patient, in the submission or stored."""
+def _misdirected(entry: Entry, submission: Submission, resolve: Resolve) -> Iterator[Issue]:
+    """Refuse a reference to what is about another patient, and one to an entry that is not there."""
     for reference in entry.references:
-        target = resolve(reference) or {}
+        target = resolve(reference)
+        if target is None:
+            if reference.startswith("urn:"):
+                text = f"no entry has the fullUrl {_shown(reference)}; add it, or refer to what is stored as Type/id"
+                yield Issue("reference-unknown", text, entry.type, code="not-found")
+            continue
         subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
         about = subject.get("reference") if isinstance(subject, dict) else None
         if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
@@ -270,96 +172,6 @@ def _lost(entry: Entry, circular: Collection[int], reasons: Mapping[int, int]) -
         yield Issue("reference-refused", text, entry.type or None, code="invalid")
 
 
-def _schedules(submission: Submission, context: Context) -> list[Schedule]:
-    """Give what the patient's orders ask for in the submission's dialect."""
-    orders = [order for order in context.orders if submission.dialect.id in order.dialects]
-    return [schedule for order in orders for schedule in order.schedules if schedule.profiles]
-
-
-def _by_orders(verdict: Verdict, schedules: list[Schedule], context: Context) -> Verdict:
-    if not verdict.profiles:
-        return verdict
-    span = _effective(verdict.entry)
-    asking = [s for s in schedules if _asks(s, verdict, context)]
-    timely = [schedule for schedule in asking if _timely(schedule, span, context.now)]
-    if not asking or (not timely and all(schedule.window for schedule in asking)):
-        wanted = sorted({name.rpartition("/")[2] for schedule in schedules for name in schedule.profiles})
-        text = f"no active order of the patient asks for {_names(verdict.profiles)} at this time; asked for: {', '.join(wanted)}"
-        return _with(
-            verdict,
-            context.policies.unsolicited,
-            Issue("order-unsolicited", text, verdict.entry.type, code="business-rule"),
-        )
-    if not timely:
-        text = "the entry is older than the order's lookback period reaches; send what lies within it"
-        return _with(
-            verdict,
-            context.policies.outside_lookback,
-            Issue("order-lookback", text, verdict.entry.type, code="business-rule"),
-        )
-    return verdict
-
-
-def _asks(schedule: Schedule, verdict: Verdict, context: Context) -> bool:
-    if verdict.entry.type == "Device":
-        return True
-    asked = set(schedule.profiles)
-    for profile in schedule.profiles:
-        asked |= context.rules.made_of(profile)
-    return not asked.isdisjoint(verdict.profiles)
-
-
-def _effective(entry: Entry) -> tuple[datetime, datetime] | None:
-    resource = entry.resource
-    if span := interval(resource.get("effectiveDateTime")):
-        return span
-    period = resource.get("effectivePeriod")
-    bounds = period if isinstance(period, dict) else {}
-    start, end = interval(bounds.get("start")), interval(bounds.get("end"))
-    return (start[0], end[1]) if start and end else None
-
-
-def _timely(schedule: Schedule, span: tuple[datetime, datetime] | None, now: datetime) -> bool:
-    if span is None:
-        return True
-    if schedule.window:
-        return span[0] < schedule.window[1] and span[1] > schedule.window[0]
-    return schedule.lookback is None or span[1] >= now - schedule.lookback
-
-
-def _whole(
-    submission: Submission, verdicts: Sequence[Verdict], schedules: list[Schedule], context: Context
-) -> Iterator[Issue]:
-    policies = context.policies
-    if not schedules:
-        if policies.no_order != "accept":
-            text = f"the patient has no active order for CGM data of the guide's version {submission.dialect.id}"
-            yield _weigh(policies.no_order, Issue("order-none", text, code="business-rule"))
-        return
-    present = {profile for verdict in verdicts for profile in verdict.profiles}
-    lacking = [schedule.profiles - present for schedule in schedules]
-    if all(lacking) and policies.incomplete != "accept":
-        text = "no schedule of the patient's orders is satisfied whole; add " + " or ".join(
-            sorted({_names(names) for names in lacking})
-        )
-        yield _weigh(policies.incomplete, Issue("order-incomplete", text, "Bundle.entry", code="business-rule"))
-    if (wait := _too_early(schedules, context)) and policies.too_often != "accept":
-        text = f"the order's period since the last submission ends in {_human(wait)}"
-        yield _weigh(policies.too_often, Issue("order-too-often", text, code="throttled"))
-
-
-def _too_early(schedules: list[Schedule], context: Context) -> timedelta | None:
-    periods = [schedule.period for schedule in schedules if schedule.period]
-    if not periods or len(periods) < len(schedules) or context.last_submission is None:
-        return None
-    wait = context.last_submission + min(periods) - context.now
-    return wait if wait > timedelta() else None
-
-
-def _retry_after(schedules: list[Schedule], context: Context) -> timedelta | None:
-    return _too_early(schedules, context) if context.policies.too_often == "reject" else None
-
-
 def _observed(judgement: Judgement) -> Judgement:
     """Turn every refusal into a warning: what would be refused is counted, and stored all the same."""
     verdicts = tuple(replace(verdict, issues=_warnings(verdict.issues)) for verdict in judgement.verdicts)
@@ -368,23 +180,6 @@ def _observed(judgement: Judgement) -> Judgement:
 
 def _warnings(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:
     return tuple(replace(issue, severity="warning") if issue.refuses else issue for issue in issues)
-
-
-def _with(verdict: Verdict, policy: Policy, issue: Issue) -> Verdict:
-    return verdict if policy == "accept" else replace(verdict, issues=(*verdict.issues, _weigh(policy, issue)))
-
-
-def _weigh(policy: Policy, issue: Issue) -> Issue:
-    return issue if policy == "reject" else replace(issue, severity="information")
-
-
-def _names(profiles: Iterable[str]) -> str:
-    return " and ".join(sorted(profile.rpartition("/")[2] for profile in profiles))
-
-
-def _human(duration: timedelta) -> str:
-    hours = duration.total_seconds() / 3600
-    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
 
 
 def _shown(value: object) -> str:

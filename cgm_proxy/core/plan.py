@@ -12,7 +12,8 @@ from cgm_proxy.core.body import encode
 from cgm_proxy.core.bundle import Entry, names
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve, foreign_identity, identity, reading_code, stamp, token
-from cgm_proxy.core.judge import Judgement, referenced_first
+from cgm_proxy.core.judge import referenced_first
+from cgm_proxy.core.verdicts import Judgement
 
 
 @dataclass(frozen=True, slots=True)

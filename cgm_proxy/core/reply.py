@@ -7,8 +7,8 @@ from typing import Literal
 
 from cgm_proxy.core.bundle import Kind, objects
 from cgm_proxy.core.errors import Issue, Json, RequestRefused, operation_outcome
-from cgm_proxy.core.judge import Judgement, Verdict
 from cgm_proxy.core.plan import Outcome, Refused, Relayed, Stored
+from cgm_proxy.core.verdicts import Judgement, Verdict
 
 Return = Literal["minimal", "representation", "OperationOutcome"]
 

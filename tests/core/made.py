@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from cgm_proxy.core.bundle import Submission, localizer, submission
 from cgm_proxy.core.dialects import BY_ID
 from cgm_proxy.core.errors import Issue
-from cgm_proxy.core.judge import Context, Judgement, Resolve, judge
+from cgm_proxy.core.identity import Resolve
+from cgm_proxy.core.judge import judge
+from cgm_proxy.core.verdicts import Context, Judgement
 from cgm_proxy.settings import Limits, Policies
 
 PATIENT = "Patient/1"

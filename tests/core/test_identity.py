@@ -281,3 +281,15 @@ def test_references_are_replaced_and_nothing_that_looks_like_one() -> None:
 )
 def test_another_entrys_identity_is_recognised(identifier: Any, foreign: bool) -> None:
     assert foreign_identity(made(reading(identifier=identifier)), OWN) == foreign
+
+
+@pytest.mark.parametrize("status", ["amended", "corrected", "cancelled", "entered-in-error"])
+def test_a_revision_is_no_repetition(status: str) -> None:
+    assert identified(reading(0)) != identified(reading(0) | {"status": status})
+    assert identified(reading(0)) == identified(reading(0) | {"status": "preliminary"})
+
+
+def test_no_text_of_one_part_can_stand_for_another() -> None:
+    assert identified(reading(0, device={"reference": "a"}), known={"a": {"serialNumber": 'x","y'}}) != identified(
+        reading(0, device={"reference": "a"}), known={"a": {"serialNumber": "x"}}
+    )

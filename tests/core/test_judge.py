@@ -31,8 +31,9 @@ from made import (
 )
 
 from cgm_proxy.core.errors import Issue
-from cgm_proxy.core.judge import Judgement, judge, referenced_first, resolver
+from cgm_proxy.core.judge import judge, referenced_first, resolver
 from cgm_proxy.core.orders import Schedule, StandingOrder
+from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.settings import Policies
 
 
@@ -507,3 +508,11 @@ def test_a_large_submission_is_judged() -> None:
     judgement = judged(*items, entry(device(), urn(1)), orders=ordered(asks(READING, lookback=days(30))))
     assert judgement.accepted
     assert not any(verdict.issues for verdict in judgement.verdicts)
+
+
+def test_a_urn_that_no_entry_has_is_refused_and_a_stored_reference_is_the_upstreams_affair() -> None:
+    dangling = reading(0, device={"reference": "urn:uuid:0b0fb34f-4fd6-4e10-9d6e-0cf1a7ad2cb1"})
+    stored = reading(1, device={"reference": "Device/7"})
+    first, second = judged(entry(dangling), entry(stored)).verdicts
+    assert [issue.rule for issue in first.issues] == ["reference-unknown"]
+    assert second.accepted

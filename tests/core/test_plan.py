@@ -273,13 +273,19 @@ def test_50_000_readings_of_a_device_are_planned_in_order() -> None:
     assert [len(wave) for wave in made.waves] == [1, 500]
 
 
+def following(number: int, many: int) -> list[str]:
+    return [urn(number + 1)] if number + 1 < many else []
+
+
 def test_long_chains_are_planned_or_refused_without_recursion() -> None:
     many = 50_000
-    chain = [entry(summary(urn(n + 1), x=n), urn(n)) for n in range(many)]
+    chain = [entry(summary(*following(n, many), x=n), urn(n)) for n in range(many)]
     assert planned(*chain).refused.keys() == set(range(many))
     steps = [
         entry(
-            summary(urn(n + 1), x=n) if n % 2 else reading(n // 2, value=n, derivedFrom=[{"reference": urn(n + 1)}]),
+            summary(*following(n, 4000), x=n)
+            if n % 2
+            else reading(n // 2, value=n, derivedFrom=[{"reference": urn(n + 1)}]),
             urn(n),
         )
         for n in range(4000)

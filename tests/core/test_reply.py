@@ -7,10 +7,11 @@ import pytest
 from made import FakeRules, context, entry, gmi, observation, reading, report, submitted, summary, urn
 
 from cgm_proxy.core.errors import Issue
-from cgm_proxy.core.judge import Judgement, judge
+from cgm_proxy.core.judge import judge
 from cgm_proxy.core.orders import Schedule, StandingOrder
 from cgm_proxy.core.plan import Outcome, Refused, Relayed, Stored
 from cgm_proxy.core.reply import Answer, answers, bundle, located, preferred_return, refusal
+from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.settings import Policies
 
 BAD = FakeRules({"bad": Issue("bad", "b", "Observation.code"), "odd": Issue("odd", "o", severity="warning")})
