@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from typing import Any
 from uuid import uuid4
 
@@ -50,7 +51,7 @@ class World:
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             fields = {"Content-Type": JSON} | fields
-            body = body if isinstance(body, bytes) else encode(body)
+            body = BytesIO(body if isinstance(body, bytes) else encode(body))
         async with self.session.request(
             method, url, data=body, headers=fields, allow_redirects=False, skip_auto_headers=("User-Agent",)
         ) as answer:
