@@ -26,7 +26,7 @@ def lint(directories: Sequence[Path]) -> list[str]:
             problems += _profile(path, made, model)
         else:
             problems += _addition(path, made, profiles.values(), model)
-    return problems or _together(directories)
+    return [*problems, *(problem for problem in _together(directories) if problem not in problems)]
 
 
 def _together(directories: Sequence[Path]) -> list[str]:
@@ -45,7 +45,8 @@ def _profile(path: Path, profile: Profile, model: Model) -> Iterator[str]:
     if profile.when:
         yield from _expression(path, "when", profile.when, profile.type, "", model)
     yield from _rules(path, profile.rules, profile.type, model)
-    yield from _sampled(path, profile.rules)
+    if not profile.parent:
+        yield from _sampled(path, profile.rules)
 
 
 def _addition(path: Path, addition: Addition, profiles: Iterable[Profile], model: Model) -> Iterator[str]:

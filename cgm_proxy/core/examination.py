@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from cgm_proxy.core import fhirpath
@@ -31,6 +32,16 @@ class Book(Protocol):
         """Give a profile by canonical."""
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What base R4 says of a resource, and the resources in it (itself first) whose profiles come next."""
+
+    resource: Json
+    issues: tuple[Issue, ...]
+    nodes: list[Node]
+    by: "Examination"
+
+
 class Examination:
     """One resource's examination: what was already found about each resource, so that nothing is judged twice."""
 
@@ -41,31 +52,34 @@ class Examination:
         self.dialect = dialect
         self._conforms: dict[tuple[int, str], bool] = {}
         self._kept: list[Json] = []
+        self._bases: dict[int, Base] = {}
         self._within: list[Json] = [scope.root]
         self._functions = fhirpath.functions(self._resolve, self._target_type, self._conforms_to, self._member_of)
 
     def examine(self, resource: Json, profiles: Sequence[str]) -> Iterator[Issue]:
         """Judge a resource by base R4, by the profiles it and its parts claim, and by `profiles`."""
+        base = self._bases.get(id(resource)) or self._base(resource)
+        yield from base.issues
+        for node in base.nodes:
+            yield from base.by._claims(node, profiles if node is base.nodes[0] else ())  # noqa: SLF001 -- one of its kind
+
+    def _base(self, resource: Json) -> "Base":
+        """Judge a resource by base R4, once however many profiles ask."""
         path = str(resource.get("resourceType", "resource"))
         found = walk(self.model, self.scope, resource, path)
-        yield from found.issues
-        if any(issue.rule in SHAPE for issue in found.issues):
-            return
-        if (plain := without_companions(resource)) is not resource:
-            yield from Examination(self.book, self.scope.of(plain), self.dialect).evaluate(plain, profiles, path)
-        else:
-            yield from self._evaluate(found, resource, profiles)
-
-    def evaluate(self, resource: Json, profiles: Sequence[str], path: str) -> Iterator[Issue]:
-        """Evaluate what is FHIRPath: invariants, extensions' rules and profiles, of a resource whose base is known."""
-        yield from self._evaluate(walk(self.model, self.scope, resource, path), resource, profiles)
-
-    def _evaluate(self, found: Findings, resource: Json, profiles: Sequence[str]) -> Iterator[Issue]:
-        yield from self._invariants(found)
-        for node in found.extensions:
-            yield from self._extension(node)
-        for node in found.resources:
-            yield from self._claims(node, () if node.data is not resource else profiles)
+        issues = list(found.issues)
+        nodes: list[Node] = []
+        by = self
+        if not any(issue.rule in SHAPE for issue in issues):
+            for node in found.extensions:
+                issues.extend(self._extension(node))
+            if (plain := without_companions(resource)) is not resource:
+                by = Examination(self.book, self.scope.of(plain), self.dialect)
+                found = walk(self.model, by.scope, plain, path)
+            issues.extend(by._invariants(found))
+            nodes = found.resources
+        made = self._bases[id(resource)] = Base(resource, tuple(issues), nodes, by)
+        return made
 
     def _invariants(self, found: Findings) -> Iterator[Issue]:
         for node, rule in found.invariants:
@@ -86,7 +100,7 @@ class Examination:
         if profile and profile.type == "Extension":
             if fault := misplaced(str(url), profile.context, node.places):
                 yield Issue(fault[0], f"{last(node.path)}.url {fault[2]}", f"{node.path}.url")
-            yield from self.judge(profile, node.data, node.path, node.resource)
+            yield from self.judge(profile, without_companions(node.data), node.path, node.resource)
 
     def _claims(self, node: Node, demanded: Sequence[str]) -> Iterator[Issue]:
         meta = node.data.get("meta")
@@ -111,6 +125,10 @@ class Examination:
                 yield from self._rule(profile, rule, selected, path)
         finally:
             self._within.pop()
+
+    def select(self, path: str, root: Any) -> list[Any]:
+        """Give the nodes that a rule's `at` selects."""
+        return expression(path).nodes(root, self._functions, self._variables(self._within[-1]))
 
     def _rule(self, profile: Profile, rule: Rule, selected: dict[str, list[Any]], path: str) -> Iterator[Issue]:
         variables = self._variables(self._within[-1])

@@ -6,6 +6,7 @@ A profile's file (`rules/<dialect>/<profile>.yaml`):
     dialect: argo
     type: Observation            # the resource type, or Extension
     title: what a clinician calls it
+    parent: true                 # of a guide that others build on (US Core): valid in every dialect, without samples
     context: [ServiceRequest]    # an extension's: where it may stand
     when: FHIRPath               # a resource without a claim is judged by this profile when it holds
     made_of: [canonical, ...]    # profiles whose resources belong to this one's: who orders it takes them too
@@ -33,7 +34,7 @@ import yaml
 
 Json = dict[str, Any]
 SEVERITIES = ("error", "warning", "information")
-PROFILE_KEYS = frozenset({"profile", "dialect", "type", "title", "context", "when", "made_of", "rules"})
+PROFILE_KEYS = frozenset({"profile", "dialect", "type", "title", "parent", "context", "when", "made_of", "rules"})
 EXTENDS_KEYS = frozenset({"extends", "dialect", "rules", "severity"})
 RULE_KEYS = frozenset({"id", "element", "at", "expression", "shows", "text", "severity"})
 
@@ -68,6 +69,7 @@ class Profile:
     when: str | None = None
     made_of: frozenset[str] = frozenset()
     path: str = ""
+    parent: bool = False
 
     @property
     def name(self) -> str:
@@ -120,6 +122,7 @@ def read(path: Path) -> Profile | Addition:
         data.get("when"),
         frozenset(data.get("made_of", ())),
         str(path),
+        bool(data.get("parent")),
     )
 
 
@@ -139,10 +142,10 @@ def rule_of(path: Path, name: str, data: Any) -> Rule:
     _keys(path, data, RULE_KEYS, f" of rule `{data.get('id')}`")
     for key in ("id", "expression", "text"):
         if not isinstance(data.get(key), str):
-            raise RulesError(f"{path}:{line_of(path, data.get('id'))}: rule `{data.get('id')}`: `{key}` must be text")
+            raise RulesError(f"{path}:{_rule_line(path, data)}: rule `{data.get('id')}`: `{key}` must be text")
     severity = data.get("severity", "error")
     if severity not in SEVERITIES:
-        at = line_of(path, data["id"])
+        at = _rule_line(path, data)
         raise RulesError(
             f"{path}:{at}: rule `{data['id']}`: `severity: {severity}`: want one of {', '.join(SEVERITIES)}"
         )
@@ -154,6 +157,10 @@ def _keys(path: Path, data: Json, known: frozenset[str], of: str) -> None:
     for key in data:
         if key not in known:
             raise RulesError(f"{path}:{line_of(path, key)}: unknown key `{key}`{of}; known: {', '.join(sorted(known))}")
+
+
+def _rule_line(path: Path, data: Json) -> int:
+    return line_of(path, f"id: {data.get('id')}")
 
 
 def line_of(path: Path, text: Any) -> int:

@@ -18,7 +18,7 @@ from cgm_proxy.core.fhirpath import FhirPathError, expression
 from cgm_proxy.core.model import Model
 from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, merge, profile_files, read
 from cgm_proxy.core.scope import Json, Resolve, Scope, nowhere
-from cgm_proxy.core.shapes import LARGEST_SHAPE, Leaves, Shapes, encode, free_leaves, shape
+from cgm_proxy.core.shapes import LARGEST_SHAPE, Leaves, Shapes, free_leaves, shape
 from cgm_proxy.core.validity import NATIVE
 
 __all__ = ["Examination", "Profile", "Resolve", "Rule", "RuleBook", "RulesError"]
@@ -34,7 +34,7 @@ class RuleBook:
         self, model: Model, profiles: Iterable[Profile], codes: Mapping[str, Sequence[Path]] | None = None
     ) -> None:
         self.shapes: Shapes | None = Shapes()
-        self._whens: dict[tuple[str, str], tuple[list[Profile], list[str]]] = {}
+        self._whens: dict[tuple[str, str], tuple[list[Profile], list[str], Leaves]] = {}
         self._implied: LRUCache[Any, tuple[str, ...]] = LRUCache(4096)
         self._leaves: LRUCache[Any, Leaves] = LRUCache(1024)
         common = [path for dialect in COMMON for path in (codes or {}).get(dialect, ())]
@@ -168,9 +168,9 @@ class RuleBook:
             return ()
         if (dialect, type_) not in self._whens:
             self._whens[dialect, type_] = self._when(dialect, type_)
-        profiles, members = self._whens[dialect, type_]
+        profiles, members, leaves = self._whens[dialect, type_]
         read = {member: resource[member] for member in members if member in resource}
-        key = (dialect, type_, encode(read))
+        key = (dialect, type_, shape(read, leaves)[0])
         found = self._implied.get(key)
         if found is None:
             made = {"resourceType": type_, **read}
@@ -179,12 +179,14 @@ class RuleBook:
                 self._implied[key] = found
         return found
 
-    def _when(self, dialect: str, type_: str) -> tuple[list[Profile], list[str]]:
-        """Give a type's profiles with `when`, and the type's members that a `when` names anywhere."""
+    def _when(self, dialect: str, type_: str) -> tuple[list[Profile], list[str], Leaves]:
+        """Give a type's profiles with `when`, the members that a `when` names anywhere, and the leaves that none reads."""
         profiles = [p for p in self._all.values() if (p.dialect, p.type) == (dialect, type_) and p.when]
         named = {name for p in profiles for name in re.findall(r"\w+", p.when or "")}
         known = self._model.type(type_)
-        return profiles, sorted(m for m, (e, _) in (known.members if known else {}).items() if _plain(e.name) in named)
+        leaves = free_leaves(type_, (analyse(self._model, profile.when or "", type_)[0] for profile in profiles))
+        members = sorted(m for m, (e, _) in (known.members if known else {}).items() if _unchosen(e.name) in named)
+        return profiles, members, leaves
 
     def made_of(self, profile: str) -> frozenset[str]:
         """Give the profiles whose resources belong to a profile: who orders it takes them too."""
@@ -192,7 +194,7 @@ class RuleBook:
         return found.made_of if found else frozenset()
 
 
-def _plain(name: str) -> str:
+def _unchosen(name: str) -> str:
     return name.removesuffix("[x]")
 
 

@@ -76,10 +76,10 @@ def _extension(data: Json) -> Iterator[Fault]:
         yield "ext-1", "", "must have either a value[x] or extensions, not both and not neither"
 
 
-def _system(data: Json) -> Iterator[Fault]:
-    """Check that a code system is named by an absolute URI."""
+def _unit_system(data: Json) -> Iterator[Fault]:
+    """Check that the system of a unit's code is an absolute URI."""
     system = data.get("system")
-    if isinstance(system, str) and not fault("uri", system) and not system.startswith(ABSOLUTE_URI):
+    if "code" in data and isinstance(system, str) and not fault("uri", system) and not system.startswith(ABSOLUTE_URI):
         yield "r4-value", "system", f"is {show(system)}; R4 wants an absolute URI"
 
 
@@ -90,15 +90,8 @@ def _literal(data: Json) -> Iterator[Fault]:
         yield "r4-reference", "reference", f"is {show(reference)}; R4 wants a URL without spaces"
 
 
-def _unit_system(data: Json) -> Iterator[Fault]:
-    """Check a Quantity's system as a Coding's, where there is a code."""
-    if "code" in data:
-        yield from _system(data)
-
-
 QUANTITIES = ("Quantity", "SimpleQuantity", "MoneyQuantity", "Age", "Count", "Distance", "Duration")
 SPECIAL: Mapping[str, Callable[[Json], Iterator[Fault]]] = {
-    "Coding": _system,
     **dict.fromkeys(QUANTITIES, _unit_system),
     "Reference": _literal,
     "Attachment": _attachment,
