@@ -41,7 +41,8 @@ class Proxy:
         memory = Memory(settings.cache)
         submissions = Submissions(settings, upstream, self._rules, memory)
         self._handlers = Handlers(settings, self._relay, upstream, submissions, memory)
-        self._public = web.ServerRunner(web.Server(self._handlers, **SERVER_OPTIONS))
+        patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
+        self._public = web.ServerRunner(web.Server(self._handlers, **SERVER_OPTIONS), shutdown_timeout=patience)
         self._ops = web.AppRunner(ops_application(upstream), access_log=None)
         listen = settings.listen
         self.port = await _listen(self._public, listen.host, listen.port)
@@ -53,11 +54,11 @@ class Proxy:
         """Stop listening, finish what is in flight within the time that is set for it, and close."""
         for site in list(self._public.sites):
             await site.stop()
-        try:
-            await asyncio.wait_for(self._handlers.drain(), self._settings.listen.stop_timeout)
-        except TimeoutError:
+        _, finished = await asyncio.gather(
+            self._public.cleanup(), self._handlers.drain(self._settings.listen.stop_timeout)
+        )
+        if not (await self._handlers.drain(0) and finished):  # one may have begun while its connection was finished
             log("stopped before all submissions were answered", logging.WARNING)
-        await self._public.cleanup()
         self._lag.cancel()
         await self._ops.cleanup()
         await self._session.close()

@@ -84,10 +84,21 @@ class Handlers:
         except RequestRefused as refused:
             return render.refusal(request, refused)
 
-    async def drain(self) -> None:
-        """Wait until the submissions under way are answered."""
+    async def drain(self, seconds: float) -> bool:
+        """Wait so long until the submissions under way are finished; those that are not then are given up.
+
+        Tell whether all were finished. What is given up may be sent again safely.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
         while self._working:
-            await asyncio.wait(self._working)
+            left = deadline - asyncio.get_running_loop().time()
+            done, late = await asyncio.wait(self._working, timeout=max(left, 0))
+            if not done:
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late)
+                return False
+        return True
 
     async def _write(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = self._target(request.raw_path)
@@ -160,7 +171,7 @@ class Handlers:
         started = perf_counter()
         given = request.headers.get("X-Request-ID", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        fields: dict[str, Any] = {"request_id": request_id, "dialect": dialect.id}
+        fields: dict[str, Any] = {"request_id": request_id, "dialect": dialect.id, "outcome": "failed"}
         with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
             try:
                 preferred = reply.preferred_return(request.headers.get("Prefer", ""))
@@ -173,7 +184,7 @@ class Handlers:
                 fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
                 return render.refusal(request, refused, request_id)
             finally:
-                metrics.SUBMISSIONS.labels(dialect.id, fields.get("outcome", "failed")).inc()
+                metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))
 
     def _submission(self, request: web.BaseRequest, target: Target, document: Json, dialect: Dialect) -> Submission:

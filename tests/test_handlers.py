@@ -176,7 +176,7 @@ async def test_a_submitter_that_hangs_up_does_not_stop_its_submission() -> None:
         writer.transport.abort()
         await asyncio.sleep(0.05)
         gate.opened.set()
-        await world.proxy._handlers.drain()
+        assert await world.proxy._handlers.drain(20)
         assert await world.count() == 6
         assert statuses(await world.submit(world.readings(6))) == [200] * 6
 
@@ -226,6 +226,31 @@ async def test_a_proxy_that_is_stopped_finishes_what_is_in_flight_while_another_
         assert line["outcome"] == "stored"
         assert line["entries"] == 4
         assert lines[-1]["event"] == "stopped"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2])
+async def test_a_proxy_that_is_stopped_does_not_wait_for_ever(seconds: float) -> None:
+    async with (
+        fake_upstream() as fake,
+        aiohttp.ClientSession() as session,
+        proxying(upstream__url=fake.url) as next_one,
+    ):
+        gate = Gate(late=True)
+        async with proxying(upstream__url=fake.url, listen__stop_timeout=seconds) as world:
+            world.about = next_one.about
+            for one in (world, next_one):
+                one.fake = fake
+            await world.put(patient(world.about.rpartition("/")[2]))
+            fake.script(transactions, gate)
+            sending = asyncio.create_task(world.submit(world.readings(3)))
+            await gate.reached.wait()
+            async with asyncio.timeout(PATIENCE / 2):
+                await world.proxy.stop()
+            with pytest.raises(aiohttp.ClientError):
+                await sending
+        assert statuses(await next_one.submit(next_one.readings(3))) == [200] * 3
+        assert await next_one.count() == 3
+        assert session
 
 
 # ---- how it is answered
