@@ -58,7 +58,6 @@ class Listen:
     )
     ops_host: str = _key("0.0.0.0", "Address of the operations port", form="address")
     ops_port: int = _key(9090, "Port of /metrics, /healthz and /readyz; never expose it publicly", 0, 65535)
-    workers: int = _key(1, "Processes that share the public port", 1, 256)
     stop_timeout: float = _key(30.0, "Seconds that a stopping proxy gives to what is in flight", 0, 3600)
 
 
@@ -109,7 +108,7 @@ class Cache:
         0,
         604_800,
     )
-    known: int = _key(500_000, "Stored entries that are remembered", 1, 100_000_000)
+    known: int = _key(200_000, "Stored entries that are remembered, about 0.5 kB each", 1, 100_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +166,6 @@ FACTS = (
         ("listen.ops_port", "listen.port"),
         lambda settings: settings.listen.ops_port == settings.listen.port != 0,
         "listen.ops_port equals listen.port, which would make the metrics public; choose another port",
-    ),
-    Fact(
-        ("listen.port", "listen.workers"),
-        lambda settings: settings.listen.port == 0 and settings.listen.workers > 1,
-        "listen.port is 0, so that each of several listen.workers would take another port; name a port",
     ),
     Fact(
         ("limits.atomic_entries", "limits.entries"),

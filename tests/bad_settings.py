@@ -122,10 +122,6 @@ BAD_FILES = [
         "s.yaml, line 1: listen.ops_port equals listen.port, which would make the metrics public; choose another port",
     ),
     (
-        "listen: {port: 0, workers: 2}",
-        "s.yaml, line 1: listen.port is 0, so that each of several listen.workers would take another port; name a port",
-    ),
-    (
         "limits:\n  atomic_entries: 600\n  entries: 500",
         (
             "s.yaml, line 2; s.yaml, line 3: limits.atomic_entries is above limits.entries and would never be reached;"
