@@ -17,6 +17,7 @@ import yaml
 
 from cgm_proxy.core.analysis import analyse
 from cgm_proxy.core.model import CORE, Element, Model, Type
+from cgm_proxy.core.rulebook import documents
 from cgm_proxy.rules_base import Terminology, write
 from cgm_proxy.rules_snapshot import Guide, Tree, both, criterion, fixed, profiles, quoted, tests, types
 
@@ -48,6 +49,8 @@ class Compiler:
         """Add a rule; its id is made from the element and what is asked."""
         made = {"id": "", "element": element["id"], "at": on, "expression": expression, "shows": shows, "text": text}
         made = {key: value for key, value in made.items() if value or key == "id"}
+        if by_slice(on, expression):
+            return
         if not any(made["expression"] == r["expression"] and made.get("at") == r.get("at") for r in self.rules):
             self.rules.append(made)
 
@@ -262,6 +265,15 @@ class Compiler:
             self.rule(resource.definition, here, test, f"a resource that conforms to {short}", "resource.resourceType")
 
 
+def by_slice(at: str, expression: str) -> bool:
+    """Whether what an expression asks is what the slice that `at` selects was found by."""
+    last = at.rpartition(".")[2]
+    exists = re.fullmatch(r"(\w+)\.exists\(\)", expression)
+    if exists and re.search(rf"(\(|and ){exists[1]} = ", at):
+        return True
+    return last.isidentifier() and f"{last}.{expression}" in at
+
+
 def by_content(tree: Tree) -> list[Json]:
     """Give the discriminators that find slices by what is in them."""
     slicing = tree.definition.get("slicing", {}).get("discriminator", [])
@@ -397,11 +409,18 @@ def import_guide(
         if definition["resourceType"] == "StructureDefinition":
             path = out / f"{definition['id']}.yaml"
             samples = path.read_text(encoding="utf-8").partition("\n---\n")[2] if path.exists() else ""
-            text = dump(profile_file(guide, definition, dialect, parent=parent))
+            made = profile_file(guide, definition, dialect, parent=parent)
+            text = dump(kept_by_hand(path) | made if path.exists() else made)
             path.write_text(text + (f"---\n{samples}" if samples else ""), encoding="utf-8")
             written.append(path)
     write_codes(out / "codes.ndjson", own)
     return written
+
+
+def kept_by_hand(path: Path) -> Json:
+    """Give what a reviewer added to a file where the guide says nothing: `when` and `made_of`."""
+    written = next(documents(path), None) or {}
+    return {key: written[key] for key in ("profile", "dialect", "type", "title", "when", "made_of") if key in written}
 
 
 def write_codes(path: Path, own: list[Json]) -> None:

@@ -163,12 +163,11 @@ def looked_at(book: RuleBook, profile: Profile, resource: Json) -> list[str]:
     found = []
     for rule in profile.rules:
         try:
-            nodes = not rule.at or examination.select(
-                rule.at, node_at(without_companions(resource), profile.type, profile.type)
-            )
+            root = node_at(without_companions(resource), profile.type, profile.type)
+            looks = not rule.at or bool(examination.select(rule.at, root))
         except FhirPathError:
-            nodes = False
-        if nodes:
+            looks = False
+        if looks:
             found.append(rule.key.partition("/")[2])
     return found
 

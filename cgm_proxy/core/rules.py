@@ -40,7 +40,8 @@ class RuleBook:
         common = [path for dialect in COMMON for path in (codes or {}).get(dialect, ())]
         self._model = model.with_codes(*common)
         self._models = {d: self._model.with_codes(*paths) for d, paths in (codes or {}).items() if d not in COMMON}
-        self._all = {(profile.url, profile.dialect): profile for profile in profiles}
+        listed = sorted(profiles, key=lambda profile: age(profile.dialect))
+        self._all = {(profile.url, profile.dialect): profile for profile in listed}
         self.profiles: Mapping[str, Profile] = {
             **{profile.url: profile for profile in self._all.values()},
             **{f"{profile.url}|{profile.dialect}": profile for profile in self._all.values()},
@@ -192,6 +193,12 @@ class RuleBook:
         """Give the profiles whose resources belong to a profile: who orders it takes them too."""
         found = self.profiles.get(profile)
         return found.made_of if found else frozenset()
+
+
+def age(dialect: str) -> tuple[str, bool]:
+    """Give what dialects are ordered by: a version's ballot comes before the version."""
+    version, _, ballot = dialect.partition("-")
+    return version, not ballot
 
 
 def _unchosen(name: str) -> str:
