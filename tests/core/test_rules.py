@@ -62,13 +62,13 @@ MESSAGES = [
     ("subject", ..., f"{NAME}/subject", "Observation", f"subject is missing; {NAME} wants a subject"),
     (
         "status", "done", "r4-code", "Observation.status",
-        'status is "done"; R4 wants one of amended, cancelled, corrected, entered-in-error, final, preliminary, '
-        "registered, unknown",
+        ('status is "done"; R4 wants one of amended, cancelled, corrected, entered-in-error, final, preliminary, '
+        "registered, unknown"),
     ),
     (
         "effectiveDateTime", "2025-02-30", "r4-value", "Observation.effectiveDateTime",
-        'effectiveDateTime is "2025-02-30"; R4 wants a date, or a date and time with seconds and zone such as '
-        "2024-05-01T10:15:00Z",
+        ('effectiveDateTime is "2025-02-30"; R4 wants a date, or a date and time with seconds and zone such as '
+        "2024-05-01T10:15:00Z"),
     ),
     (
         "glucose", 5, "r4-unknown-element", "Observation.glucose",
