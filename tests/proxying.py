@@ -21,6 +21,9 @@ from cgm_proxy.settings import Settings, load
 
 OTHER = "Patient/other"
 
+#: A system of identifiers whose URI has a question mark, which also begins a query.
+SYSTEM = "http://x.org/a?b"
+
 
 @cache
 def rules() -> RuleBook:
@@ -132,3 +135,29 @@ def said(answer: Answer, index: int = 0) -> list[str]:
     """The rules that an entry's outcome names."""
     outcome = answer.body["entry"][index]["response"].get("outcome", {"issue": []})
     return [issue["details"]["coding"][0]["code"] for issue in outcome["issue"] if "details" in issue]
+
+
+def untagged(bundle: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in bundle.items() if name != "meta"}
+
+
+async def metric(world: World, name: str, **labels: str) -> float:
+    """Give a metric's value, 0 where it was never counted."""
+    found = 0.0
+    for line in (await world.metrics()).splitlines():
+        if line.startswith(f"cgm_proxy_{name}") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            found += float(line.rpartition(" ")[2])
+    return found
+
+
+def observation(name: str, about: str, *values: str, system: str | None = SYSTEM) -> dict[str, Any]:
+    given = {"system": system} if system else {}
+    return {
+        "resourceType": "Observation",
+        "id": name,
+        "status": "final",
+        "code": {"coding": [{"system": "http://loinc.org", "code": "8867-4"}]},
+        "subject": {"reference": about},
+        "effectiveDateTime": "2024-05-01T10:00:00Z",
+        "identifier": [{**given, "value": value} for value in values],
+    }

@@ -1,265 +1,239 @@
-"""What is remembered saves work and never lies: one look-up for all, forgotten when something was written."""
+"""What is remembered, of stored entries and of orders, and what makes the proxy forget it."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cachetools import TTLCache
+from fake_upstream import Gate, before, gets, searches, transactions
+from proxying import World, counted, locations, observation, proxying, said, statuses
 
-from cgm_proxy import memory
-from cgm_proxy.core.orders import StandingOrder
-from cgm_proxy.core.plan import Stored
-from cgm_proxy.memory import Memory, Orders
-from cgm_proxy.settings import Cache
+from cgm_proxy.sandbox.submissions import patient, standing_orders
 
-ORDERS = (StandingOrder("ServiceRequest/o", frozenset({"argo"}), ()),)
-OTHERS = (StandingOrder("ServiceRequest/p", frozenset({"argo"}), ()),)
-
-
-class Clock:
-    """A timer that is set by hand; it may run on at each look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.step = 0.0
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-
-    def cache(maxsize: int, ttl: float) -> TTLCache[Any, Any]:
-        return TTLCache(maxsize, ttl, timer=made)
-
-    monkeypatch.setattr(memory, "TTLCache", cache)
-    return made
-
-
-class Upstream:
-    """Look-ups that are counted, and wait until they may answer."""
-
-    def __init__(self, found: Orders | Exception = ORDERS) -> None:
-        self.found = found
-        self.asked = 0
-        self.open = asyncio.Event()
-        self.open.set()
-
-    async def __call__(self) -> Orders:
-        self.asked += 1
-        found = self.found
-        await self.open.wait()
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-def waiting(known: Memory, upstream: Upstream, patient: str = "Patient/1", token: str = "") -> asyncio.Task[Orders]:
-    return asyncio.ensure_future(known.orders(patient, token, upstream))
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-@pytest.mark.parametrize("found", [ORDERS, (), None], ids=["orders", "no orders", "no patient"])
-async def test_what_was_found_is_remembered_also_that_there_is_nothing(found: Orders) -> None:
-    known, upstream = Memory(Cache()), Upstream(found)
-    assert [await waiting(known, upstream) for _ in range(3)] == [found] * 3
-    assert upstream.asked == 1
-
-
-async def test_a_hundred_who_want_the_same_orders_ask_once() -> None:
-    known, upstream = Memory(Cache()), Upstream()
-    upstream.open.clear()
-    asking = [waiting(known, upstream) for _ in range(100)]
-    await settle()
-    upstream.open.set()
-    assert await asyncio.gather(*asking) == [ORDERS] * 100
-    assert upstream.asked == 1
-
-
-async def test_another_patient_or_another_authorization_is_asked_for_by_itself() -> None:
-    known, upstream = Memory(Cache()), Upstream()
-    for patient, token in (("Patient/1", ""), ("Patient/12", ""), ("Patient/1", "Bearer a"), ("Patient/1", "Bearer b")):
-        await waiting(known, upstream, patient, token)
-    assert upstream.asked == 4
-
-
-async def test_a_failure_is_raised_to_all_who_wait_and_not_remembered() -> None:
-    known, upstream = Memory(Cache()), Upstream(OSError("down"))
-    upstream.open.clear()
-    asking = [waiting(known, upstream) for _ in range(10)]
-    await settle()
-    upstream.open.set()
-    assert [type(found) for found in await asyncio.gather(*asking, return_exceptions=True)] == [OSError] * 10
-    upstream.found = ORDERS
-    assert await waiting(known, upstream) == ORDERS
-    assert upstream.asked == 2
-
-
-async def test_one_who_gives_up_does_not_disturb_the_others() -> None:
-    known, upstream = Memory(Cache()), Upstream()
-    upstream.open.clear()
-    first, second = waiting(known, upstream), waiting(known, upstream)
-    await settle()
-    first.cancel()
-    await settle()
-    upstream.open.set()
-    assert await second == ORDERS
-    assert await waiting(known, upstream) == ORDERS
-    assert upstream.asked == 1
-
-
-async def test_a_write_during_a_look_up_keeps_its_answer_from_being_remembered() -> None:
-    known, upstream = Memory(Cache()), Upstream(())
-    upstream.open.clear()
-    early = waiting(known, upstream)
-    await settle()
-    known.forget_orders()
-    upstream.found = ORDERS
-    late = waiting(known, upstream)
-    await settle()
-    upstream.open.set()
-    assert (await early, await late) == ((), ORDERS)
-    assert await waiting(known, upstream) == ORDERS
-    assert upstream.asked == 2
-
-
-async def test_writes_before_and_during_a_look_up_that_has_just_begun_are_noticed() -> None:
-    known, upstream = Memory(Cache()), Upstream(())
-    upstream.open.clear()
-    early = waiting(known, upstream)
-    await asyncio.sleep(0)  # the task that asks is made, and has not begun
-    known.forget_orders()
-    await settle()
-    known.forget_orders()
-    upstream.found = ORDERS
-    upstream.open.set()
-    await early
-    assert await waiting(known, upstream) == ORDERS
-
-
-async def test_what_is_remembered_expires(clock: Clock) -> None:
-    known, upstream = Memory(Cache(orders_seconds=300, known_seconds=3600)), Upstream()
-    known.remember({"a": Stored("Observation/1")}, known.writes)
-    await waiting(known, upstream)
-    clock.now = 299
-    await waiting(known, upstream)
-    assert upstream.asked == 1
-    clock.now = 300
-    await waiting(known, upstream)
-    assert upstream.asked == 2
-    clock.now = 3599
-    assert known.known(["a"]) == {"a": Stored("Observation/1")}
-    clock.now = 3600
-    assert known.known(["a"]) == {}
-
-
-async def test_what_expires_while_it_is_looked_up_is_asked_for_again(clock: Clock) -> None:
-    known, upstream = Memory(Cache(orders_seconds=10, known_seconds=10)), Upstream()
-    for start in range(20):
-        clock.step, clock.now = 0, 0
-        known.remember({str(number): Stored("Observation/1") for number in range(10)}, known.writes)
-        await waiting(known, upstream)
-        clock.now, clock.step = start / 2, 1
-        assert await waiting(known, upstream) == ORDERS
-        assert known.known(map(str, range(10))).keys() <= set(map(str, range(10)))
-        known.forget_orders()
-
-
-async def test_no_time_means_no_memory() -> None:
-    known, upstream = Memory(Cache(orders_seconds=0, known_seconds=0)), Upstream()
-    known.remember({"a": Stored("Observation/1")}, known.writes)
-    assert known.known(["a"]) == {}
-    await waiting(known, upstream)
-    await waiting(known, upstream)
-    assert upstream.asked == 2
-
-
-def test_memory_is_bounded() -> None:
-    known = Memory(Cache(known=10))
-    known.remember({str(number): Stored("Observation/1") for number in range(100)}, known.writes)
-    assert len(known.known(map(str, range(100)))) == 10
-
-
-#: Writes that pass through, and whether they may change orders or the locations of entries.
-WRITES = [
-    ("POST", "ServiceRequest", True, False),
-    ("PUT", "ServiceRequest/1", True, False),
-    ("PATCH", "ServiceRequest/1", True, False),
-    ("DELETE", "ServiceRequest", True, True),
-    ("POST", "ServiceRequest/_search", False, False),
-    ("POST", "Observation/_search", False, False),
-    ("POST", "Patient", True, False),
-    ("DELETE", "Patient/1", True, True),
-    ("POST", "Observation", False, False),
-    ("PUT", "Observation/1", False, True),
-    ("DELETE", "Observation/1", False, True),
-    ("DELETE", "DiagnosticReport", False, True),
-    ("PATCH", "Device/1", False, True),
-    ("PUT", "Medication/1", False, False),
-    ("DELETE", "Encounter/1", False, True),  # some servers delete with it what refers to it
-    ("POST", "$expunge", True, True),
-    ("POST", "Patient/$merge", True, True),
-    ("POST", "Observation/1/$meta-delete", True, True),
-    ("POST", "ServiceRequest/1/$meta-add", True, True),
+#: Writes through the proxy after which it can't know where anything is.
+FORGETTING = [
+    ("DELETE", "Observation/{id}", None),
+    ("DELETE", "Observation?identifier={identity}", None),
+    ("PUT", "Observation/{id}", "other"),
+    ("POST", "", [{"method": "DELETE", "url": "Observation/{id}"}]),
+    ("POST", "", [{"method": "DELETE", "url": "/Obs%65rvation/{id}"}]),
 ]
 
 
-def by_request(known: Memory, method: str, path: str) -> None:
-    known.notice_write(method, ["fhir", *path.split("/")])
+@pytest.mark.parametrize(("method", "path", "content"), FORGETTING, ids=[f"{row[0]} {row[1]}" for row in FORGETTING])
+async def test_what_a_write_removed_is_stored_anew_when_sent_again(method: str, path: str, content: Any) -> None:
+    async with proxying() as world:
+        await world.submit(world.readings(1))
+        (reading,) = await world.stored()
+        names = {"id": reading["id"], "identity": reading["identifier"][-1]["value"]}
+        if content == "other":
+            content = observation(reading["id"], world.about, "x")
+        elif content:
+            entries = [{"request": {**request, "url": request["url"].format(**names)}} for request in content]
+            content = {"resourceType": "Bundle", "type": "batch", "entry": entries}
+        assert (await world.request(method, path.format(**names), content)).status == 200
+        if "%65" in str(content):  # this store does not decode it, another one may
+            await world.ask_store("DELETE", f"Observation/{reading['id']}")
+        assert statuses(await world.submit(world.readings(1))) == [201]
+        assert len([r for r in await world.stored() if "valueQuantity" in r]) == 1
 
 
-def by_bundle(known: Memory, method: str, path: str) -> None:
-    entries = [None, {"request": {"method": "GET", "url": path}}, {"request": {"method": method, "url": f"{path}?x=y"}}]
-    known.notice_bundle({"resourceType": "Bundle", "entry": entries})
+async def test_what_was_found_while_it_was_deleted_is_not_remembered() -> None:
+    async with proxying() as world:
+        await world.submit(world.readings(40))
+        doomed = (await world.stored())[0]["id"]
+        await world.request("DELETE", "Observation/none-such")
+        gate = Gate(late=True)
+        world.fake.script(searches("Observation"), gate)
+        sending = asyncio.create_task(world.submit(world.readings(40)))
+        await gate.reached.wait()
+        assert (await world.request("DELETE", f"Observation/{doomed}")).status == 200
+        gate.opened.set()
+        await sending
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+        assert await world.count() == 40
 
 
-@pytest.mark.parametrize("way", [by_request, by_bundle])
-@pytest.mark.parametrize(("method", "path", "orders", "entries"), WRITES)
-async def test_a_write_that_passes_through_forgets_what_it_may_have_changed(
-    way: Callable[[Memory, str, str], None], method: str, path: str, orders: bool, entries: bool
-) -> None:
-    known, upstream = Memory(Cache()), Upstream()
-    known.remember({"a": Stored("Observation/1")}, known.writes)
-    await waiting(known, upstream)
-    upstream.found = OTHERS
-    way(known, method, path)
-    assert (await waiting(known, upstream) == OTHERS) == orders
-    assert (known.known(["a"]) == {}) == entries
+async def test_what_is_known_is_answered_without_asking_the_upstream_anything() -> None:
+    async with proxying() as world:
+        first = await world.submit(world.readings(50, device=True))
+        world.fake.seen.clear()
+        again = await world.submit(world.readings(50, device=True))
+        assert world.fake.seen == []
+        assert locations(again) == locations(first)
 
 
-@pytest.mark.parametrize("entries", [None, 5, "x", {}, [], [None, 5, "x", [], {}], [{"request": 5}]])
-def test_a_bundle_of_wrong_types_changes_nothing(entries: Any) -> None:
-    known = Memory(Cache())
-    known.remember({"a": Stored("Observation/1")}, known.writes)
-    wrong: list[Any] = [None, 5, [], {}, ["Observation/1"]]
-    known.notice_bundle({"entry": entries})
-    known.notice_bundle({"entry": [{"request": {"method": "POST", "url": url}, "resource": url} for url in wrong]})
-    assert known.known(["a"])
-    known.notice_bundle({"entry": [{"request": {"method": method, "url": "Observation/1"}} for method in wrong]})
-    assert not known.known(["a"])
+async def test_etags_and_locations_are_the_same_however_a_duplicate_is_found() -> None:
+    async with proxying() as world:
+        first = await world.submit(world.readings(40))
+        by_memory = await world.submit(world.readings(40))
+        await world.request("DELETE", "Observation/none-such")
+        by_search = await world.submit(world.readings(40))
+        await world.request("DELETE", "Observation/none-such")
+        by_create = await world.submit(world.readings(5))
+        for answer in (by_memory, by_search, by_create):
+            for mine, firsts in zip(answer.body["entry"], first.body["entry"], strict=False):
+                assert mine["response"]["location"] == firsts["response"]["location"]
+                assert mine["response"]["etag"] == firsts["response"]["etag"]
 
 
-@pytest.mark.parametrize("url", ["/ServiceRequest", "ServiceRequest/", "%53erviceRequest", "Basic", None, 5])
-async def test_a_create_in_a_bundle_is_noticed_by_the_resources_type_however_its_url_is_written(url: Any) -> None:
-    known, upstream = Memory(Cache()), Upstream()
-    await waiting(known, upstream)
-    upstream.found = OTHERS
-    created = {"request": {"method": "POST", "url": url}, "resource": {"resourceType": "ServiceRequest"}}
-    known.notice_bundle({"entry": [created]})
-    assert await waiting(known, upstream) == OTHERS
+ORDERED = 422
 
 
-def test_what_was_found_before_a_write_is_not_remembered_after_it() -> None:
-    known = Memory(Cache())
-    before = known.writes
-    known.notice_write("DELETE", ["fhir", "Observation", "1"])
-    known.remember({"a": Stored("Observation/1")}, before)
-    assert known.known(["a"]) == {}
+async def is_ordered(world: World) -> bool:
+    """Whether the proxy judges readings by an order that wants a summary."""
+    answer = await world.submit(world.readings(1))
+    return answer.status == ORDERED
+
+
+def summary_order(world: World) -> dict[str, Any]:
+    return standing_orders("argo", world.about)[0]
+
+
+async def test_orders_are_asked_for_once_and_also_that_there_are_none() -> None:
+    async with proxying() as world:
+        for number in (1, 2, 3):
+            assert statuses(await world.submit(world.readings(number)))
+        assert len(world.fake.of(searches("ServiceRequest"))) == 1
+        assert len(world.fake.of(gets(world.about))) == 1
+        await world.put(summary_order(world))  # past the proxy
+        assert not await is_ordered(world)
+
+
+async def test_orders_are_asked_for_anew_when_they_are_not_to_be_remembered() -> None:
+    async with proxying(cache__orders_seconds=0) as world:
+        assert not await is_ordered(world)
+        await world.put(summary_order(world))
+        assert await is_ordered(world)
+
+
+#: Writes of an order through the proxy, by what the store can do; what it can't is done past the proxy.
+WRITES = [
+    ("POST", "ServiceRequest", None),
+    ("PUT", "ServiceRequest/{id}", None),
+    ("PUT", "ServiceRequest?_id={id}", None),
+    ("PATCH", "ServiceRequest/{id}", None),
+    ("DELETE", "ServiceRequest/none-such", None),
+    ("POST", "", {"method": "POST", "url": "ServiceRequest"}),
+    ("POST", "", {"method": "PUT", "url": "ServiceRequest/{id}"}),
+    ("POST", "", {"method": "POST", "url": ""}),
+    ("POST", "$import", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "entry"), WRITES, ids=[f"{row[0]} {row[1]} {row[2]}" for row in WRITES])
+async def test_a_write_of_an_order_through_the_proxy_is_noticed_at_once(method: str, path: str, entry: Any) -> None:
+    async with proxying() as world:
+        assert not await is_ordered(world)
+        order = summary_order(world)
+        content: Any = order
+        if entry:
+            request = entry | {"url": entry["url"].format(id=order["id"])}
+            content = {
+                "resourceType": "Bundle",
+                "type": "transaction",
+                "entry": [{"resource": order, "request": request}],
+            }
+        answer = await world.request(method, path.format(id=order["id"]), content)
+        if answer.status not in {200, 201} or method == "DELETE":
+            await world.put(order)
+        assert await is_ordered(world)
+
+
+async def test_an_order_that_is_deleted_through_the_proxy_asks_for_nothing_any_more() -> None:
+    async with proxying() as world:
+        order = summary_order(world)
+        await world.put(order)
+        assert await is_ordered(world)
+        await world.request("DELETE", f"ServiceRequest/{order['id']}")
+        assert not await is_ordered(world)
+
+
+async def test_a_search_for_orders_through_the_proxy_forgets_nothing() -> None:
+    async with proxying() as world:
+        assert not await is_ordered(world)
+        await world.request(
+            "POST", "ServiceRequest/_search", b"_id=x", Content_Type="application/x-www-form-urlencoded"
+        )
+        assert not await is_ordered(world)
+        assert len([asked for asked in world.fake.of(searches("ServiceRequest")) if "subject" in asked.form]) == 1
+
+
+@pytest.mark.parametrize("how", ["PUT", "batch"])
+async def test_orders_read_while_one_is_written_are_not_remembered(how: str) -> None:
+    async with proxying() as world:
+        order, gate = summary_order(world), Gate()
+        entry = {"resource": order, "request": {"method": "PUT", "url": f"ServiceRequest/{order['id']}"}}
+        if how == "PUT":
+            writing = world.request("PUT", f"ServiceRequest/{order['id']}", order)
+        else:
+            writing = world.request("POST", "", {"resourceType": "Bundle", "type": "batch", "entry": [entry]})
+        world.fake.script(lambda asked: order["id"] in asked.body.decode(), gate)
+        task = asyncio.create_task(writing)
+        await gate.reached.wait()
+        assert not await is_ordered(world)  # true for now, and remembered
+        gate.opened.set()
+        assert (await task).status in {200, 201}
+        assert await is_ordered(world)
+
+
+async def test_a_look_up_under_way_when_an_order_is_written_is_not_remembered() -> None:
+    async with proxying() as world:
+        order, gate = summary_order(world), Gate(late=True)
+        world.fake.script(searches("ServiceRequest"), gate)
+        sending = asyncio.create_task(world.submit(world.readings(1)))
+        await gate.reached.wait()
+        await world.request("PUT", f"ServiceRequest/{order['id']}", order)
+        gate.opened.set()
+        assert statuses(await sending) == [201]
+        assert await is_ordered(world)
+
+
+async def test_submissions_at_the_same_moment_share_one_look_up() -> None:
+    async with proxying() as world:
+        gate = Gate()
+        world.fake.script(searches("ServiceRequest"), gate)
+        sending = [asyncio.create_task(world.submit(world.readings(1))) for _ in range(5)]
+        await gate.reached.wait()
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        answers = await asyncio.gather(*sending)
+        assert sorted(status for answer in answers for status in statuses(answer)) == [200, 200, 200, 200, 201]
+        assert len(world.fake.of(searches("ServiceRequest"))) == 1
+        assert len(world.fake.of(transactions)) == 1
+
+
+async def test_a_look_up_that_failed_is_not_remembered() -> None:
+    async with proxying() as world:
+        world.fake.script(searches("ServiceRequest"), before(500))
+        assert (await world.submit(world.readings(1))).status == 502
+        assert statuses(await world.submit(world.readings(1))) == [201]
+
+
+async def test_a_patient_who_was_unknown_is_known_once_created_through_the_proxy() -> None:
+    async with proxying() as world:
+        world.about = "Patient/newcomer"
+        assert statuses(await world.submit(world.readings(1))) == [400]
+        assert said(await world.submit(world.readings(1))) == ["subject-unknown"]
+        assert len(world.fake.of(gets(world.about))) == 1
+        await world.request("PUT", "Patient/newcomer", patient("newcomer"))
+        assert statuses(await world.submit(world.readings(1))) == [201]
+
+
+async def test_a_patient_who_was_deleted_is_unknown_again() -> None:
+    async with proxying() as world:
+        assert not await is_ordered(world)
+        assert (await world.ask_store("DELETE", f"Observation/{(await world.stored())[0]['id']}")).status == 200
+        assert (await world.request("DELETE", world.about)).status == 200
+        assert statuses(await world.submit(world.readings(1))) == [400]
+
+
+async def test_orders_are_not_shared_between_authorizations() -> None:
+    async with proxying() as world:
+        for authorization in ("Bearer a", "Bearer b", "Bearer a", "Bearer b"):
+            await world.submit(world.readings(1), Authorization=authorization)
+        asked = [one.headers["Authorization"] for one in world.fake.of(searches("ServiceRequest"))]
+        assert asked == ["Bearer a", "Bearer b"]
+        world.fake.always(gets("Patient/"), before(403))
+        assert (await world.submit(world.readings(1), Authorization="Bearer c")).status == 403
+        assert (await world.submit(world.readings(1))).status == 403
+        assert statuses(await world.submit(world.readings(1), Authorization="Bearer a")) == [200]

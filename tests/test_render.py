@@ -1,85 +1,96 @@
-"""Answers come in the format that was asked for."""
+"""How a submission is answered: in the format and with the content that the submitter asks for."""
 
+import json
 from decimal import Decimal
-from typing import Any
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
+from client import JSON, XML
+from fake_upstream import before, reset, searches
+from proxying import proxying, statuses
 
-from cgm_proxy.core import body
-from cgm_proxy.core.errors import Issue, RequestRefused, refuse
-from cgm_proxy.render import refusal, resource, wanted_format
+from cgm_proxy.core import xml
+from cgm_proxy.core.body import encode
 
-JSON, XML = "application/fhir+json", "application/fhir+xml"
-
-
-def request(target: str = "/fhir", **headers: str) -> Any:
-    return make_mocked_request("POST", target, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-@pytest.mark.parametrize(
-    ("target", "accept", "expected"),
-    [
-        ("/fhir", "", "json"),
-        ("/fhir", "*/*", "json"),
-        ("/fhir", JSON, "json"),
-        ("/fhir", XML, "xml"),
-        ("/fhir", "application/xml", "xml"),
-        ("/fhir", "text/html", "json"),
-        ("/fhir", f"{JSON};q=0.5, {XML}", "xml"),
-        ("/fhir", f"{XML};q=0.5,{JSON};q=0.9", "json"),
-        ("/fhir", f"{XML} ; charset=utf-8 ; q=0.2 , {JSON} ; q=0.1", "xml"),
-        ("/fhir", f"{JSON}, {XML}", "json"),
-        ("/fhir", f"{XML};q=0, */*", "json"),
-        ("/fhir", f"{XML};q=x, {JSON}", "json"),
-        ("/fhir", f"{XML};q=nan, {JSON}", "json"),
-        ("/fhir", f"{XML};q=1e999, {JSON};q=-1", "json"),
-        ("/fhir", ",;q=,;;", "json"),
-        ("/fhir?_format=xml", JSON, "xml"),
-        ("/fhir?_format=json", XML, "json"),
-        ("/fhir?_format=application/fhir%2Bxml", JSON, "xml"),
-        ("/fhir?_format=application/fhir+xml", JSON, "xml"),
-        ("/fhir?_format=text/turtle", XML, "xml"),
-        ("/fhir?_format=&_format=xml", JSON, "xml"),
-        ("/fhir?_format", JSON, "json"),
-        ("/fhir?x=_format=xml", JSON, "json"),
-        ("/fhir?%ff=%zz&_format=%00", JSON, "json"),
-    ],
-)
-def test_the_format_is_the_one_asked_for(target: str, accept: str, expected: str) -> None:
-    assert wanted_format(request(target, Accept=accept)) == expected
+FORMATS = [
+    ("application/fhir+json", "", JSON, "json"),
+    ("application/fhir+xml", "", JSON, "xml"),
+    ("*/*", "", JSON, "json"),
+    ("*/*", "", XML, "xml"),
+    (None, "", JSON, "json"),
+    (None, "", XML, "xml"),
+    ("application/fhir+json", "", XML, "json"),
+    ("application/fhir+xml;q=0.5, application/fhir+json;q=0.9", "", JSON, "json"),
+    ("application/fhir+xml;q=0.9, application/fhir+json;q=0.5", "", JSON, "xml"),
+    ("application/fhir+json;q=0.1,application/fhir+xml", "", JSON, "xml"),
+    ("application/fhir+xml ; Q=0.2, application/json", "", XML, "json"),
+    ("application/fhir+xml;q=0.1, */*", "", JSON, "json"),
+    ("application/fhir+xml, */*", "", JSON, "xml"),
+    ("*/*, application/fhir+xml;q=0.8", "", JSON, "json"),
+    ("application/fhir+xml;q=0", "", JSON, "json"),
+    ("application/fhir+xml;q=nan, application/fhir+json;q=0.001", "", JSON, "json"),
+    ("application/fhir+xml;q=inf, application/fhir+json;q=1", "", JSON, "json"),
+    ("text/html", "", JSON, "json"),
+    ("text/html, application/xml;q=0.9", "", JSON, "xml"),
+    ("application/fhir+xml;fhirVersion=4.0", "", JSON, "xml"),
+    ("application/fhir+json", "?_format=xml", JSON, "xml"),
+    ("application/fhir+xml", "?_format=json", JSON, "json"),
+    ("application/fhir+json", "?_format=application/fhir+xml", JSON, "xml"),
+    ("application/fhir+json", "?_format=application%2Ffhir%2Bxml", JSON, "xml"),
+    ("application/fhir+xml", "?_format=application/json;charset=utf-8", JSON, "json"),
+    ("application/fhir+xml", "?_format=nonsense", JSON, "xml"),
+    ("application/fhir+xml", "?_format=", JSON, "xml"),
+]
 
 
-def test_otherwise_the_answer_is_in_the_format_of_the_request() -> None:
-    content = {"resourceType": "OperationOutcome"}
-    for sent, expected in ((XML, XML), (f"{JSON}; charset=utf-8", JSON), ("text/plain", JSON), ("", JSON)):
-        answer = resource(request(Content_Type=sent), 200, content)
-        assert answer.headers["Content-Type"] == f"{expected};charset=utf-8"
+async def test_the_answer_is_in_the_format_that_is_asked_for() -> None:
+    async with proxying() as world:
+        for accept, query, content_type, wanted in FORMATS:
+            bundle = world.readings(2)
+            data = xml.to_xml(bundle) if content_type == XML else encode(bundle)
+            headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
+            for path, status in ((query, 200), (f"$submit-cgm-bundle{query}", 400)):
+                answer = await world._request(world.url, "POST", path, data if status == 200 else b"{}", headers)
+                assert answer.status == status
+                kind = answer.headers["Content-Type"]
+                assert kind == f"application/fhir+{wanted};charset=utf-8", (accept, query, content_type, status)
+                assert answer.body["resourceType"] == ("Bundle" if status == 200 else "OperationOutcome")
 
 
-def test_a_resource_keeps_its_digits() -> None:
-    content = {"resourceType": "Observation", "valueQuantity": {"value": Decimal("100.0")}}
-    assert resource(request(), 200, content).body == body.encode(content)
-    assert b'value="100.0"' in resource(request(Accept=XML), 200, content).body  # type: ignore[operator]
+async def test_what_xml_cannot_hold_does_not_break_an_answer_in_xml() -> None:
+    async with proxying() as world:
+        bundle = world.readings(2)
+        bundle["entry"][0]["resource"]["valueQuantity"]["unit"] = "a\x00b\x0c\ufffe<"
+        answer = await world.submit(bundle, Accept=XML)
+        assert statuses(answer) == [422, 201]
 
 
-def test_an_answer_without_a_resource_has_no_body() -> None:
-    answer = resource(request(), 201, None, Location="x", ETag=None)
-    assert (answer.status, answer.body) == (201, None)
-    assert (answer.headers["Location"], "ETag" in answer.headers) == ("x", False)
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("dialect", ["argo", "1.0.0"])
+@pytest.mark.parametrize("prefer", ["", "minimal", "representation", "OperationOutcome", "nonsense"])
+async def test_prefer_says_what_an_entrys_answer_holds(prefer: str, dialect: str, again: bool) -> None:
+    async with proxying() as world:
+        bundle = world.readings(3, device=True, dialect=dialect)
+        bundle["entry"].append(bundle["entry"][1] | {"fullUrl": "urn:uuid:0b0fb34f-4fd6-4e10-9d6e-0cf1a7ad2cb1"})
+        headers = {"Prefer": f"respond-async, return={prefer}"} if prefer else {}
+        if again:
+            await world.submit(bundle, dialect)
+        answer = await world.submit(bundle, dialect, **headers)
+        assert statuses(answer) == ([200] * 5 if again else [201, 201, 201, 201, 200])
+        for sent, entry in zip(bundle["entry"], answer.body["entry"], strict=True):
+            shown = entry.get("resource")
+            assert (shown is not None) == (prefer == "representation")
+            assert ("outcome" in entry["response"]) == (prefer == "OperationOutcome")
+            if shown:
+                assert entry["response"]["location"].startswith(f"{shown['resourceType']}/{shown['id']}/_history/")
+                assert shown.get("valueQuantity") == json.loads(
+                    encode(sent["resource"].get("valueQuantity")), parse_float=Decimal
+                )
 
 
-@pytest.mark.parametrize("accept", [JSON, XML])
-def test_a_refusal_is_an_outcome_with_its_headers(accept: str) -> None:
-    refused = refuse(503, "busy", "try again", code="throttled", Retry_After="5")
-    answer = refusal(request(Accept=accept), refused, "r-1")
-    assert (answer.status, answer.headers["Retry-After"], answer.headers["X-Request-ID"]) == (503, "5", "r-1")
-    assert b"busy" in answer.body  # type: ignore[operator]
-    assert "X-Request-ID" not in refusal(request(), refused).headers
-
-
-@pytest.mark.parametrize("text", ["a\x00\x01\x1f\x7f", "\ufffe\uffff", "<&>\"'", "]]>", "ä😀", "x" * 100_000])
-def test_whatever_a_message_quotes_can_be_written(text: str) -> None:
-    for accept in (JSON, XML):
-        answer = refusal(request(Accept=accept), RequestRefused(400, (Issue("r", text, text),)))
-        assert body.parse(answer.body, 64)["resourceType"] == "OperationOutcome"  # type: ignore[arg-type]
+@pytest.mark.parametrize("act", [before(403), before(500), reset(committed=False)])
+async def test_what_is_stored_is_answered_also_when_its_representation_cannot_be_had(act) -> None:
+    async with proxying() as world:
+        bundle = world.readings(3)
+        await world.submit(bundle)
+        world.fake.always(searches("Observation", "_id="), act)
+        assert statuses(await world.submit(bundle, Prefer="return=representation")) == [200] * 3
