@@ -10,6 +10,7 @@ from aiohttp import web
 
 from cgm_proxy import metrics
 from cgm_proxy.core.rules import RuleBook
+from cgm_proxy.express import ExpressServer
 from cgm_proxy.handlers import Handlers
 from cgm_proxy.logs import log
 from cgm_proxy.memory import Memory
@@ -41,8 +42,9 @@ class Proxy:
         memory = Memory(settings.cache)
         submissions = Submissions(settings, upstream, self._rules, memory)
         self._handlers = Handlers(settings, self._relay, upstream, submissions, memory)
+        server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
-        self._public = web.ServerRunner(web.Server(self._handlers, **SERVER_OPTIONS), shutdown_timeout=patience)
+        self._public = web.ServerRunner(server, shutdown_timeout=patience)
         self._ops = web.AppRunner(ops_application(upstream), access_log=None)
         listen = settings.listen
         self.port = await _listen(self._public, listen.host, listen.port)

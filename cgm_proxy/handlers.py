@@ -82,7 +82,14 @@ class Handlers:
                     return await self._metadata(request)
             return await self._relay.pass_through(request)
         except RequestRefused as refused:
-            return render.refusal(request, refused)
+            request_id = _request_id(request)
+            log("refused", request_id=request_id, status=refused.status, rule=refused.issues[0].rule)
+            return render.refusal(request, refused, request_id)
+
+    @staticmethod
+    def streams(raw_path: str) -> bool:
+        """Tell whether a GET of this target is certain to be passed through."""
+        return "metadata" not in raw_path
 
     async def drain(self, seconds: float) -> bool:
         """Wait so long until the submissions under way are finished; those that are not then are given up.
@@ -169,8 +176,7 @@ class Handlers:
     ) -> web.StreamResponse:
         """Take a submission and log and count what became of it."""
         started = perf_counter()
-        given = request.headers.get("X-Request-ID", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = _request_id(request)
         fields: dict[str, Any] = {"request_id": request_id, "dialect": dialect.id, "outcome": "failed"}
         with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
             try:
@@ -226,3 +232,9 @@ class Handlers:
         if request_id:
             fields["X-Request-ID"] = request_id
         return Submitter(fields)
+
+
+def _request_id(request: web.BaseRequest) -> str:
+    """Take a client's request id if it can't carry anything into the logs, else make one."""
+    given = request.headers.get("X-Request-ID", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

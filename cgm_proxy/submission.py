@@ -107,7 +107,7 @@ class Submissions:
             parameters = {"subject": patient, "status": "active", "code": ",".join(ORDER_TOKENS), "_count": "100"}
             return read_orders(await self._upstream.search("ServiceRequest", parameters, submitter))
 
-        return await self._memory.orders(patient, submitter.headers.get("Authorization", ""), ask)
+        return await self._memory.orders(patient, submitter.credentials, ask)
 
     async def _referenced(self, submission: Submission, submitter: Submitter) -> dict[str, Json]:
         """Read the stored resources that entries refer to, once each and as many as is reasonable."""

@@ -40,6 +40,9 @@ LONGEST_PAUSE = 5.0
 #: Pages of one search that are followed at most.
 MOST_PAGES = 1000
 
+#: Header fields by which submitters prove who they are.
+CREDENTIALS = ("Authorization", "Cookie", "X-API-Key")
+
 #: Statuses after which a look-up is done without: the submitter may create but not search.
 NOT_ALLOWED = frozenset({401, 403})
 
@@ -74,6 +77,11 @@ class Submitter:
     """On whose behalf the upstream is asked: the headers to send along, never logged."""
 
     headers: Mapping[str, str]
+
+    @property
+    def credentials(self) -> str:
+        """Give all by which an upstream may tell submitters apart: what one may see is not remembered for another."""
+        return "\n".join(f"{name}: {self.headers.get(name, '')}" for name in CREDENTIALS)
 
 
 class ChunkRefused(Exception):  # noqa: N818 -- it reads as what happened
