@@ -184,9 +184,20 @@ class Examination:
             yield Issue("r4-type", f"is a {item.get('resourceType')}", None)
         self._within.append(item)
         try:
+            yield from self._by_code(item, url)
             yield from self.examine(item, [url])
         finally:
             self._within.pop()
+
+    def _by_code(self, item: Json, url: str) -> Iterator[Issue]:
+        """Ask first for the code, by which most of a submission's other resources fail: whoever asks stops at one issue."""
+        profile = self.book.profile(url, self.dialect)
+        if profile is None or item.get("resourceType") != profile.type or not isinstance(item.get("code"), dict):
+            return
+        selected = {"": [fhirpath.node_at(item, profile.type, profile.type)]}
+        for rule in profile.rules:
+            if rule.at == "code" and not any(key.startswith("_") for key in item):
+                yield from self._rule(profile, rule, selected, profile.type)
 
     def _member_of(self, item: Any, url: str) -> bool:
         allowed = self.model.value_set(url)
