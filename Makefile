@@ -39,7 +39,7 @@ $(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java t
 	mvn -q -B -f tests/hapi/pom.xml package
 	@touch $@
 
-hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB=jdbc:h2:file:/PATH
+hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB='jdbc:h2:file:/PATH;WRITE_DELAY=0'
 	exec java -Xmx2g -jar $(HAPI_JAR) --port=$(PORT) '--db=$(DB)'
 
 bench: $(READY) ## measure on a real HAPI: make bench JSON=FILE LARGE=3

@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace, folder: Path) -> figures.Runs:
     servers.build_hapi()
     heap = "8g" if options.large else "4g"
     with (
-        servers.running(servers.hapi_process(folder, heap=heap)) as hapi,
+        servers.running(servers.hapi_process(folder, heap=heap, timed=True)) as hapi,
         servers.nginx(hapi.url, folder) as nginx,
         servers.proxy(hapi.url, folder) as proxy,
     ):
