@@ -76,8 +76,12 @@ class Identified:
 
     @property
     def url(self) -> str:
-        """What other entries of its transaction call it."""
-        return self.entry.full_url or self.identity
+        """What other entries of its transaction call it.
+
+        Servers replace only a `urn:uuid:` by the location of what is created: to HAPI any other URL is an external one.
+        """
+        given = self.entry.full_url or ""
+        return given if given.startswith("urn:uuid:") else self.identity
 
 
 @dataclass(frozen=True, slots=True)

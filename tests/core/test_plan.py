@@ -213,6 +213,14 @@ def test_an_entry_without_full_url_is_called_by_its_identity() -> None:
     assert inner["fullUrl"] == inner["resource"]["identifier"][0]["value"]
 
 
+@pytest.mark.parametrize("url", ["https://submitter.example/fhir/Observation/g", "urn:oid:1.2.3", "Observation/g"])
+def test_an_entry_whose_full_url_is_no_uuid_is_called_by_its_identity(url: str) -> None:
+    made = planned(entry(summary(url)), entry(gmi(), url))
+    [outer, inner] = sorted(sent(made), key=lambda e: "hasMember" not in e["resource"])
+    assert outer["resource"]["hasMember"] == [{"reference": inner["fullUrl"]}]
+    assert inner["fullUrl"] == inner["resource"]["identifier"][0]["value"]
+
+
 def test_each_create_asks_for_exactly_the_identity_that_it_stores() -> None:
     for created in sent(planned(*SESSION, entry(reading(5, identifier=[{"value": "own"}], x='a"b\\ä')))):
         [*_, own] = created["resource"]["identifier"]
