@@ -6,6 +6,7 @@ What comes out is reviewed like the rules themselves; a rule that no change reac
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def changes(resource: Json) -> Iterator[tuple[str, Change]]:
         if path.count(".") >= deepest or (path.startswith("contained[") and not path.endswith(("].subject", "].name"))):
             continue
         name = path.rpartition(".")[2]
+        if path.count(".") >= deepest - 1 > 1 and name not in {"subject", "identifier", "name", "meta"}:
+            continue
         yield f"without {path}", {path: None}
         if path.count(".") >= deepest - 1 > 1:
             continue
@@ -156,10 +159,9 @@ def mixtures(resource: Json) -> Iterator[tuple[str, Change]]:
     codes = [
         (path, value) for path, value in paths(resource) if path.endswith("code.coding") and isinstance(value, list)
     ]
-    for path, value in codes[:2]:
-        for other, coding in codes[:12]:
-            if other != path and coding != value:
-                yield f"{path} with the code of {other}", {f"{path}[{len(value)}]": coding[0]}
+    for (path, value), (other, coding) in (*pairwise(codes), *((codes[0], code) for code in codes[1:12])):
+        if coding != value:
+            yield f"{path} with the code of {other}", {f"{path}[{len(value)}]": coding[0]}
 
 
 def looked_at(book: RuleBook, profile: Profile, resource: Json) -> list[str]:

@@ -7,6 +7,7 @@ it finds: base validity (`core/validity.py`), invariants of the specification, e
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from cachetools import LRUCache
@@ -34,6 +35,7 @@ class RuleBook:
         self, model: Model, profiles: Iterable[Profile], codes: Mapping[str, Sequence[Path]] | None = None
     ) -> None:
         self.shapes: Shapes | None = Shapes()
+        self._lock = Lock()  # several threads judge at once
         self._whens: dict[tuple[str, str], tuple[list[Profile], list[str], Leaves]] = {}
         self._implied: LRUCache[Any, tuple[str, ...]] = LRUCache(4096)
         self._leaves: LRUCache[Any, Leaves] = LRUCache(1024)
@@ -139,11 +141,13 @@ class RuleBook:
         key = (resource.get("resourceType"), dialect, demanded, claimed)
         if (claims is not None and not claimed) or type(key[0]) is not str or "contained" in resource:
             return ()
-        leaves = self._leaves.get(key)
+        with self._lock:
+            leaves = self._leaves.get(key)
         if leaves is None:
             profiles = [found for url in (*demanded, *claimed) if (found := self.profile(url, dialect))]
             leaves = free_leaves(key[0], self._analyses(key[0], profiles, self.model(dialect)))
-            self._leaves[key] = leaves
+            with self._lock:
+                self._leaves[key] = leaves
         return leaves
 
     def _analyses(self, type_: str, profiles: Iterable[Profile], model: Model) -> Iterator[Analysis]:
@@ -172,12 +176,14 @@ class RuleBook:
         profiles, members, leaves = self._whens[dialect, type_]
         read = {member: resource[member] for member in members if member in resource}
         key = (dialect, type_, shape(read, leaves)[0])
-        found = self._implied.get(key)
+        with self._lock:
+            found = self._implied.get(key)
         if found is None:
             made = {"resourceType": type_, **read}
             found = tuple(profile.url for profile in profiles if _holds(profile.when or "", made))
             if len(key[2]) < LARGEST_SHAPE:
-                self._implied[key] = found
+                with self._lock:
+                    self._implied[key] = found
         return found
 
     def _when(self, dialect: str, type_: str) -> tuple[list[Profile], list[str], Leaves]:

@@ -25,7 +25,6 @@ def _attachment(data: Json) -> Iterator[Fault]:
 
 UUID = re.compile(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
-RELATIVE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}(/_history/.*)?")
 RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
 
 
@@ -36,7 +35,7 @@ def _bundle(data: Json) -> Iterator[Fault]:
     for index, entry in enumerate(resources_of(data.get("entry"))):
         url, resource = entry.get("fullUrl"), entry.get("resource")
         where = f"entry[{index}].fullUrl"
-        if url is None and (not posted or any(RELATIVE.fullmatch(text) for text in _references(resource))):
+        if url is None and (not posted or any(not text.startswith("#") for text in _references(resource))):
             yield "r4-full-url", f"entry[{index}]", "has no fullUrl, by which its references could be understood"
         if not isinstance(url, str):
             continue
