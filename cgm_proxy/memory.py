@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from datetime import datetime
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
 from cgm_proxy.core.detect import segments
 from cgm_proxy.core.errors import Json
@@ -27,6 +28,7 @@ class Memory:
         self._orders: TTLCache[tuple[str, str], tuple[Orders]] = TTLCache(cache.orders, cache.orders_seconds)
         self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
         self._known: TTLCache[str, Stored] = TTLCache(cache.known, cache.known_seconds)
+        self._submitted: LRUCache[str, datetime] = LRUCache(cache.orders)
         self.writes = 0
         """How often what is known of stored entries had to be forgotten."""
 
@@ -81,6 +83,15 @@ class Memory:
             if asked.get("method") != "GET":
                 kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
                 self.notice_write(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
+
+    def note_submission(self, patient: str | None, now: datetime) -> None:
+        """Note that something new of the patient was stored now."""
+        if patient:
+            self._submitted[patient] = now
+
+    def last_submission(self, patient: str | None) -> datetime | None:
+        """Tell when something new of the patient was last stored by this process; None where it does not know."""
+        return self._submitted.get(patient) if patient else None
 
     def forget_orders(self) -> None:
         """Forget all orders, because one was written; look-ups under way are not remembered."""

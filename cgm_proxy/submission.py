@@ -13,18 +13,17 @@ from weakref import WeakValueDictionary
 from cgm_proxy import metrics
 from cgm_proxy.core import plan, reply
 from cgm_proxy.core.bundle import Submission, localizer, names
-from cgm_proxy.core.dialects import ORDER_TOKENS, READING_CODES, SUMMARY_CODES
+from cgm_proxy.core.dialects import ORDER_TOKENS
 from cgm_proxy.core.errors import Json, RequestRefused
-from cgm_proxy.core.instants import interval
 from cgm_proxy.core.judge import judge, resolver
-from cgm_proxy.core.orders import StandingOrder, read_orders
+from cgm_proxy.core.orders import read_orders
 from cgm_proxy.core.plan import Outcome, Stored
 from cgm_proxy.core.verdicts import Context, Judgement, Rules
 from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, unjudged
 from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory, Orders
 from cgm_proxy.settings import Settings
-from cgm_proxy.upstream import NOT_ALLOWED, Submitter, Upstream
+from cgm_proxy.upstream import Submitter, Upstream
 
 #: Submissions of more entries than this are judged in a thread, so that streamed traffic goes on.
 LARGE = 250
@@ -84,9 +83,9 @@ class Submissions:
         return finished
 
     async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
-        """Gather all that the verdicts depend on: the patient's orders, what entries refer to, the last submission."""
+        """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
         orders = await self._orders(submission.patient, submitter) if submission.patient else None
-        context = Context(
+        return Context(
             rules=self._rules,
             policies=self._settings.policies,
             allow=self._settings.allow,
@@ -94,11 +93,10 @@ class Submissions:
             depth=self._settings.limits.depth,
             patient_known=orders is not None,
             orders=orders or (),
+            stored=await self._referenced(submission, submitter),
+            last_submission=self._memory.last_submission(submission.patient),
             observe=self._settings.mode == "observe",
         )
-        stored = await self._referenced(submission, submitter)
-        last = await self._last_submission(submission, context.orders, submitter)
-        return replace(context, stored=stored, last_submission=last)
 
     async def _orders(self, patient: str, submitter: Submitter) -> Orders:
         async def ask() -> Orders:
@@ -119,30 +117,6 @@ class Submissions:
                 wanted.setdefault(local, []).append(reference)
         found = await self._upstream.read(sorted(wanted)[:REFERENCED], submitter) if wanted else {}
         return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
-
-    async def _last_submission(
-        self, submission: Submission, orders: Sequence[StandingOrder], submitter: Submitter
-    ) -> datetime | None:
-        """Tell when the patient's newest reading or summary was stored, where an order's period makes that matter."""
-        periods = (s.period for order in orders if submission.dialect.id in order.dialects for s in order.schedules)
-        if self._settings.policies.too_often == "accept" or not any(periods):
-            return None
-        newest = {
-            "subject": submission.patient or "",
-            "code": ",".join(sorted(f"{system}|{code}" for system, code in READING_CODES | SUMMARY_CODES)),
-            "_sort": "-_lastUpdated",
-            "_count": "1",
-            "_elements": "subject",
-        }
-        try:
-            found = await self._upstream.search("Observation", newest, submitter, pages=1)
-        except RequestRefused as refused:
-            if refused.status not in NOT_ALLOWED:
-                raise
-            return None  # who may not search can't be told to come later
-        meta = found[0].get("meta") if found else None
-        span = interval(meta.get("lastUpdated")) if isinstance(meta, dict) else None
-        return span[0] if span else None
 
     async def _judge(self, submission: Submission, context: Context) -> Judgement:
         if len(submission.entries) <= LARGE:
@@ -175,6 +149,8 @@ class Submissions:
             outcomes = forwarding.complete()
         outcomes |= await look_ups.not_confirmed(identified, outcomes)
         self._memory.remember(stored_by_identity(planned, outcomes), writes)
+        if any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
+            self._memory.note_submission(submission.patient, context.now)
         outcomes |= {one.entry.index: known[one.identity] for one in identified if one.identity in known}
         outcomes |= await self._relayed(judgement, identified, submitter)
         return await self._represented(outcomes, submitter) if preferred == "representation" else outcomes

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fake_upstream import after, batches, before, reset, searches, transactions
+from fake_upstream import after, batches, before, reset, transactions
 from proxying import OTHER, World, metric, proxying, said, statuses, untagged
 from test_bad_input import ENTRIES, WHOLE, WRONG
 
@@ -289,13 +289,3 @@ async def test_the_policy_on_submissions_that_come_too_often(policy: str, status
         else:
             assert ("order-too-often" in said(answer)) == (policy == "warn")
             assert await world.count() > stored
-        asked = [one for one in world.fake.of(searches("Observation")) if "_sort" in one.form]
-        assert bool(asked) == (policy != "accept")
-
-
-@pytest.mark.parametrize("status", [401, 403])
-async def test_a_last_submission_that_may_not_be_searched_for_does_not_stop_this_one(status: int) -> None:
-    async with proxying() as world:
-        await world.order()
-        world.fake.always(searches("Observation"), before(status))
-        assert set(statuses(await world.submit(await whole(world)))) == {201}

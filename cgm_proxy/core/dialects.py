@@ -18,16 +18,6 @@ OPERATION_DEFINITION = "http://hl7.org/fhir/uv/cgm/OperationDefinition/submit-cg
 #: Codes of single sensor readings, in any version: mass and moles per volume.
 READING_CODES = frozenset({(LOINC, "99504-3"), (LOINC, "14745-4"), (LOINC, "105272-9")})
 
-#: Codes of summaries, in any version; STU1's is LOINC's, the earlier ones are the guide's own.
-SUMMARY_CODES = frozenset(
-    {
-        (LOINC, "107931-8"),
-        ("http://argo.run/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"),
-        ("http://hl7.org/uv/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"),
-        ("http://hl7.org/fhir/uv/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"),
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
