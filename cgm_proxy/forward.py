@@ -10,7 +10,7 @@ from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relay
 from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.metrics import CHUNKS
 from cgm_proxy.settings import Forward
-from cgm_proxy.upstream import ChunkRefused, Submitter, Upstream
+from cgm_proxy.upstream import ChunkFailed, ChunkRefused, Submitter, Upstream
 
 #: What an entry answers whose fate is unknown.
 UNKNOWN = Refused(
@@ -22,6 +22,9 @@ _STATUSES = frozenset(map(int, HTTPStatus))
 
 #: Statuses that refuse the submitter, the endpoint or the format, not an entry: narrowing would change nothing.
 OF_ALL = frozenset({401, 403, 405, 406, 407, 410, 415, 501, 505})
+
+#: Failures (500) of parts of chunks, in one submission, until the upstream itself is taken for broken, not an entry.
+FAILURES = 32
 
 
 class Forwarding:
@@ -35,6 +38,7 @@ class Forwarding:
         self._places = asyncio.Semaphore(settings.concurrency)
         self._locations = dict(plan.aliases)
         self._typed = False
+        self._failures_left = FAILURES
         self.outcomes: dict[int, Outcome] = dict(plan.refused)
 
     async def run(self) -> dict[int, Outcome]:
@@ -61,20 +65,26 @@ class Forwarding:
         async with self._places:
             await self._send(self._sendable(transaction))
 
-    async def _send(self, groups: Transaction) -> None:
-        """Send groups as one transaction; a refusal is narrowed by halving until the guilty groups are known."""
+    async def _send(self, groups: Transaction, *, once: bool = False) -> None:
+        """Send groups as one transaction; a refusal is narrowed by halving until the guilty groups are known.
+
+        So is a failure that stays: one entry that a server can't digest would keep the others of its chunk out for ever.
+        """
         if not groups:
             return
         indices = [index for group in groups for index in group]
         bundle = body(groups, self._plan, self._locations, typed=self._typed)
         try:
-            stored = await self._upstream.transact(bundle, len(indices), self._submitter, self._prefer)
+            stored = await self._upstream.transact(bundle, len(indices), self._submitter, self._prefer, once=once)
         except ChunkRefused as refused:
             CHUNKS.labels("refused").inc()
             await self._narrow(groups, refused)
         except RequestRefused as unknown:
             CHUNKS.labels("unknown").inc()
             self.outcomes.update(dict.fromkeys(indices, Refused(unknown.status, UNKNOWN.issues + unknown.issues)))
+            if isinstance(unknown, ChunkFailed) and len(groups) > 1 and self._failures_left > 0:
+                self._failures_left -= 1
+                await self._halve(groups, once=True)
         else:
             CHUNKS.labels("stored").inc()
             self.outcomes.update(zip(indices, stored, strict=True))
@@ -84,9 +94,12 @@ class Forwarding:
             outcome = Refused(_told(refused.status), tuple(_reasons(refused.outcome)))
             self.outcomes.update((index, outcome) for group in groups for index in group)
             return
+        await self._halve(groups)
+
+    async def _halve(self, groups: Transaction, *, once: bool = False) -> None:
         half = len(groups) // 2
-        await self._send(groups[:half])
-        await self._send(groups[half:])
+        await self._send(groups[:half], once=once)
+        await self._send(groups[half:], once=once)
 
     def _sendable(self, groups: Transaction) -> Transaction:
         """Leave out the groups that reference an entry which was not stored."""

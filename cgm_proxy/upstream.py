@@ -52,6 +52,14 @@ SEARCHED = 200
 #: The rule of a read that the upstream refuses for what it asks.
 REJECTED = "upstream-rejected"
 
+#: What a transaction is answered with whose fate is unknown.
+_LATE = "the server did not take it in time; sending it again is safe"
+UNAVAILABLE = refuse(503, "upstream-unavailable", _LATE, code="transient")
+
+#: What a transaction is answered with at which the upstream itself failed.
+_LASTING = "the server fails (500) at it; if that goes on, something in the entry is what it can't digest: correct it"
+FAILED = refuse(503, "upstream-failed", _LASTING, code="exception")
+
 #: What became of a request that was not answered; the first row that fits counts (RFC 9110, 15.6.3 to 15.6.5).
 _FAULTS = (
     (
@@ -91,6 +99,10 @@ class ChunkRefused(Exception):  # noqa: N818 -- it reads as what happened
         super().__init__(status)
         self.status = status
         self.outcome = outcome
+
+
+class ChunkFailed(RequestRefused):
+    """The upstream failed at a transaction every time (500), and said so itself: one entry of it may be the reason."""
 
 
 class Upstream:
@@ -184,17 +196,19 @@ class Upstream:
             if identifier.get("system") == SYSTEM and identifier.get("value") in wanted
         }
 
-    async def transact(self, bundle: bytes, count: int, submitter: Submitter, prefer: str) -> list[Stored]:
+    async def transact(
+        self, bundle: bytes, count: int, submitter: Submitter, prefer: str, *, once: bool = False
+    ) -> list[Stored]:
         """Send a transaction of `count` conditional creates, again while that can help; every create is conditional.
 
         Raises `ChunkRefused` for a refusal that stays, and `RequestRefused` (503) when the fate of the transaction is
-        unknown: it may be sent again safely.
+        unknown: it may be sent again safely. With `once`, it is not sent again here.
         """
         headers = {"Content-Type": JSON, "Prefer": f"return={prefer}"}
-        pause, wanted = 0.0, None
-        for _ in range(self._retries + 1):
+        pause, wanted, failed = 0.0, None, False
+        for _ in range(1 if once else self._retries + 1):
             await asyncio.sleep(_pause(pause, wanted))
-            pause, wanted = pause * 3 or FIRST_PAUSE, None
+            pause, wanted, failed = pause * 3 or FIRST_PAUSE, None, False
             try:
                 status, answered, body = await self._ask("POST", "", submitter, bundle, headers)
             except RequestRefused:
@@ -203,13 +217,8 @@ class Upstream:
                 return stored
             if _stays(status):
                 raise ChunkRefused(status, confirmed.document(body) or {})
-            wanted = answered.get("Retry-After")
-        raise refuse(
-            503,
-            "upstream-unavailable",
-            "the server did not take it in time; sending it again is safe",
-            code="transient",
-        )
+            wanted, failed = answered.get("Retry-After"), status == 500 and confirmed.document(body) is not None
+        raise ChunkFailed(503, FAILED.issues) if failed else RequestRefused(503, UNAVAILABLE.issues)
 
     async def batch(self, bundle: Json, submitter: Submitter) -> list[Json]:
         """Send a batch as it is, once, and give the response's entries."""

@@ -18,7 +18,7 @@ from fake_upstream import (
 )
 from proxying import counted, locations, proxying, said, statuses
 
-from cgm_proxy import upstream
+from cgm_proxy import forward, upstream
 
 REFUSAL = {
     "resourceType": "OperationOutcome",
@@ -214,6 +214,25 @@ async def test_a_chunk_that_is_refused_is_narrowed_to_the_guilty_entry(status: i
         assert issue["expression"] == [f"Bundle.entry[{guilty}]"]
         assert wrong not in [resource["effectiveDateTime"] for resource in await world.stored()]
         assert await world.count() == 6
+
+
+@pytest.mark.parametrize("guilty", [(0,), (6,), (2, 5)])
+async def test_an_entry_at_which_the_upstream_fails_does_not_keep_its_chunk_out(guilty: tuple[int, ...]) -> None:
+    async with proxying(upstream__retries=1) as world:
+        bundle = world.readings(7)
+        for index in guilty:
+            world.fake.always(holding(bundle["entry"][index]["resource"]["effectiveDateTime"]), before(500, REFUSAL))
+        answer = await world.submit(bundle)
+        assert statuses(answer) == [503 if index in guilty else 201 for index in range(7)]
+        assert said(answer, guilty[0]) == ["fate-unknown", "upstream-failed"]
+        assert await world.count() == 7 - len(guilty)
+
+
+async def test_an_upstream_that_fails_at_everything_is_soon_left_alone() -> None:
+    async with proxying(upstream__retries=0, forward__chunk=10) as world:
+        world.fake.always(transactions, before(500, REFUSAL))
+        assert counted(await world.submit(world.readings(200))) == {503: 200}
+        assert len(world.fake.of(transactions)) <= 20 + 2 * forward.FAILURES
 
 
 async def test_several_guilty_entries_in_several_chunks_are_each_found() -> None:
