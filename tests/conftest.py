@@ -1,6 +1,7 @@
 """Servers that tests may ask for: the embedded store, a real HAPI, either of them, and the proxy before either.
 
-With CI=true nothing may be skipped: a skipped test fails the run.
+With CI=true nothing may be skipped: a skipped test fails the run. Tests marked `guide` are left out, in CI as anywhere,
+where the guide's material does not lie beside the repository.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ from cgm_proxy.sandbox.app import make_app
 
 CI = os.environ.get("CI") == "true"
 HAPI_NEEDS = ("java", "mvn", "make")
+GUIDE = Path(__file__).parents[2] / "shared" / "guide"
 _skipped = pytest.StashKey[list[str]]()
 #: HAPI's process is neither stopped nor forgotten here: other workers may still use it when this one is done.
 _started: list[servers.Running] = []
@@ -65,6 +67,16 @@ def proxy(upstream: str, tmp_path: Path) -> Iterator[servers.Running]:
     """Run a proxy with the default settings before each FHIR server in turn."""
     with servers.proxy(upstream, tmp_path) as server:
         yield server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "guide: reads the guide's material beside the repository; left out without it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [] if GUIDE.exists() else [item for item in items if item.get_closest_marker("guide")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
