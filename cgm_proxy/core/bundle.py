@@ -62,16 +62,16 @@ class Submission:
 def open_operation(document: Json) -> Json:
     """Take the Bundle out of a Parameters resource, where the operation was called with one.
 
-    Raises `RequestRefused` (400) where neither is a Bundle.
+    Raises `RequestRefused` (400) where neither is a Bundle, and where there are several: only one would be stored.
     """
+    found: Any = document
     if document.get("resourceType") == "Parameters":
-        for parameter in objects(document.get("parameter")):
-            if parameter.get("name") == "resource":
-                document = parameter.get("resource")  # type: ignore[assignment]
-                break
-    if not isinstance(document, dict) or document.get("resourceType") != "Bundle":
-        raise refuse(400, "bundle-expected", "$submit-cgm-bundle takes a Bundle of type transaction", code="structure")
-    return document
+        given = [one.get("resource") for one in objects(document.get("parameter")) if one.get("name") == "resource"]
+        found = given[0] if len(given) == 1 else None
+    if not isinstance(found, dict) or found.get("resourceType") != "Bundle":
+        text = '$submit-cgm-bundle takes one Bundle of type transaction, alone or as the parameter "resource"'
+        raise refuse(400, "bundle-expected", text, code="structure")
+    return found
 
 
 class Limits(Protocol):
@@ -98,7 +98,7 @@ def submission(
     if kind not in TYPES[target]:
         wanted = TYPES[target][0]
         text = (
-            f'Bundle.type is {_show(kind)}; a CGM submission posted here is a "{wanted}", with a request in each entry'
+            f'Bundle.type is {shown(kind)}; a CGM submission posted here is a "{wanted}", with a request in each entry'
         )
         raise refuse(400, "bundle-type", text, code="value")
     found = bundle.get("entry")
@@ -180,7 +180,7 @@ def localizer(*bases: str) -> Callable[[str], str]:
 
 def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Issue]:
     if not isinstance(item, dict):
-        return [Issue("entry-object", f"the entry is {_show(item)}; it wants an object", code="structure")]
+        return [Issue("entry-object", f"the entry is {shown(item)}; it wants an object", code="structure")]
     issues = []
     if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
         issues.append(
@@ -199,7 +199,7 @@ def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Is
         )
     if full_url is not None and not isinstance(full_url, str):
         issues.append(
-            Issue("entry-full-url", f"fullUrl is {_show(full_url)}; it wants a string", "fullUrl", code="value")
+            Issue("entry-full-url", f"fullUrl is {shown(full_url)}; it wants a string", "fullUrl", code="value")
         )
     return issues
 
@@ -212,7 +212,7 @@ def _unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 def _refuse_twin(entry: Entry) -> Entry:
-    text = f"fullUrl {_show(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
+    text = f"fullUrl {shown(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
     issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
     return replace(entry, issues=(*entry.issues, issue))
 
@@ -234,7 +234,7 @@ def objects(value: Any) -> list[Json]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _show(value: Any) -> str:
-    """Show a value in a message, cut short."""
+def shown(value: Any) -> str:
+    """Show a value in a message, in JSON's words and cut short; what isn't there is null."""
     text = encode(value).decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cgm_proxy.core import policies
-from cgm_proxy.core.bundle import Entry, Submission, names
+from cgm_proxy.core.bundle import Entry, Submission, names, shown
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve
 from cgm_proxy.core.verdicts import Context, Judgement, Rules, Verdict
@@ -62,13 +62,13 @@ def _not_allowed(entry: Entry, submission: Submission, context: Context) -> Iter
     """Check an entry against the allow-list: POST, an allowed type, the submission's patient, bounded nesting."""
     method, url = entry.request.get("method"), entry.request.get("url")
     if method != "POST":
-        text = f"request.method is {_shown(method)}; a CGM submission creates only: POST"
+        text = f"request.method is {shown(method)}; a CGM submission creates only: POST"
         yield Issue("allow-method", text, "request.method", code="not-supported")
     if entry.type not in context.allow:
         text = f"{entry.type[:40]} is not among what a submission may create here: {', '.join(context.allow)}; leave it out"
         yield Issue("allow-type", text, "resource", code="not-supported")
     elif url != entry.type:
-        text = f'request.url is {_shown(url)}; it wants the resource\'s type, "{entry.type}"'
+        text = f'request.url is {shown(url)}; it wants the resource\'s type, "{entry.type}"'
         yield Issue("allow-url", text, "request.url", code="value")
     elif not isinstance(entry.request.get("ifNoneExist", ""), str):
         yield Issue("allow-condition", "request.ifNoneExist wants a string", "request.ifNoneExist", code="value")
@@ -120,13 +120,13 @@ def _misdirected(entry: Entry, submission: Submission, resolve: Resolve) -> Iter
         target = resolve(reference)
         if target is None:
             if reference.startswith("urn:"):
-                text = f"no entry has the fullUrl {_shown(reference)}; add it, or refer to what is stored as Type/id"
+                text = f"no entry has the fullUrl {shown(reference)}; add it, or refer to what is stored as Type/id"
                 yield Issue("reference-unknown", text, entry.type, code="not-found")
             continue
         subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
         about = subject.get("reference") if isinstance(subject, dict) else None
         if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
-            text = f"{_shown(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
+            text = f"{shown(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
             yield Issue("reference-other-patient", text, entry.type, code="forbidden")
 
 
@@ -180,7 +180,3 @@ def _observed(judgement: Judgement) -> Judgement:
 
 def _warnings(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:
     return tuple(replace(issue, severity="warning") if issue.refuses else issue for issue in issues)
-
-
-def _shown(value: object) -> str:
-    return f'"{value[:60]}"' if isinstance(value, str) else type(value).__name__

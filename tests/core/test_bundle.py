@@ -241,6 +241,7 @@ def test_the_operation_takes_a_bundle_alone_or_in_parameters(wrong: Any) -> None
     documents: list[Any] = [
         {"resourceType": "Parameters", "parameter": wrong},
         {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": wrong}]},
+        {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": whole}] * 2},
         {"resourceType": wrong},
         {},
     ]

@@ -93,6 +93,13 @@ def test_messages_are_short_and_carry_no_more_than_a_glimpse_of_what_was_sent() 
             assert len(issue.text) < 200
 
 
+def test_a_message_shows_what_was_sent_in_jsons_words() -> None:
+    [_, verdict] = judged(entry(reading()), entry(reading(), method=None, url=["x"])).verdicts
+    method, url = (issue.text for issue in verdict.issues)
+    assert method.startswith("request.method is null;")
+    assert url.startswith('request.url is ["x"];')
+
+
 def test_a_setting_says_what_is_allowed() -> None:
     assert only(entry(device()), allow=("Observation",)) == ["allow-type"]
 
