@@ -267,7 +267,7 @@ class Compiler:
 
 def by_slice(at: str, expression: str) -> bool:
     """Whether what an expression asks is what the slice that `at` selects was found by."""
-    if (found := re.search(r"resolve\(\)\.conformsTo\('[^']*'\)", expression)) and found[0] in at:
+    if (found := re.search(r"(resolve\(\)|resource)\.conformsTo\('[^']*'\)", expression)) and found[0] in at:
         return True
     if "resolve()" in at and expression.startswith("targetType()"):
         return True  # what is resolved has its type judged by its profile
