@@ -12,11 +12,12 @@ from cgm_proxy.core import fhirpath
 from cgm_proxy.core.errors import Issue, Severity
 from cgm_proxy.core.extensions import misplaced
 from cgm_proxy.core.fhirpath import FhirPathError, data_of, expression
+from cgm_proxy.core.findings import Findings, Node, last
 from cgm_proxy.core.model import CORE, Model
 from cgm_proxy.core.primitives import show
 from cgm_proxy.core.rulebook import Profile, Rule
 from cgm_proxy.core.scope import Json, Scope
-from cgm_proxy.core.validity import Findings, Node, last, walk
+from cgm_proxy.core.validity import walk
 
 #: Base faults after which a FHIRPath engine would read nonsense: the profile's rules wait until these are mended.
 SHAPE = frozenset({"r4-json", "r4-resource-type", "r4-depth"})

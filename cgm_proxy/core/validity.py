@@ -12,12 +12,12 @@ how XML and JSON differ (`core/elements.py`).
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from cgm_proxy.core import extensions
-from cgm_proxy.core.errors import Issue
-from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model, Type
+from cgm_proxy.core.findings import Findings, Node, last
+from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model
 from cgm_proxy.core.primitives import ABSOLUTE_URI, fault, not_after, show
 from cgm_proxy.core.scope import Json, Scope
 from cgm_proxy.core.special import SPECIAL
@@ -28,38 +28,6 @@ LANGUAGES = "urn:ietf:bcp:47"
 LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 #: Deepest nesting that is looked at; deeper is refused.
 DEEPEST = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """An object of the resource: where it is, its data, its type, the element it stands in and the resource around it."""
-
-    path: str
-    data: Json
-    type: Type
-    resource: Json
-    parent: str | None = None
-    modifier: bool = False
-    places: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a walk found: issues, and the nodes that later checks (invariants, extensions, claims) look at."""
-
-    issues: list[Issue] = field(default_factory=list)
-    invariants: list[tuple[Node, Invariant]] = field(default_factory=list)
-    extensions: list[Node] = field(default_factory=list)
-    resources: list[Node] = field(default_factory=list)
-
-    def add(self, rule: str, path: str, text: str) -> None:
-        """Note an error at a path."""
-        self.issues.append(Issue(rule, text, path))
-
-
-def last(path: str) -> str:
-    """Give the part of a path that a message begins with: without the resource type."""
-    return path.partition(".")[2] or path
 
 
 class Walk:
