@@ -38,6 +38,7 @@ class Forwarding:
         self._places = asyncio.Semaphore(settings.concurrency)
         self._locations = dict(plan.aliases)
         self._typed = False
+        self._refused = False
         self._failures_left = FAILURES
         self.outcomes: dict[int, Outcome] = dict(plan.refused)
 
@@ -46,6 +47,7 @@ class Forwarding:
         if self._plan.waves:
             self._typed = await self._upstream.takes_typed_conditions()
         for wave in self._plan.waves:
+            self._refused = any(isinstance(outcome, Refused) for outcome in self.outcomes.values())
             async with asyncio.TaskGroup() as tasks:
                 for transaction in wave:
                     tasks.create_task(self._send_placed(transaction))
@@ -103,7 +105,7 @@ class Forwarding:
 
     def _sendable(self, groups: Transaction) -> Transaction:
         """Leave out the groups that reference an entry which was not stored."""
-        if not any(isinstance(outcome, Refused) for outcome in self.outcomes.values()):
+        if not self._refused:  # in an earlier wave, where all stands that is referenced
             return groups
         return tuple(group for group in groups if not self._leans_on_refused(group))
 

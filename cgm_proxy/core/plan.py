@@ -184,9 +184,10 @@ def body(groups: Transaction, plan: Plan, locations: Mapping[str, str], *, typed
 def _create(one: Identified, locations: Mapping[str, str], *, typed: bool) -> bytes:
     kind = one.entry.type
     condition = f"{kind}?identifier={token(one.identity)}" if typed else f"identifier={token(one.identity)}"
-    request = {"method": "POST", "url": kind, "ifNoneExist": condition}
+    # the type is one of the allow-list's, and an identity is a UUID: nothing here needs escapes
+    request = f'{{"method":"POST","url":"{kind}","ifNoneExist":"{condition}"}}'.encode()
     resource = stamp(one.entry, one.identity, locations)
-    return b'{"fullUrl":%b,"resource":%b,"request":%b}' % (encode(one.url), resource, encode(request))
+    return b'{"fullUrl":%b,"resource":%b,"request":%b}' % (encode(one.url), resource, request)
 
 
 def _aliases(

@@ -32,9 +32,9 @@ from cgm_proxy.core.analysis import Analysis, Read
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.scope import Json, Resolve
 
-#: A full timestamp whose day every month has; others stay in the key.
+#: A full timestamp whose day its month has in every year; the 29th of February stays in the key.
 TIMESTAMP = re.compile(
-    r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?"
+    r"(?!0000)\d{4}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?"
     r"(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d)"
 )
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")

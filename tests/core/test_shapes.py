@@ -142,3 +142,20 @@ def test_nothing_fills_the_memory(size: int) -> None:
     assert 0 < len(shapes) <= size / 500
     shapes.remember(("argo", (), b"x" * 10**6), (), [])
     assert shapes.recall(("argo", (), b"x" * 10**6), lambda _: None) is None
+
+
+def test_every_day_of_the_months_has_one_shape() -> None:
+    book = RuleBook.load(RULES)
+    days = [
+        (month, day)
+        for month in range(1, 13)
+        for day in (1, 28, 29, 30, 31)
+        if day <= (28 if month == 2 else 31 - (month in {4, 6, 9, 11}))
+    ]
+    for month, day in days:
+        reading = READING | {"effectiveDateTime": f"2025-{month:02}-{day:02}T10:15:00Z"}
+        assert book.examine(reading, [ARGO], {}.get, dialect="argo") == ()
+    assert book.shapes is not None
+    assert len(book.shapes) == 1
+    impossible = READING | {"effectiveDateTime": "2025-04-31T10:15:00Z"}
+    assert book.examine(impossible, [ARGO], {}.get, dialect="argo")
