@@ -24,6 +24,7 @@ from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory, Orders
 from cgm_proxy.settings import Settings
 from cgm_proxy.upstream import Submitter, Upstream
+from cgm_proxy.upstream_faults import within
 
 #: Submissions of more entries than this are judged in a thread, so that streamed traffic goes on.
 LARGE = 250
@@ -69,7 +70,8 @@ class Submissions:
 
         Raises `RequestRefused` where the whole of it is refused, or the upstream fails before anything was sent.
         """
-        context = await self._find_orders(submission, submitter)
+        async with within(self._settings.limits.seconds):
+            context = await self._find_orders(submission, submitter)
         judgement = await self._judge(submission, context)
         outcomes: Mapping[int, Outcome] = {}
         if judgement.accepted:
@@ -134,8 +136,9 @@ class Submissions:
         submission, limits, writes = judgement.submission, self._settings.limits, self._memory.writes
         identified = plan.identify(judgement, resolver(submission.entries, context.stored))
         look_ups = Known(self._upstream, self._memory, submitter, submission.patient or "")
-        matched, ambiguous = await look_ups.by_condition(identified)
-        known = await look_ups.by_identity(identified) | matched
+        async with within(limits.seconds):
+            matched, ambiguous = await look_ups.by_condition(identified)
+            known = await look_ups.by_identity(identified) | matched
         refused = plan.forged(identified) | ambiguous
         if submission.atomic and refused:
             return refused

@@ -20,8 +20,9 @@ from cgm_proxy.core.bundle import localizer, objects
 from cgm_proxy.core.errors import Json, RequestRefused, refuse
 from cgm_proxy.core.identity import SYSTEM, token
 from cgm_proxy.core.plan import Stored
-from cgm_proxy.metrics import UPSTREAM_ERRORS, UPSTREAM_SECONDS
+from cgm_proxy.metrics import UPSTREAM_SECONDS
 from cgm_proxy.settings import Settings
+from cgm_proxy.upstream_faults import FAILED, UNAVAILABLE, fault
 
 JSON = "application/fhir+json"
 
@@ -49,35 +50,11 @@ NOT_ALLOWED = frozenset({401, 403})
 #: Identities in one search; its form body stays under 64 KiB.
 SEARCHED = 200
 
+#: Longest answer that is read, in largest submissions: a representation holds more than what was sent.
+LARGEST = 4
+
 #: The rule of a read that the upstream refuses for what it asks.
 REJECTED = "upstream-rejected"
-
-#: What a transaction is answered with whose fate is unknown.
-_LATE = "the server did not take it in time; sending it again is safe"
-UNAVAILABLE = refuse(503, "upstream-unavailable", _LATE, code="transient")
-
-#: What a transaction is answered with at which the upstream itself failed.
-_LASTING = "the server fails (500) at it; if that goes on, something in the entry is what it can't digest: correct it"
-FAILED = refuse(503, "upstream-failed", _LASTING, code="exception")
-
-#: What became of a request that was not answered; the first row that fits counts (RFC 9110, 15.6.3 to 15.6.5).
-_FAULTS = (
-    (
-        (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError),
-        "refused",
-        refuse(503, "upstream-unreachable", "the server behind this one can't be reached; try again", code="transient"),
-    ),
-    (
-        (TimeoutError,),
-        "timeout",
-        refuse(504, "upstream-timeout", "the server behind this one is silent; try again", code="timeout"),
-    ),
-    (
-        (Exception,),
-        "broken",
-        refuse(502, "upstream-broken", "the server behind this one broke off; try again", code="transient"),
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +92,11 @@ class Upstream:
         self._session = session
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._typed: bool | None = None
+        self._largest = LARGEST * settings.limits.body_bytes
         self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=settings.upstream.connect_timeout, sock_read=settings.upstream.read_timeout
+            total=settings.limits.seconds,
+            connect=settings.upstream.connect_timeout,
+            sock_read=settings.upstream.read_timeout,
         )
 
     async def patient(self, reference: str, submitter: Submitter) -> bool:
@@ -303,9 +283,9 @@ class Upstream:
                 timeout=self._timeout,
                 allow_redirects=False,
             ) as response:
-                data = await response.read()
+                data = await _whole(response, self._largest)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _fault(error) from error
+            raise fault(error) from error
         UPSTREAM_SECONDS.observe(loop.time() - started)
         return response.status, response.headers, data
 
@@ -326,11 +306,14 @@ def _demand_ok(status: int, headers: Mapping[str, str], purpose: str) -> None:
     )
 
 
-def _fault(error: Exception) -> RequestRefused:
-    """Count a request that was not answered, and give what it means for who asked."""
-    kind, refused = next((kind, refused) for types, kind, refused in _FAULTS if isinstance(error, types))
-    UPSTREAM_ERRORS.labels(kind).inc()
-    return RequestRefused(refused.status, refused.issues)
+async def _whole(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Read a body; raises `aiohttp.ClientPayloadError` where it does not end."""
+    read = bytearray()
+    async for piece in response.content.iter_any():
+        read += piece
+        if len(read) > most:
+            raise aiohttp.ClientPayloadError("longer than any answer")
+    return bytes(read)
 
 
 def _document(body: bytes) -> Json:
