@@ -134,6 +134,9 @@ def _by_references(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
     """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
     named = names(verdict.entry for verdict in verdicts)
     edges = {v.entry.index: {named[r] for r in v.entry.references if r in named} for v in verdicts}
+    if not any(edges.values()):
+        yield from verdicts
+        return
     order = referenced_first(edges)
     circular = edges.keys() - set(order)
     lost = {verdict.entry.index for verdict in verdicts if not verdict.accepted}

@@ -161,10 +161,7 @@ def plan(
     named = names(one.entry for one in identified)
     firsts = {name: same_as.get(index, index) for name, index in named.items()}
     edges = _edges([one.entry for one in creates.values()], firsts)
-    if bounds.atomic:
-        groups = [tuple(creates)] if creates else []
-    else:
-        groups = _acyclic(_groups({index: _rank(one.entry) for index, one in creates.items()}, edges), edges)
+    groups = [tuple(creates)] if bounds.atomic and creates else _grouped(creates, edges)
     too_large = {index: TOO_LARGE for group in groups if len(group) > bounds.largest for index in group}
     waves = _waves([group for group in groups if group[0] not in too_large], edges, bounds.chunk)
     aliases = _aliases(identified, same_as, named, stored, localize)
@@ -215,6 +212,9 @@ def _edges(entries: Collection[Entry], named: Mapping[str, int]) -> dict[int, se
 
 def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]], chunk: int) -> Iterator[tuple[Transaction, ...]]:
     """Give the transactions, wave by wave: what references nothing new first, then what references that."""
+    if not any(edges.values()):  # readings alone, mostly
+        yield from [packed] if (packed := tuple(_packed(groups, chunk))) else ()
+        return
     order = TopologicalSorter(_leaning(groups, edges))
     order.prepare()
     while order.is_active():
@@ -230,6 +230,13 @@ def _leaning(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> dict[int
         number: {group_of[target] for index in group for target in edges[index] if target in group_of} - {number}
         for number, group in enumerate(groups)
     }
+
+
+def _grouped(creates: Mapping[int, Identified], edges: Mapping[int, set[int]]) -> list[Group]:
+    """Group what is stored together or not at all; without references each entry is a group."""
+    if not any(edges.values()):
+        return [(index,) for index in creates]
+    return _acyclic(_groups({index: _rank(one.entry) for index, one in creates.items()}, edges), edges)
 
 
 def _acyclic(groups: list[Group], edges: Mapping[int, set[int]]) -> list[Group]:
