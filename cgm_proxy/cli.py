@@ -79,11 +79,11 @@ def _add_rules(commands: Commands) -> None:
     ):
         action = actions.add_parser(name, help=what)
         action.add_argument(
-            "directories", nargs="*", type=Path, metavar="DIRECTORY", help="own rules, beside the shipped ones"
+            "directories", nargs="*", type=_directory, metavar="DIRECTORY", help="own rules, beside the shipped ones"
         )
         action.set_defaults(run=run)
     importing = actions.add_parser("import", help="compile a guide's StructureDefinitions into rules")
-    importing.add_argument("directory", type=Path, help="directory of the guide's JSON files")
+    importing.add_argument("directory", type=_directory, help="directory of the guide's JSON files")
     importing.add_argument("--dialect", required=True, help="name of the guide's version")
     importing.add_argument("--out", type=Path, required=True, metavar="DIRECTORY")
     importing.add_argument("--beside", type=Path, action="append", default=[], help="a guide that this one builds on")
@@ -127,6 +127,13 @@ def _content(name: str) -> bytes:
         return Path(name).read_bytes()
     except OSError as error:
         raise SettingsError(f"can't read {name}: {error.strerror}") from None
+
+
+def _directory(text: str) -> Path:
+    """Take a directory; a misspelt one would hold no rule, and so no fault."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no directory")
+    return Path(text)
 
 
 def _list_rules(given: argparse.Namespace) -> int:

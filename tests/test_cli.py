@@ -95,6 +95,8 @@ def test_check_writes_text_that_a_person_reads() -> None:
         (("check", "/no/such/file"), 2, "can't read /no/such/file"),
         (("serve", "--settings", "/no/such/file"), 2, "/no/such/file"),
         (("rules", "list", "none-such"), 1, ""),
+        (("rules", "lint", "/no/such/rules"), 2, "/no/such/rules is no directory"),
+        (("rules", "test", "/no/such/rules"), 2, "/no/such/rules is no directory"),
         ((), 2, "COMMAND"),
     ],
 )
