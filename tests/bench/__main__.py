@@ -19,18 +19,22 @@ from client import Client
 TWO_WEEKS = 4032
 
 
-def submit(runs: figures.Runs, readings: int, hapi: str, proxy: servers.Running) -> None:
-    """Post new readings straight to HAPI, others through the proxy, and these again; small submissions several times."""
+def submit(runs: figures.Runs, readings: int, hapi: servers.Running, proxy: servers.Running) -> None:
+    """Post new readings straight to HAPI, others through the proxy, and these again; small ones several times."""
     several = range(max(1, TWO_WEEKS // readings))
-    straight, new = ([new_readings(Client(hapi), readings) for _ in several] for _ in range(2))
-    runs.add(f"direct_{readings}", mean(timed(hapi, each, "201") for each in straight))
-    before = proxy.cpu_seconds()
+    straight, new = ([new_readings(Client(hapi.url), readings) for _ in several] for _ in range(2))
+    start = hapi.cpu_seconds()
+    runs.add(f"direct_{readings}", mean(timed(hapi.url, each, "201") for each in straight))
+    turn, before = hapi.cpu_seconds(), proxy.cpu_seconds()
     runs.add(f"proxy_{readings}", mean(timed(proxy.url, each, "201") for each in new))
-    runs.add(f"cpu_us_{readings}", (proxy.cpu_seconds() - before) / len(several) / readings * 1e6)
+    used, own = hapi.cpu_seconds() - turn, proxy.cpu_seconds() - before
     runs.add(f"again_{readings}", mean(timed(proxy.url, each, "200") for each in new))
+    runs.add(f"direct_cpu_{readings}", (turn - start) / len(several))
+    runs.add(f"proxy_cpu_{readings}", (used + own) / len(several))
+    runs.add(f"us_per_reading_{readings}", own / len(several) / readings * 1e6)
 
 
-def submit_all(options: argparse.Namespace, hapi: str, proxy: servers.Running) -> figures.Runs:
+def submit_all(options: argparse.Namespace, hapi: servers.Running, proxy: servers.Running) -> figures.Runs:
     """Post submissions of each size, the ways taking turns."""
     runs = figures.Runs()
     for _ in range(options.warm_up):
@@ -38,7 +42,8 @@ def submit_all(options: argparse.Namespace, hapi: str, proxy: servers.Running) -
     for _ in range(options.rounds):
         submit(runs, TWO_WEEKS, hapi, proxy)
         submit(runs, 288, hapi, proxy)
-        runs.add("direct_conditional", timed(hapi, conditional(new_readings(Client(hapi), TWO_WEEKS)), "201"))
+        careful = conditional(new_readings(Client(hapi.url), TWO_WEEKS))
+        runs.add("direct_conditional", timed(hapi.url, careful, "201"))
     for _ in range(options.large):
         submit(runs, 25_920, hapi, proxy)
     return runs
@@ -64,7 +69,7 @@ def measure(options: argparse.Namespace, folder: Path) -> figures.Runs:
         servers.proxy(hapi.url, folder) as proxy,
     ):
         streams = stream_all(options, hapi.url, nginx.url, proxy.url)
-        return figures.Runs({**streams.of, **submit_all(options, hapi.url, proxy).of})
+        return figures.Runs({**streams.of, **submit_all(options, hapi, proxy).of})
 
 
 def main() -> None:
