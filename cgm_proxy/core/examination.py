@@ -150,11 +150,11 @@ class Examination:
         shown = [data_of(item) for item in self._shown(rule, node)]
         simple = re.fullmatch(r"\w+", rule.shows)
         at = f"{where}.{rule.shows}" if simple else where
-        if rule.shows:
+        if rule.shows and not any(isinstance(item, dict) for item in shown):
             what = " and ".join(show(item) for item in shown[:3]) if shown else "missing"
             text = f"{last(at)} is {what}; {profile.name} wants {rule.text}"
         else:
-            text = f"{last(where)}: {profile.name} wants {rule.text}"
+            text = f"{last(at if shown else where)}: {profile.name} wants {rule.text}"
         return Issue(rule.key, text, at if shown else where, cast("Severity", rule.severity))
 
     def _shown(self, rule: Rule, node: Any) -> list[Any]:
