@@ -33,7 +33,7 @@ format: $(READY) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 test: lint ## lint, types and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 $(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java tests/hapi/src/main/resources/*)
 	mvn -q -B -f tests/hapi/pom.xml package
