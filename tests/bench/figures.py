@@ -37,7 +37,7 @@ FIGURES = (
     Figure("us_per_reading", "us_per_reading_4032", None, "<= 60", "the proxy's CPU time for a new reading, in us"),
     Figure("first_288", "proxy_288", "direct_288", "", "288 new readings / as one plain batch"),
     Figure("first_25920", "proxy_25920", "direct_25920", "", "25,920 new readings / as one plain batch"),
-    Figure("first_conditional", "proxy_4032", "direct_conditional", "<= 0.45", "as first / a batch, each with ifNoneExist"),
+    Figure("first_conditional", "proxy_4032", "direct_conditional", "<= 0.45", "as first / a batch with ifNoneExist"),
     Figure("first_cpu", "proxy_cpu_4032", "direct_cpu_4032", "", "as first, in CPU time of HAPI and the proxy"),
     Figure("us_per_reading_288", "us_per_reading_288", None, "", "as us_per_reading, of 288"),
     Figure("us_per_reading_25920", "us_per_reading_25920", None, "", "as us_per_reading, of 25,920"),
