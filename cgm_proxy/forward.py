@@ -40,7 +40,7 @@ class Forwarding:
         self._typed = False
         self._refused = False
         self._failures_left = FAILURES
-        self.outcomes: dict[int, Outcome] = dict(plan.refused)
+        self.outcomes: dict[int, Outcome] = dict(plan.settled)
 
     async def run(self) -> dict[int, Outcome]:
         """Send everything and give each created entry's outcome, and its twins'."""

@@ -83,6 +83,9 @@ class Known:
         """Give where entries are stored, by identity; what is missing here may be stored all the same."""
         writes = self._memory.writes
         known = self._memory.known(one.identity for one in identified)
+        if not await self._still_true(known, identified):
+            self._memory.forget_known()
+            writes, known = self._memory.writes, {}
         DUPLICATES.labels("memory").inc(len(known))
         asked = [one for one in identified if one.identity not in known]
         if len(asked) > PROBES:
@@ -95,26 +98,36 @@ class Known:
             known |= found
         return known
 
-    async def by_condition(self, identified: Iterable[Identified]) -> tuple[dict[str, Stored], dict[int, Refused]]:
-        """Honour `request.ifNoneExist`: one match is where the entry is stored, by identity; several refuse it with 412.
+    async def _still_true(self, known: Mapping[str, Stored], identified: Sequence[Identified]) -> bool:
+        """Ask for a few of those that are remembered: others than this proxy may have deleted them, or restored a backup."""
+        asked = [one for one in identified if one.identity in known]
+        probes = asked[:: -(-len(asked) // PROBES) or 1]
+        try:
+            return (await self._places_of(probes)).keys() >= {one.identity for one in probes}
+        except RequestRefused as refused:
+            if refused.status not in NOT_ALLOWED:
+                raise
+            return True  # who may not search is told what is remembered
+
+    async def by_condition(self, identified: Iterable[Identified]) -> dict[int, Outcome]:
+        """Honour `request.ifNoneExist`, by index: one match is where the entry is stored; several refuse it with 412.
 
         A condition is part of the submitter's own write, so it is looked up with the submitter's own authority.
         """
         asking = [(one, one.entry.request["ifNoneExist"]) for one in identified if one.entry.request.get("ifNoneExist")]
         wanted = {one.entry.index: (one.entry.type, parameters(text, one.entry.type)) for one, text in asking}
         found = await self._matches({(kind, asked) for kind, asked in wanted.values() if asked})
-        stored, refused = {}, {}
-        for one, _ in asking:
-            kind, asked = wanted[one.entry.index]
+        settled: dict[int, Outcome] = {}
+        for index, (kind, asked) in wanted.items():
             match found[kind, asked] if asked else INVALID:
                 case Refused() as why:
-                    refused[one.entry.index] = why
+                    settled[index] = why
                 case [only] if place := located(only):
-                    stored[one.identity] = place
+                    settled[index] = place
                 case [_, _, *_]:
-                    refused[one.entry.index] = SEVERAL
-        DUPLICATES.labels("condition").inc(len(stored))
-        return stored, refused
+                    settled[index] = SEVERAL
+        DUPLICATES.labels("condition").inc(sum(isinstance(outcome, Stored) for outcome in settled.values()))
+        return settled
 
     async def _matches(self, conditions: Iterable[tuple[str, Parameters]]) -> Mapping[tuple[str, Parameters], Matches]:
         """Look each condition up once; those on one identifier together."""
@@ -139,10 +152,9 @@ class Known:
         Somebody who may write other data could have given it this identity; the entry would be lost without a word.
         """
         stored = [(one, o) for one in identified if isinstance(o := outcomes.get(one.entry.index), Stored)]
-        created = {one.identity for one, outcome in stored if outcome.created}
-        said = [one for one, _ in stored if one.identity not in created]
+        said = [one for one, outcome in stored if not outcome.created]
         try:
-            places = await self._places_of({one.identity: one for one in said}.values())
+            places = await self._places_of(said)
         except RequestRefused as refused:
             return {} if refused.status in NOT_ALLOWED else {one.entry.index: UNCONFIRMED for one in said}
         return {one.entry.index: TAKEN for one in said if one.identity not in places}

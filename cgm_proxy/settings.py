@@ -103,7 +103,7 @@ class Cache:
     )
     orders: int = _key(10_000, "Patients whose orders are remembered", 1, 10_000_000)
     known_seconds: float = _key(
-        3600.0,
+        600.0,
         "How long the location of a stored entry is remembered (seconds); 0 asks upstream every time",
         0,
         604_800,
@@ -119,7 +119,7 @@ class Settings:
     detection: Literal["tag", "content"] = _key("tag", "`content` judges untagged Bundles and single CGM resources too")
     allow: tuple[str, ...] = _key(
         ("Observation", "DiagnosticReport", "Device"),
-        "Resource types that a submission may create",
+        "Resource types that a submission may create: Observation, DiagnosticReport, Device or some of them",
         form="resource type",
     )
     rules: str | None = _key(None, "Directory of a hospital's own rules, added to the shipped ones", form="path")

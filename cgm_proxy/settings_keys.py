@@ -46,7 +46,9 @@ _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@-]+"
 FORMS = {
     "address": Form(r"[A-Za-z0-9._:-]+", "a host name or IP address, without scheme, port or brackets"),
     "path": Form(r"[^\x00]+", "the path of a directory"),
-    "resource type": Form(r"[A-Z][A-Za-z]+", "a list of FHIR resource types, such as Observation"),
+    "resource type": Form(
+        "Observation|DiagnosticReport|Device", "some of Observation, DiagnosticReport and Device, as a list"
+    ),
     "token": Form(r"[\x21-\x7e]+", 'the token alone, without "Bearer", blanks or line breaks'),
     # RFC 3986, less what a base URL must not have: user, query, fragment, escapes, empty and dot segments.
     "url": Form(

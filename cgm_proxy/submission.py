@@ -17,7 +17,7 @@ from cgm_proxy.core.dialects import ORDER_TOKENS
 from cgm_proxy.core.errors import Json, RequestRefused
 from cgm_proxy.core.judge import judge, resolver
 from cgm_proxy.core.orders import read_orders
-from cgm_proxy.core.plan import Outcome, Stored
+from cgm_proxy.core.plan import Outcome, Refused, Stored
 from cgm_proxy.core.verdicts import Context, Judgement, Rules
 from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, unjudged
 from cgm_proxy.known import Known
@@ -137,24 +137,25 @@ class Submissions:
         identified = plan.identify(judgement, resolver(submission.entries, context.stored))
         look_ups = Known(self._upstream, self._memory, submitter, submission.patient or "")
         async with within(limits.seconds):
-            matched, ambiguous = await look_ups.by_condition(identified)
-            known = await look_ups.by_identity(identified) | matched
-        refused = plan.forged(identified) | ambiguous
-        if submission.atomic and refused:
-            return refused
+            settled: dict[int, Outcome] = {**await look_ups.by_condition(identified), **plan.forged(identified)}
+            asked = [one for one in identified if one.entry.index not in settled]
+            known = await look_ups.by_identity(asked)
+        if submission.atomic and any(isinstance(outcome, Refused) for outcome in settled.values()):
+            return settled
         bounds = plan.Bounds(self._settings.forward.chunk, limits.atomic_entries, atomic=submission.atomic)
-        planned = plan.plan(identified, known, refused, bounds, self._localize)
+        planned = plan.plan(identified, known, settled, bounds, self._localize)
         forwarding = Forwarding(planned, self._upstream, submitter, self._settings.forward, preferred)
         try:
             async with asyncio.timeout(limits.seconds):
                 outcomes = await forwarding.run()
         except TimeoutError:
             outcomes = forwarding.complete()
-        outcomes |= await look_ups.not_confirmed(identified, outcomes)
+        taken = await look_ups.not_confirmed(planned.creates.values(), outcomes)
+        outcomes |= taken | {index: taken[first] for index, first in planned.same_as.items() if first in taken}
         self._memory.remember(stored_by_identity(planned, outcomes), writes)
         if any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
             self._memory.note_submission(submission.patient, context.now)
-        outcomes |= {one.entry.index: known[one.identity] for one in identified if one.identity in known}
+        outcomes |= {one.entry.index: known[one.identity] for one in asked if one.identity in known}
         outcomes |= await self._relayed(judgement, identified, submitter)
         return await self._represented(outcomes, submitter) if preferred == "representation" else outcomes
 

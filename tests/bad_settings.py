@@ -59,10 +59,10 @@ BAD_FILES = [
     ),
     (
         "allow: Observation",
-        's.yaml, line 1: allow is "Observation"; write a list of FHIR resource types, such as Observation',
+        's.yaml, line 1: allow is "Observation"; write some of Observation, DiagnosticReport and Device, as a list',
     ),
-    ("allow: []", "s.yaml, line 1: allow is []; write a list of FHIR resource types, such as Observation"),
-    ("allow: [1]", "s.yaml, line 1: allow is [1]; write a list of FHIR resource types, such as Observation"),
+    ("allow: []", "s.yaml, line 1: allow is []; write some of Observation, DiagnosticReport and Device, as a list"),
+    ("allow: [1]", "s.yaml, line 1: allow is [1]; write some of Observation, DiagnosticReport and Device, as a list"),
     # choices, ranges, forms
     ("mode: obsrve", 's.yaml, line 1: mode is "obsrve"; write enforce or observe'),
     ("policies: {no_order: deny}", 's.yaml, line 1: policies.no_order is "deny"; write accept, warn or reject'),
@@ -72,7 +72,7 @@ BAD_FILES = [
     ("limits: {seconds: .inf}", "s.yaml, line 1: limits.seconds is inf; write a number from 1 to 86400"),
     (
         "allow: [observation]",
-        "s.yaml, line 1: allow is ['observation']; write a list of FHIR resource types, such as Observation",
+        "s.yaml, line 1: allow is ['observation']; write some of Observation, DiagnosticReport and Device, as a list",
     ),
     (
         "listen: {host: 'http://h'}",
@@ -160,7 +160,10 @@ BAD_ENVIRONMENTS = [
         {"CGM_PROXY_LIMITS_SECONDS": "nan"},
         'CGM_PROXY_LIMITS_SECONDS: limits.seconds is "nan"; write a number from 1 to 86400',
     ),
-    ({"CGM_PROXY_ALLOW": ""}, 'CGM_PROXY_ALLOW: allow is ""; write a list of FHIR resource types, such as Observation'),
+    (
+        {"CGM_PROXY_ALLOW": ""},
+        'CGM_PROXY_ALLOW: allow is ""; write some of Observation, DiagnosticReport and Device, as a list',
+    ),
     (
         {"CGM_PROXY_UPSTREAM_ULR": "x"},
         'CGM_PROXY_UPSTREAM_ULR: unknown variable; did you mean "CGM_PROXY_UPSTREAM_URL"?',

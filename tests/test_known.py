@@ -1,7 +1,9 @@
 """What is found stored already: by identity, and by a submitter's own conditions."""
 
+from copy import deepcopy
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 from fake_upstream import before, changed, closed, reset, searches
@@ -227,3 +229,27 @@ async def test_a_check_of_what_was_found_that_fails_leaves_the_entry_unknown() -
         world.fake.script(searches("Observation"), before(500))
         assert statuses(await world.submit(world.readings(3))) == [503, 503, 201]
         assert statuses(await world.submit(world.readings(3))) == [200, 200, 200]
+
+
+async def test_two_entries_of_one_condition_are_stored_once_as_in_a_plain_bundle() -> None:
+    async with proxying() as world:
+        bundle = world.readings(3)
+        for entry in bundle["entry"][:2]:
+            entry["resource"]["identifier"] = [{"system": SYSTEM, "value": "same"}]
+            entry["request"]["ifNoneExist"] = f"identifier={SYSTEM}|same"
+        answer = await world.submit(bundle)
+        assert statuses(answer) == [201, 200, 201]
+        assert locations(answer)[1] == locations(answer)[0]
+        assert await world.count() == 2
+
+
+async def test_a_twin_without_a_condition_is_stored_although_the_others_condition_matches_something_else() -> None:
+    async with proxying() as world:
+        await world.put(observation("else", world.about, "else"))
+        bundle = world.readings(1)
+        bundle["entry"].append(deepcopy(bundle["entry"][0]) | {"fullUrl": f"urn:uuid:{uuid4()}"})
+        bundle["entry"][0]["request"]["ifNoneExist"] = f"identifier={SYSTEM}|else"
+        answer = await world.submit(bundle)
+        assert statuses(answer) == [200, 201]
+        assert str(locations(answer)[0]).startswith("Observation/else")
+        assert await world.count() == 2

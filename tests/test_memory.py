@@ -53,13 +53,28 @@ async def test_what_was_found_while_it_was_deleted_is_not_remembered() -> None:
         assert await world.count() == 40
 
 
-async def test_what_is_known_is_answered_without_asking_the_upstream_anything() -> None:
+async def test_what_is_known_is_answered_after_a_look_at_a_few_of_it() -> None:
     async with proxying() as world:
-        first = await world.submit(world.readings(50, device=True))
+        first = await world.submit(world.readings(400, device=True))
         world.fake.seen.clear()
-        again = await world.submit(world.readings(50, device=True))
-        assert world.fake.seen == []
+        again = await world.submit(world.readings(400, device=True))
+        assert (
+            len(world.fake.seen)
+            == len(world.fake.of(searches("Observation"))) + len(world.fake.of(searches("Device")))
+            == 2
+        )
+        assert sum(asked.form["identifier"].count("urn:uuid:") for asked in world.fake.seen) <= 32
         assert locations(again) == locations(first)
+
+
+async def test_what_was_deleted_past_the_proxy_is_stored_anew() -> None:
+    async with proxying() as world:
+        first = await world.submit(world.readings(40))
+        for place in locations(first):
+            await world.ask_store("DELETE", str(place).partition("/_history")[0])
+        again = await world.submit(world.readings(40))
+        assert counted(again) == {201: 40}
+        assert await world.count() == 40
 
 
 async def test_etags_and_locations_are_the_same_however_a_duplicate_is_found() -> None:

@@ -162,6 +162,8 @@ def names(entries: Iterable[Entry]) -> dict[str, int]:
             found.setdefault(f"{entry.type}/{name}", entry.index)
         if entry.full_url:
             found[entry.full_url] = entry.index
+            if (place := "/".join(entry.full_url.rsplit("/", 2)[1:])).startswith(f"{entry.type}/"):
+                found.setdefault(place, entry.index)
     return found
 
 

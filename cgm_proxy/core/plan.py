@@ -108,8 +108,8 @@ class Plan:
     names: Mapping[str, int]
     """The references by which each accepted entry can be meant."""
 
-    refused: Mapping[int, Refused]
-    """Accepted entries that can't go upstream all the same."""
+    settled: Mapping[int, Outcome]
+    """Accepted entries of which it is known without the upstream what becomes of them."""
 
     def first_of(self, reference: str) -> int:
         """Give the index of the entry that a reference means, or of the one that it is the same as; -1 for none."""
@@ -144,19 +144,16 @@ def forged(identified: Iterable[Identified]) -> dict[int, Refused]:
 def plan(
     identified: Sequence[Identified],
     stored: Mapping[str, Stored],
-    refused: Mapping[int, Refused],
+    settled: Mapping[int, Outcome],
     bounds: Bounds,
     localize: Callable[[str], str],
 ) -> Plan:
-    """Plan the creation of what is neither in `stored` (by identity) nor in `refused` (by index).
+    """Plan the creation of what is neither in `stored` (by identity) nor in `settled` (by index).
 
     `localize` makes references to this server relative.
     """
-    first: dict[str, int] = {}
-    sound = [one for one in identified if one.entry.index not in refused]
-    for one in sound:
-        first.setdefault(one.identity, one.entry.index)
-    same_as = {o.entry.index: first[o.identity] for o in sound if first[o.identity] != o.entry.index}
+    sound = [one for one in identified if one.entry.index not in settled]
+    same_as = _same_as(sound)
     creates = {o.entry.index: o for o in sound if o.entry.index not in same_as and o.identity not in stored}
     named = names(one.entry for one in identified)
     firsts = {name: same_as.get(index, index) for name, index in named.items()}
@@ -164,8 +161,23 @@ def plan(
     groups = [tuple(creates)] if bounds.atomic and creates else _grouped(creates, edges)
     too_large = {index: TOO_LARGE for group in groups if len(group) > bounds.largest for index in group}
     waves = _waves([group for group in groups if group[0] not in too_large], edges, bounds.chunk)
-    aliases = _aliases(identified, same_as, named, stored, localize)
-    return Plan(creates, same_as, tuple(waves), aliases, named, {**refused, **too_large})
+    aliases = _aliases(identified, firsts, stored, settled, localize)
+    return Plan(creates, same_as, tuple(waves), aliases, named, {**settled, **too_large})
+
+
+def _same_as(identified: Iterable[Identified]) -> dict[int, int]:
+    """Map entries to earlier ones that they repeat: by identity, or by their own ifNoneExist, which the earlier one fulfils."""
+    first: dict[tuple[str, str], int] = {}
+    same_as: dict[int, int] = {}
+    for one in identified:
+        condition = one.entry.request.get("ifNoneExist")
+        keys = [("identity", one.identity), *([(one.entry.type, condition)] if condition else [])]
+        earlier = min((first[key] for key in keys if key in first), default=one.entry.index)
+        for key in keys:
+            first.setdefault(key, earlier)
+        if earlier != one.entry.index:
+            same_as[one.entry.index] = earlier
+    return same_as
 
 
 def body(groups: Transaction, plan: Plan, locations: Mapping[str, str], *, typed: bool = False) -> bytes:
@@ -189,16 +201,17 @@ def _create(one: Identified, locations: Mapping[str, str], *, typed: bool) -> by
 
 def _aliases(
     identified: Sequence[Identified],
-    same_as: Mapping[int, int],
-    named: Mapping[str, int],
+    firsts: Mapping[str, int],
     stored: Mapping[str, Stored],
+    settled: Mapping[int, Outcome],
     localize: Callable[[str], str],
 ) -> dict[str, str]:
     by_index = {one.entry.index: one for one in identified}
     aliases = {r: localize(r) for one in identified for r in one.entry.references if r.startswith("http")}
-    for name, index in named.items():
-        first = by_index[same_as.get(index, index)]
-        aliases[name] = stored[first.identity].reference if first.identity in stored else first.url
+    for name, index in firsts.items():
+        first = by_index[index]
+        place = settled.get(index, stored.get(first.identity))
+        aliases[name] = place.reference if isinstance(place, Stored) else first.url
     return {name: alias for name, alias in aliases.items() if name != alias}
 
 

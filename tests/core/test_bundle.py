@@ -313,6 +313,6 @@ def follow(taken: Submission, noise: Any, observe: bool) -> None:
     for wave in planned.waves:
         for transaction in wave:
             assert decode(body(transaction, planned, planned.aliases))["type"] == "transaction"
-    answers = reply.answers(judgement, planned.refused)
+    answers = reply.answers(judgement, planned.settled)
     assert len(reply.bundle(judgement, answers, "OperationOutcome")["entry"]) == len(taken.entries)
     reply.refusal(judgement, answers)

@@ -90,14 +90,14 @@ def test_a_group_that_is_too_large_is_refused_and_the_rest_is_stored() -> None:
     members = [entry(gmi(x=n), urn(n)) for n in range(10)]
     made = planned(entry(summary(*map(urn, range(10)))), *members, entry(reading()), bounds=Bounds(chunk=5, largest=10))
     assert shape(made) == [[[(11,)]]]
-    assert made.refused.keys() == set(range(11))
-    assert {refused.issues[0].rule for refused in made.refused.values()} == {"group-too-large"}
+    assert made.settled.keys() == set(range(11))
+    assert {refused.issues[0].rule for refused in made.settled.values()} == {"group-too-large"}
 
 
 def test_an_atomic_submission_is_one_transaction_if_it_is_not_too_large() -> None:
     assert shape(planned(*SESSION, bounds=Bounds(2, 6, atomic=True))) == [[[(0, 1, 2, 3, 4, 5)]]]
     too_large = planned(*SESSION, bounds=Bounds(2, 5, atomic=True))
-    assert (too_large.waves, too_large.refused.keys()) == ((), set(range(6)))
+    assert (too_large.waves, too_large.settled.keys()) == ((), set(range(6)))
 
 
 def test_nothing_to_create_is_nothing_to_send() -> None:
@@ -143,7 +143,7 @@ def test_a_refused_entry_does_not_drag_its_twin_along() -> None:
     made = planned(
         entry(reading(), urn(1), ifNoneExist="x=y"), entry(reading(), urn(2)), entry(reading(1)), refused=refused
     )
-    assert (made.same_as, set(made.creates), made.refused) == ({}, {1, 2}, refused)
+    assert (made.same_as, set(made.creates), made.settled) == ({}, {1, 2}, refused)
     later = planned(entry(reading(), urn(1)), entry(reading(), urn(2)), refused={1: Refused(422, ())})
     assert (later.same_as, set(later.creates)) == ({}, {0})
 
@@ -262,14 +262,14 @@ LEANING = [
 def test_groups_that_lean_on_one_another_are_one_group_and_others_stay_apart() -> None:
     others = [entry(reading(60 + n)) for n in range(7)]
     made = planned(*LEANING, *others, bounds=Bounds(chunk=3, largest=5))
-    assert not made.refused
+    assert not made.settled
     groups = [group for wave in shape(made) for transaction in wave for group in transaction]
     assert sorted(groups) == [(0, 1, 2, 3, 4), *((n,) for n in range(5, 12))]
 
 
 def test_groups_that_are_too_large_together_are_refused() -> None:
     made = planned(*LEANING, entry(reading(60)), bounds=Bounds(chunk=3, largest=4))
-    assert (set(made.refused), shape(made)) == ({0, 1, 2, 3, 4}, [[[(5,)]]])
+    assert (set(made.settled), shape(made)) == ({0, 1, 2, 3, 4}, [[[(5,)]]])
 
 
 # -- size and shape at large ----------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def following(number: int, many: int) -> list[str]:
 def test_long_chains_are_planned_or_refused_without_recursion() -> None:
     many = 50_000
     chain = [entry(summary(*following(n, many), x=n), urn(n)) for n in range(many)]
-    assert planned(*chain).refused.keys() == set(range(many))
+    assert planned(*chain).settled.keys() == set(range(many))
     steps = [
         entry(
             summary(*following(n, 4000), x=n)
@@ -327,7 +327,7 @@ def test_each_entry_is_settled_once_and_references_lead_to_what_is_there(
     made = plan(ones, stored, refused, Bounds(chunk, largest), localize)
     transactions = [each for wave in made.waves for each in wave]
     order = [index for each in transactions for group in each for index in group]
-    assert sorted(order) == sorted(made.creates.keys() - made.refused.keys())
+    assert sorted(order) == sorted(made.creates.keys() - made.settled.keys())
     places = {index: number for number, each in enumerate(transactions) for group in each for index in group}
     waves = {
         index: number for number, wave in enumerate(made.waves) for each in wave for group in each for index in group
@@ -340,5 +340,5 @@ def test_each_entry_is_settled_once_and_references_lead_to_what_is_there(
     for each in transactions:
         assert len(each) == 1 or sum(map(len, each)) <= chunk
         assert all(len(group) <= largest for group in each)
-    settled = {*order, *made.refused, *made.same_as, *(o.entry.index for o in ones if o.identity in stored)}
+    settled = {*order, *made.settled, *made.same_as, *(o.entry.index for o in ones if o.identity in stored)}
     assert settled == {one.entry.index for one in ones}
