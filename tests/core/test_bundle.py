@@ -316,3 +316,9 @@ def follow(taken: Submission, noise: Any, observe: bool) -> None:
     answers = reply.answers(judgement, planned.settled)
     assert len(reply.bundle(judgement, answers, "OperationOutcome")["entry"]) == len(taken.entries)
     reply.refusal(judgement, answers)
+
+
+def test_a_relative_reference_means_the_entry_whose_full_url_ends_with_it() -> None:
+    resource = {name: value for name, value in reading().items() if name != "id"}
+    taken = submitted(entry(resource, "https://s.example/fhir/Observation/x"))
+    assert names(taken.entries) == {"https://s.example/fhir/Observation/x": 0, "Observation/x": 0}
