@@ -9,31 +9,33 @@ import time
 from urllib.parse import urlsplit
 
 
-async def answered(reader: asyncio.StreamReader) -> None:
-    """Read one answer of a known or chunked length."""
+async def answered(reader: asyncio.StreamReader) -> bool:
+    """Read one answer of a known or chunked length; tell whether the server keeps the connection."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     if not head.startswith(b"http/1.1 200"):
         raise SystemExit(head.decode())
-    if b"transfer-encoding: chunked" not in head:
-        length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
-        await reader.readexactly(int(length))
-        return
-    while size := int(await reader.readline(), 16):
-        await reader.readexactly(size + 2)
-    await reader.readline()
+    if b"transfer-encoding: chunked" in head:
+        while size := int(await reader.readline(), 16):
+            await reader.readexactly(size + 2)
+        await reader.readline()
+    else:
+        await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+    return b"connection: close" not in head
 
 
 async def connection(url: str, deadline: float) -> int:
-    """Ask again and again on one connection until the `deadline`; give how often."""
+    """Ask again and again on one connection, or its successor, until the `deadline`; give how often."""
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
     count = 0
     while time.monotonic() < deadline:
-        writer.write(asked)
-        await answered(reader)
-        count += 1
-    writer.close()
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        kept = True
+        while kept and time.monotonic() < deadline:
+            writer.write(asked)
+            kept = await answered(reader)
+            count += 1
+        writer.close()
     return count
 
 
