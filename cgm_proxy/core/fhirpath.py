@@ -64,7 +64,7 @@ class Expression:
         if self._parsed is None:
             try:
                 self._parsed = parse(self.text)  # type: ignore[no-untyped-call]
-            except Exception as error:
+            except Exception as error:  # fhirpathpy raises bare ones, KeyError and others
                 raise FhirPathError(f"{self.text}: {error}") from error
         return self._parsed
 
@@ -75,7 +75,7 @@ class Expression:
             found = apply_parsed_path(node, self.tree(), dict(variables), R4, options)  # type: ignore[no-untyped-call]
         except FhirPathError:
             raise
-        except Exception as error:
+        except Exception as error:  # as above; a rule that can't be evaluated refuses, it never passes
             raise FhirPathError(f"{self.text}: {error}") from error
         return found if isinstance(found, list) else [found]
 
