@@ -56,17 +56,17 @@ def spread(figure: Figure, runs: Runs) -> tuple[float, float, float] | None:
 
 def table(runs: Runs) -> str:
     """Give the figures, then what they are made of, as text for a terminal."""
-    lines = [f"{'figure':<22}{'median':>10}  {'min..max':<18}{'target':<9}meaning"]
+    lines = [f"{'figure':<22}{'median':>10}  {'min..max':<20}{'target':<9}meaning"]
     for figure in FIGURES:
         if found := spread(figure, runs):
             value, low, high = found
             lines.append(
-                f"{figure.name:<22}{value:>10.3f}  {f'{low:.3f}..{high:.3f}':<18}{figure.target:<9}{figure.meaning}"
+                f"{figure.name:<22}{value:>10.3f}  {f'{low:.3f}..{high:.3f}':<20}{figure.target:<9}{figure.meaning}"
             )
-    lines += ["", f"{'seconds, or a second':<22}{'median':>10}  {'min..max':<18}runs"]
+    lines += ["", f"{'seconds, or a second':<22}{'median':>10}  {'min..max':<20}runs"]
     for way, measured in runs.of.items():
         lines.append(
-            f"{way:<22}{median(measured):>10.3f}  {f'{min(measured):.3f}..{max(measured):.3f}':<18}{len(measured)}"
+            f"{way:<22}{median(measured):>10.3f}  {f'{min(measured):.3f}..{max(measured):.3f}':<20}{len(measured)}"
         )
     return "\n".join(lines)
 
