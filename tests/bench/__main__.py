@@ -5,7 +5,10 @@ turns, so that what else the machine does weighs on all of them.
 """
 
 import argparse
+import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
@@ -69,7 +72,7 @@ def measure(options: argparse.Namespace, folder: Path) -> figures.Runs:
     heap = "8g" if options.large else "4g"
     runs: dict[str, list[float]] = {}
     with (
-        servers.running(servers.hapi_process(folder, heap=heap, timed=True)) as hapi,
+        servers.running(servers.hapi_process(folder, f"--owner={os.getpid()}", heap=heap, timed=True)) as hapi,
         servers.nginx(hapi.url, folder) as nginx,
         servers.proxy(hapi.url, folder) as proxy,
     ):
@@ -90,6 +93,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("stream", "submit"), help="leave the other out")
     parser.add_argument("--seconds", type=int, default=3, help="length of one run of small GETs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         runs = measure(options, folder)
