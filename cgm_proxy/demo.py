@@ -103,7 +103,8 @@ async def _post(submitter: Submitter, bundle: Json) -> None:
     started = time.perf_counter()
     answer = asyncio.ensure_future(submitter.send("POST", "", bundle))
     while not answer.done():
-        _bar(await submitter.count(), observations)
+        if sys.stdout.isatty():
+            _bar(await submitter.count(), observations)
         await asyncio.wait([answer], timeout=0.2)
     _bar(await submitter.count(), observations)
     _say(f"\n   answered in {time.perf_counter() - started:.1f} s: {_statuses(answer.result())}")
@@ -171,8 +172,7 @@ def _statuses(answer: Json) -> str:
 
 def _bar(done: int, total: int) -> None:
     filled = BAR * done // max(total, 1)
-    if sys.stdout.isatty() or done >= total:
-        _say(f"\r   [{'#' * filled}{'.' * (BAR - filled)}] {done:,} of {total:,} stored", end="")
+    _say(f"\r   [{'#' * filled}{'.' * (BAR - filled)}] {done:,} of {total:,} stored", end="")
 
 
 def _say(text: str, end: str = "\n") -> None:
