@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from cgm_proxy.core.bundle import objects
 from cgm_proxy.core.dialects import DIALECTS, ORDER_TOKENS, Dialect
 from cgm_proxy.core.errors import Json
 from cgm_proxy.core.instants import FIRST, LAST, interval
@@ -67,7 +68,7 @@ def _order(resource: Json) -> StandingOrder | None:
 
 def _coded(resource: Json, dialect: Dialect) -> bool:
     code = resource.get("code")
-    tokens = {f"{coding.get('system')}|{coding.get('code')}" for coding in _objects(_field(code, "coding"))}
+    tokens = {f"{coding.get('system')}|{coding.get('code')}" for coding in objects(_field(code, "coding"))}
     return any(
         f"{dialect.code_system}|{order}" in tokens for order in dialect.order_codes if tokens & set(ORDER_TOKENS)
     )
@@ -75,9 +76,9 @@ def _coded(resource: Json, dialect: Dialect) -> bool:
 
 def _schedules(resource: Json, bases: set[str]) -> Iterator[Schedule]:
     forms = {f"{base}/StructureDefinition/{name}" for base in bases for name in (SCHEDULE, ONE_TIME)}
-    for extension in _objects(resource.get("extension")):
+    for extension in objects(resource.get("extension")):
         if isinstance(url := extension.get("url"), str) and url in forms:
-            yield _schedule(list(_objects(extension.get("extension"))))
+            yield _schedule(objects(extension.get("extension")))
 
 
 def _schedule(parts: list[Json]) -> Schedule:
@@ -119,8 +120,3 @@ def _window(period: Any) -> tuple[datetime, datetime] | None:
 
 def _field(element: Any, name: str) -> Any:
     return element.get(name) if isinstance(element, dict) else None
-
-
-def _objects(value: Any) -> Iterator[Json]:
-    if isinstance(value, list):
-        yield from (item for item in value if isinstance(item, dict))

@@ -4,7 +4,6 @@
 no date. Where the specification leaves room, the HL7 validator's reading is taken (named beside the pattern).
 """
 
-import binascii
 import re
 from calendar import monthrange
 from collections.abc import Callable
@@ -192,11 +191,3 @@ def not_after(start: str, end: str) -> bool:
     if first == last and least == most:
         return first <= least
     return last < least
-
-
-def decoded_size(data: str) -> int | None:
-    """Give the number of bytes that base64 text holds, or None if it is not base64."""
-    try:
-        return len(binascii.a2b_base64(data, strict_mode=True))
-    except (ValueError, binascii.Error):
-        return None
