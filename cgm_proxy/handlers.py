@@ -116,7 +116,7 @@ class Handlers:
         try:
             return await self._relay.pass_through(request)
         finally:
-            self._memory.notice_write(request.method, detect.segments(raw))
+            await self._memory.notice_write(request.method, detect.segments(raw))
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass the CapabilityStatement through, with what this proxy adds to the upstream's abilities."""
@@ -150,7 +150,7 @@ class Handlers:
                 try:
                     return await self._relay.pass_through(request, body=raw)
                 finally:
-                    self._memory.notice_bundle(document)
+                    await self._memory.notice_bundle(document)
             return await self._shielded(self._submit(request, target, document, dialect))
 
     def _dialect(self, document: Json, target: Target) -> Dialect | None:

@@ -81,11 +81,11 @@ class Known:
 
     async def by_identity(self, identified: Sequence[Identified]) -> dict[str, Stored]:
         """Give where entries are stored, by identity; what is missing here may be stored all the same."""
-        writes = self._memory.writes
-        known = self._memory.known(one.identity for one in identified)
+        epoch = await self._memory.epoch()
+        known = await self._memory.known(one.identity for one in identified)
         if not await self._still_true(known, identified):
-            self._memory.forget_known()
-            writes, known = self._memory.writes, {}
+            await self._memory.forget_known()
+            epoch, known = await self._memory.epoch(), {}
         DUPLICATES.labels("memory").inc(len(known))
         asked = [one for one in identified if one.identity not in known]
         if len(asked) > PROBES:
@@ -94,7 +94,7 @@ class Known:
             if found and len(probes) < len(asked):
                 found = await self._look_up(asked)
             DUPLICATES.labels("search").inc(len(found))
-            self._memory.remember(found, writes)
+            await self._memory.remember(found, epoch)
             known |= found
         return known
 

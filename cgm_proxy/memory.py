@@ -2,8 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
+from weakref import WeakValueDictionary
 
 from cachetools import LRUCache, TTLCache
 
@@ -18,6 +21,13 @@ from cgm_proxy.settings import Cache
 Orders = tuple[StandingOrder, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A patient's turn, which saves lost races; whoever must rest on it asks whether it is still held."""
+
+    held: bool = True
+
+
 class Memory:
     """Remember orders, also that there are none, with one look-up in flight a patient; and stored entries by identity."""
 
@@ -29,8 +39,8 @@ class Memory:
         self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
         self._known: TTLCache[str, Stored] = TTLCache(cache.known, cache.known_seconds)
         self._submitted: LRUCache[str, datetime] = LRUCache(cache.orders)
-        self.writes = 0
-        """How often what is known of stored entries had to be forgotten."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writes = 0
 
     async def orders(self, patient: str, authorization: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
         """Give the patient's orders as this authorization may see them, asked for once by all who want them now.
@@ -59,7 +69,7 @@ class Memory:
                 self._asking.pop(key, None)
         return found
 
-    def notice_write(self, method: str, path: Collection[str]) -> None:
+    async def notice_write(self, method: str, path: Collection[str]) -> None:
         """Forget what a write that passed through may have changed; `path` are the segments of its path.
 
         A create changes nothing that is known of other resources; an operation may change anything.
@@ -68,12 +78,12 @@ class Memory:
             return
         operation = any(part.startswith("$") for part in path)
         if operation or "ServiceRequest" in path or "Patient" in path:
-            self.forget_orders()
+            await self.forget_orders()
         cascading = method == "DELETE"  # servers can be made to delete what references the deleted
         if operation or cascading or (method != "POST" and not self._FORGETTABLE.isdisjoint(path)):
-            self.forget_known()
+            await self.forget_known()
 
-    def notice_bundle(self, bundle: Json) -> None:
+    async def notice_bundle(self, bundle: Json) -> None:
         """Forget what an untagged Bundle that passed through may have changed."""
         entries = bundle.get("entry")
         for entry in entries if isinstance(entries, list) else ():
@@ -82,36 +92,46 @@ class Memory:
             asked = request if isinstance(request, dict) else {}
             if asked.get("method") != "GET":
                 kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
-                self.notice_write(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
+                await self.notice_write(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
 
-    def note_submission(self, patient: str | None, now: datetime) -> None:
+    async def note_submission(self, patient: str | None, now: datetime) -> None:
         """Note that something new of the patient was stored now."""
         if patient:
             self._submitted[patient] = now
 
-    def last_submission(self, patient: str | None) -> datetime | None:
+    async def last_submission(self, patient: str | None) -> datetime | None:
         """Tell when something new of the patient was last stored by this process; None where it does not know."""
         return self._submitted.get(patient) if patient else None
 
-    def forget_orders(self) -> None:
+    async def forget_orders(self) -> None:
         """Forget all orders, because one was written; look-ups under way are not remembered."""
         self._orders.clear()
         self._asking.clear()
 
-    def known(self, identities: Iterable[str]) -> dict[str, Stored]:
+    async def known(self, identities: Iterable[str]) -> dict[str, Stored]:
         """Give where those of the identities that are remembered are stored."""
         return {identity: found for identity in identities if (found := self._known.get(identity))}
 
-    def remember(self, stored: Mapping[str, Stored], writes: int) -> None:
+    async def remember(self, stored: Mapping[str, Stored], epoch: str) -> None:
         """Remember where entries are stored, as the upstream has confirmed it.
 
-        `writes` is what it was before the upstream was asked: nothing is remembered if a write came by since then, which
+        `epoch` is what it was before the upstream was asked: nothing is remembered if a write came by since then, which
         may have deleted what was just found.
         """
-        if writes == self.writes:
+        if epoch == await self.epoch():
             self._known.update(stored)
 
-    def forget_known(self) -> None:
+    async def forget_known(self) -> None:
         """Forget where entries are stored, because some were changed or deleted."""
-        self.writes += 1
+        self._writes += 1
         self._known.clear()
+
+    async def epoch(self) -> str:
+        """Give what changes whenever what is known of stored entries has to be forgotten."""
+        return str(self._writes)
+
+    @asynccontextmanager
+    async def turn(self, patient: str) -> AsyncIterator[Turn]:
+        """Wait for the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
+        async with self._turns.setdefault(patient, asyncio.Lock()):
+            yield Turn()

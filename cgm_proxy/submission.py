@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from weakref import WeakValueDictionary
 
 from cgm_proxy import metrics
 from cgm_proxy.core import plan, reply
@@ -63,7 +62,6 @@ class Submissions:
         self._rules = rules
         self._memory = memory
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def take(self, submission: Submission, submitter: Submitter, preferred: reply.Return) -> Finished:
         """Tell the story: find orders → judge → find known → plan → forward → reply.
@@ -75,7 +73,7 @@ class Submissions:
         judgement = await self._judge(submission, context)
         outcomes: Mapping[int, Outcome] = {}
         if judgement.accepted:
-            async with self._turn(submission):
+            async with self._memory.turn(submission.patient or ""):
                 outcomes = await self._store(judgement, context, submitter, preferred)
         finished = Finished(judgement, reply.answers(judgement, outcomes))
         refused = reply.refusal(judgement, finished.answers)
@@ -96,7 +94,7 @@ class Submissions:
             patient_known=orders is not None,
             orders=orders or (),
             stored=await self._referenced(submission, submitter),
-            last_submission=self._memory.last_submission(submission.patient),
+            last_submission=await self._memory.last_submission(submission.patient),
             observe=self._settings.mode == "observe",
         )
 
@@ -125,15 +123,11 @@ class Submissions:
             return judge(submission, context)
         return await asyncio.to_thread(judge, submission, context)
 
-    def _turn(self, submission: Submission) -> asyncio.Lock:
-        """Give the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
-        return self._turns.setdefault(submission.patient or "", asyncio.Lock())
-
     async def _store(
         self, judgement: Judgement, context: Context, submitter: Submitter, preferred: reply.Return
     ) -> Mapping[int, Outcome]:
         """Find known → plan → forward."""
-        submission, limits, writes = judgement.submission, self._settings.limits, self._memory.writes
+        submission, limits, epoch = judgement.submission, self._settings.limits, await self._memory.epoch()
         identified = plan.identify(judgement, resolver(submission.entries, context.stored))
         look_ups = Known(self._upstream, self._memory, submitter, submission.patient or "")
         async with within(limits.seconds):
@@ -152,9 +146,9 @@ class Submissions:
             outcomes = forwarding.complete()
         taken = await look_ups.not_confirmed(planned.creates.values(), outcomes)
         outcomes |= taken | {index: taken[first] for index, first in planned.same_as.items() if first in taken}
-        self._memory.remember(stored_by_identity(planned, outcomes), writes)
+        await self._memory.remember(stored_by_identity(planned, outcomes), epoch)
         if any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
-            self._memory.note_submission(submission.patient, context.now)
+            await self._memory.note_submission(submission.patient, context.now)
         outcomes |= {one.entry.index: known[one.identity] for one in asked if one.identity in known}
         outcomes |= await self._relayed(judgement, identified, submitter)
         return await self._represented(outcomes, submitter) if preferred == "representation" else outcomes
@@ -170,7 +164,7 @@ class Submissions:
         try:
             return await relay_unjudged(left, batch, self._upstream, submitter)
         finally:
-            self._memory.notice_bundle(batch)
+            await self._memory.notice_bundle(batch)
 
     async def _represented(self, outcomes: Mapping[int, Outcome], submitter: Submitter) -> Mapping[int, Outcome]:
         """Add the stored resources that the upstream did not send along; without those that can't be had, all is stored."""
