@@ -1,15 +1,16 @@
 """Carry out a plan: transactions of conditional creates, wave by wave, a few at a time, narrowed where one is refused."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 
 from cgm_proxy.core.bundle import Entry
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
-from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored, Transaction, body
-from cgm_proxy.core.verdicts import Judgement
+from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored, body
+from cgm_proxy.core.verdicts import Verdict
+from cgm_proxy.memory import Turn
 from cgm_proxy.metrics import CHUNKS
-from cgm_proxy.settings import Forward
 from cgm_proxy.upstream import ChunkFailed, ChunkRefused, Submitter, Upstream
 
 #: What an entry answers whose fate is unknown.
@@ -27,47 +28,50 @@ OF_ALL = frozenset({401, 403, 405, 406, 407, 410, 415, 501, 505})
 FAILURES = 32
 
 
-class Forwarding:
-    """One submission's way upstream; `outcomes` grows as the upstream answers."""
+class Way:
+    """One submission's way upstream, which its parts share."""
 
-    def __init__(self, plan: Plan, upstream: Upstream, submitter: Submitter, settings: Forward, prefer: str) -> None:
+    def __init__(self, upstream: Upstream, submitter: Submitter, turn: Turn, concurrency: int, prefer: str) -> None:
+        self.upstream = upstream
+        self.submitter = submitter
+        self.turn = turn
+        self.concurrency = concurrency
+        self.prefer = prefer
+        self.places = asyncio.Semaphore(concurrency)
+        self.failures_left = FAILURES
+
+
+class Forwarding:
+    """Carry out the plan of one part of a submission; `outcomes` grows as the upstream answers."""
+
+    def __init__(self, plan: Plan, way: Way) -> None:
         self._plan = plan
-        self._upstream = upstream
-        self._submitter = submitter
-        self._prefer = prefer
-        self._places = asyncio.Semaphore(settings.concurrency)
+        self._way = way
         self._locations = dict(plan.aliases)
         self._typed = False
         self._refused = False
-        self._failures_left = FAILURES
         self.outcomes: dict[int, Outcome] = dict(plan.settled)
 
-    async def run(self) -> dict[int, Outcome]:
-        """Send everything and give each created entry's outcome, and its twins'."""
+    async def run(self) -> None:
+        """Send everything, wave by wave."""
         if self._plan.waves:
-            self._typed = await self._upstream.takes_typed_conditions()
+            self._typed = await self._way.upstream.takes_typed_conditions()
         for wave in self._plan.waves:
-            self._refused = any(isinstance(outcome, Refused) for outcome in self.outcomes.values())
+            self._refused = any(isinstance(self.outcomes.get(i), Refused) for i in self._plan.links.values())
+            waiting = deque(wave)
             async with asyncio.TaskGroup() as tasks:
-                for transaction in wave:
-                    tasks.create_task(self._send_placed(transaction))
+                for _ in range(min(self._way.concurrency, len(wave))):
+                    tasks.create_task(self._send_all(waiting))
             self._note_locations()
-        return self.complete()
 
-    def complete(self) -> dict[int, Outcome]:
-        """Give all outcomes as far as they are known: what has none yet is unknown, and a twin shares its first one's."""
-        for index in self._plan.creates:
-            self.outcomes.setdefault(index, UNKNOWN)
-        for index, first in self._plan.same_as.items():
-            if first in self.outcomes:
-                self.outcomes[index] = _twin(self.outcomes[first])
-        return self.outcomes
+    async def _send_all(self, waiting: deque[Group]) -> None:
+        """Send what waits, in transactions of the size that suits the upstream now."""
+        pace = self._way.upstream.pace
+        while waiting:
+            async with self._way.places, pace.place():
+                await self._send(self._sendable(_cut(waiting, pace.chunk)))
 
-    async def _send_placed(self, transaction: Transaction) -> None:
-        async with self._places:
-            await self._send(self._sendable(transaction))
-
-    async def _send(self, groups: Transaction, *, once: bool = False) -> None:
+    async def _send(self, groups: Sequence[Group], *, once: bool = False) -> None:
         """Send groups as one transaction; a refusal is narrowed by halving until the guilty groups are known.
 
         So is a failure that stays: one entry that a server can't digest would keep the others of its chunk out for ever.
@@ -77,33 +81,37 @@ class Forwarding:
         indices = [index for group in groups for index in group]
         bundle = body(groups, self._plan, self._locations, typed=self._typed)
         try:
-            stored = await self._upstream.transact(bundle, len(indices), self._submitter, self._prefer, once=once)
+            stored = await self._transact(bundle, len(indices), once=once)
         except ChunkRefused as refused:
             CHUNKS.labels("refused").inc()
             await self._narrow(groups, refused)
         except RequestRefused as unknown:
             CHUNKS.labels("unknown").inc()
             self.outcomes.update(dict.fromkeys(indices, Refused(unknown.status, UNKNOWN.issues + unknown.issues)))
-            if isinstance(unknown, ChunkFailed) and len(groups) > 1 and self._failures_left > 0:
-                self._failures_left -= 1
+            if isinstance(unknown, ChunkFailed) and len(groups) > 1 and self._way.failures_left > 0:
+                self._way.failures_left -= 1
                 await self._halve(groups, once=True)
         else:
             CHUNKS.labels("stored").inc()
             self.outcomes.update(zip(indices, stored, strict=True))
 
-    async def _narrow(self, groups: Transaction, refused: ChunkRefused) -> None:
+    async def _transact(self, bundle: bytes, count: int, *, once: bool) -> list[Stored]:
+        way = self._way
+        return await way.upstream.transact(bundle, count, way.submitter, way.prefer, once=once)
+
+    async def _narrow(self, groups: Sequence[Group], refused: ChunkRefused) -> None:
         if len(groups) == 1 or refused.status < 400 or refused.status in OF_ALL:
             outcome = Refused(_told(refused.status), tuple(_reasons(refused.outcome)))
             self.outcomes.update((index, outcome) for group in groups for index in group)
             return
         await self._halve(groups)
 
-    async def _halve(self, groups: Transaction, *, once: bool = False) -> None:
+    async def _halve(self, groups: Sequence[Group], *, once: bool = False) -> None:
         half = len(groups) // 2
         await self._send(groups[:half], once=once)
         await self._send(groups[half:], once=once)
 
-    def _sendable(self, groups: Transaction) -> Transaction:
+    def _sendable(self, groups: Sequence[Group]) -> Sequence[Group]:
         """Leave out the groups that reference an entry which was not stored."""
         if not self._refused:  # in an earlier wave, where all stands that is referenced
             return groups
@@ -112,7 +120,7 @@ class Forwarding:
     def _leans_on_refused(self, group: Group) -> bool:
         for index in group:
             for reference in self._plan.creates[index].entry.references:
-                target = self._plan.first_of(reference)
+                target = self._plan.links.get(reference, -1)
                 if isinstance(self.outcomes.get(target), Refused):
                     text = f"it references entry {target}, which was not stored; send both again"
                     outcome = Refused(424, (Issue("reference-not-stored", text, code="transient"),))
@@ -121,14 +129,24 @@ class Forwarding:
         return False
 
     def _note_locations(self) -> None:
-        for name, index in self._plan.names.items():
-            outcome = self.outcomes.get(self._plan.same_as.get(index, index))
-            if isinstance(outcome, Stored):
+        for name, index in self._plan.links.items():
+            if isinstance(outcome := self.outcomes.get(index), Stored):
                 self._locations[name] = outcome.reference
 
 
-def _twin(outcome: Outcome) -> Outcome:
-    return Stored(outcome.location, outcome.etag, created=False) if isinstance(outcome, Stored) else outcome
+def _cut(waiting: deque[Group], chunk: int) -> list[Group]:
+    """Take whole groups from what waits, for one transaction of about `chunk` entries."""
+    taken: list[Group] = []
+    size = 0
+    while waiting and (not taken or size + len(waiting[0]) <= chunk):
+        taken.append(waiting.popleft())
+        size += len(taken[-1])
+    return taken
+
+
+def twin(outcome: Outcome) -> Outcome:
+    """Give the outcome of an entry that another one holds already, from that one's."""
+    return Stored(outcome.location, outcome.etag) if isinstance(outcome, Stored) else outcome
 
 
 def _told(status: int) -> int:
@@ -156,10 +174,10 @@ def stored_by_identity(plan: Plan, outcomes: Mapping[int, Outcome]) -> dict[str,
     return stored
 
 
-def unjudged(judgement: Judgement, identified: Sequence[Identified]) -> list[Entry]:
+def unjudged(verdicts: Iterable[Verdict], identified: Iterable[Identified]) -> list[Entry]:
     """List what `observe` mode lets through although it can't be created here; in `enforce` mode there is none."""
     planned = {one.entry.index for one in identified}
-    return [v.entry for v in judgement.verdicts if v.accepted and v.entry.request and v.entry.index not in planned]
+    return [v.entry for v in verdicts if v.accepted and v.entry.request and v.entry.index not in planned]
 
 
 def in_own_words(entries: Iterable[Entry]) -> Json:

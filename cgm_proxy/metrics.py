@@ -52,6 +52,10 @@ UPSTREAM_SECONDS = Histogram(
 )
 UPSTREAM_ERRORS = _counter("upstream_errors", "Requests that the upstream did not answer, by kind", "kind")
 CHUNKS = _counter("chunks", "Transactions sent upstream, by what became of them", "outcome")
+CONCURRENCY = Gauge(
+    "cgm_proxy_concurrency", "Transactions that may be under way upstream at once now", registry=REGISTRY
+)
+CHUNK_ENTRIES = Gauge("cgm_proxy_chunk_entries", "Entries that the next transaction may have", registry=REGISTRY)
 IN_FLIGHT = Gauge("cgm_proxy_in_flight", "Submissions being worked on", registry=REGISTRY)
 LOOP_LAG = Gauge("cgm_proxy_event_loop_lag_seconds", "How late the event loop last was", registry=REGISTRY)
 

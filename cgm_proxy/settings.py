@@ -90,8 +90,13 @@ class Limits:
 class Forward:
     """How accepted entries go upstream."""
 
-    chunk: int = _key(100, "Entries in one transaction", 1, 10_000)
-    concurrency: int = _key(2, "Transactions of one submission under way at once", 1, 64)
+    chunk: int = _key(100, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000)
+    concurrency: int = _key(
+        8,
+        "Transactions under way at once, at most: it begins with 2, and more while that costs the upstream no time",
+        1,
+        64,
+    )
 
 
 @dataclass(frozen=True, slots=True)

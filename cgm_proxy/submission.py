@@ -5,27 +5,29 @@ Judge, plan and reply are pure; finding orders, finding what is known and forwar
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cgm_proxy import metrics
-from cgm_proxy.core import plan, reply
-from cgm_proxy.core.bundle import Submission, localizer, names
+from cgm_proxy.core import reply
+from cgm_proxy.core.bundle import Entry, Submission, localizer
 from cgm_proxy.core.dialects import ORDER_TOKENS
-from cgm_proxy.core.errors import Json, RequestRefused
-from cgm_proxy.core.judge import judge, resolver
+from cgm_proxy.core.errors import Json
+from cgm_proxy.core.judge import Judging
 from cgm_proxy.core.orders import read_orders
-from cgm_proxy.core.plan import Outcome, Refused, Stored
+from cgm_proxy.core.parts import parts
 from cgm_proxy.core.verdicts import Context, Judgement, Rules
-from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, unjudged
-from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory, Orders
 from cgm_proxy.settings import Settings
+from cgm_proxy.storing import Part, Receiver, Storing
 from cgm_proxy.upstream import Submitter, Upstream
 from cgm_proxy.upstream_faults import within
 
-#: Submissions of more entries than this are judged in a thread, so that streamed traffic goes on.
+#: Entries that are judged, and then stored, together.
+PART = 1000
+
+#: Parts of more entries than this are judged in a thread, so that streamed traffic goes on.
 LARGE = 250
 
 #: Stored resources that one submission may refer to, which are read before judging.
@@ -62,6 +64,7 @@ class Submissions:
         self._rules = rules
         self._memory = memory
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
+        self._receiver = Receiver(settings, upstream, memory, self._localize)
 
     async def take(self, submission: Submission, submitter: Submitter, preferred: reply.Return) -> Finished:
         """Tell the story: find orders → judge → find known → plan → forward → reply.
@@ -70,11 +73,13 @@ class Submissions:
         """
         async with within(self._settings.limits.seconds):
             context = await self._find_orders(submission, submitter)
-        judgement = await self._judge(submission, context)
-        outcomes: Mapping[int, Outcome] = {}
-        if judgement.accepted:
-            async with self._memory.turn(submission.patient or ""):
-                outcomes = await self._store(judgement, context, submitter, preferred)
+        storing = Storing(self._receiver, submission, context, submitter, preferred)
+        async with self._memory.turn(submission.patient or "") as turn, asyncio.TaskGroup() as tasks:
+            judging = Judging(submission, context)
+            async for part in _judged(judging, storing):
+                storing.begin(part, tasks, turn)
+        outcomes = await storing.finish()
+        judgement = judging.judgement()
         finished = Finished(judgement, reply.answers(judgement, outcomes))
         refused = reply.refusal(judgement, finished.answers)
         metrics.count(judgement, finished.answers)
@@ -109,73 +114,24 @@ class Submissions:
 
     async def _referenced(self, submission: Submission, submitter: Submitter) -> dict[str, Json]:
         """Read the stored resources that entries refer to, once each and as many as is reasonable."""
-        inner = names(submission.entries)
         wanted: dict[str, list[str]] = {}
-        for reference in {r for entry in submission.entries for r in entry.references if r not in inner}:
+        for reference in {r for entry in submission.entries for r in entry.references if r not in submission.links}:
             local = self._localize(reference).partition("/_history/")[0]
             if STORED_REFERENCE.fullmatch(local):
                 wanted.setdefault(local, []).append(reference)
         found = await self._upstream.read(sorted(wanted)[:REFERENCED], submitter) if wanted else {}
         return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
 
-    async def _judge(self, submission: Submission, context: Context) -> Judgement:
-        if len(submission.entries) <= LARGE:
-            return judge(submission, context)
-        return await asyncio.to_thread(judge, submission, context)
 
-    async def _store(
-        self, judgement: Judgement, context: Context, submitter: Submitter, preferred: reply.Return
-    ) -> Mapping[int, Outcome]:
-        """Find known → plan → forward."""
-        submission, limits, epoch = judgement.submission, self._settings.limits, await self._memory.epoch()
-        identified = plan.identify(judgement, resolver(submission.entries, context.stored))
-        look_ups = Known(self._upstream, self._memory, submitter, submission.patient or "")
-        async with within(limits.seconds):
-            settled: dict[int, Outcome] = {**await look_ups.by_condition(identified), **plan.forged(identified)}
-            asked = [one for one in identified if one.entry.index not in settled]
-            known = await look_ups.by_identity(asked)
-        if submission.atomic and any(isinstance(outcome, Refused) for outcome in settled.values()):
-            return settled
-        bounds = plan.Bounds(self._settings.forward.chunk, limits.atomic_entries, atomic=submission.atomic)
-        planned = plan.plan(identified, known, settled, bounds, self._localize)
-        forwarding = Forwarding(planned, self._upstream, submitter, self._settings.forward, preferred)
-        try:
-            async with asyncio.timeout(limits.seconds):
-                outcomes = await forwarding.run()
-        except TimeoutError:
-            outcomes = forwarding.complete()
-        taken = await look_ups.not_confirmed(planned.creates.values(), outcomes)
-        outcomes |= taken | {index: taken[first] for index, first in planned.same_as.items() if first in taken}
-        await self._memory.remember(stored_by_identity(planned, outcomes), epoch)
-        if any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
-            await self._memory.note_submission(submission.patient, context.now)
-        outcomes |= {one.entry.index: known[one.identity] for one in asked if one.identity in known}
-        outcomes |= await self._relayed(judgement, identified, submitter)
-        return await self._represented(outcomes, submitter) if preferred == "representation" else outcomes
+async def _judged(judging: Judging, storing: Storing) -> AsyncIterator[Part]:
+    """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
 
-    async def _relayed(
-        self, judgement: Judgement, identified: Sequence[plan.Identified], submitter: Submitter
-    ) -> Mapping[int, Outcome]:
-        """Let through what `observe` mode does not refuse; it may change what is stored, as any batch may."""
-        left = unjudged(judgement, identified)
-        if not left:
-            return {}
-        batch = in_own_words(left)
-        try:
-            return await relay_unjudged(left, batch, self._upstream, submitter)
-        finally:
-            await self._memory.notice_bundle(batch)
+    def judged(entries: Iterable[Entry]) -> Part:
+        return storing.identify(judging.judge(entries))
 
-    async def _represented(self, outcomes: Mapping[int, Outcome], submitter: Submitter) -> Mapping[int, Outcome]:
-        """Add the stored resources that the upstream did not send along; without those that can't be had, all is stored."""
-        lacking = {o.reference for o in outcomes.values() if isinstance(o, Stored) and o.resource is None}
-        try:
-            found = await self._upstream.read(sorted(lacking), submitter)
-        except RequestRefused:
-            return outcomes
-        return {
-            index: replace(outcome, resource=found.get(outcome.reference))
-            if isinstance(outcome, Stored) and outcome.resource is None
-            else outcome
-            for index, outcome in outcomes.items()
-        }
+    waiting = Part()
+    for entries in parts(judging.submission, PART):
+        waiting += await asyncio.to_thread(judged, entries) if len(entries) > LARGE else judged(entries)
+        if judging.sure:
+            yield waiting
+            waiting = Part()

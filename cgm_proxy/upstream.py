@@ -21,6 +21,7 @@ from cgm_proxy.core.errors import Json, RequestRefused, refuse
 from cgm_proxy.core.identity import SYSTEM, token
 from cgm_proxy.core.plan import Stored
 from cgm_proxy.metrics import UPSTREAM_SECONDS
+from cgm_proxy.pace import Pace
 from cgm_proxy.settings import Settings
 from cgm_proxy.upstream_faults import FAILED, UNAVAILABLE, fault
 
@@ -90,6 +91,7 @@ class Upstream:
         self._token = settings.upstream.token
         self._retries = settings.upstream.retries
         self._session = session
+        self.pace = Pace(settings.forward)
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._typed: bool | None = None
         self._largest = LARGEST * settings.limits.body_bytes
@@ -189,12 +191,17 @@ class Upstream:
         for _ in range(1 if once else self._retries + 1):
             await asyncio.sleep(_pause(pause, wanted))
             pause, wanted, failed = pause * 3 or FIRST_PAUSE, None, False
+            began = asyncio.get_running_loop().time()
             try:
                 status, answered, body = await self._ask("POST", "", submitter, bundle, headers)
             except RequestRefused:
+                self.pace.failed(began)
                 continue
             if status < 300 and (stored := confirmed.confirmation(body, count)):
+                self.pace.stored(count, asyncio.get_running_loop().time() - began)
                 return stored
+            if status == 429 or status >= 500:
+                self.pace.failed(began)
             if _stays(status):
                 raise ChunkRefused(status, confirmed.document(body) or {})
             wanted, failed = answered.get("Retry-After"), status == 500 and confirmed.document(body) is not None

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from cgm_proxy.core.body import decode_text, encode
@@ -43,7 +44,7 @@ class Entry:
         return kind if isinstance(kind, str) else ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Submission:
     """A parsed submission. Only a tagged `transaction` is atomic; the operation stores a subset (guide, 1.0.0)."""
 
@@ -57,6 +58,16 @@ class Submission:
     def atomic(self) -> bool:
         """Whether one refused entry refuses all."""
         return self.kind == "transaction"
+
+    @cached_property
+    def links(self) -> Mapping[str, int]:
+        """The references between its entries: each with the index of the entry that it means."""
+        named = names(self.entries)
+        return {r: named[r] for r in {r for entry in self.entries for r in entry.references} if r in named}
+
+    def linked(self, entry: Entry) -> set[int]:
+        """Give the indices of the entries that an entry references."""
+        return {self.links[reference] for reference in entry.references if reference in self.links}
 
 
 def open_operation(document: Json) -> Json:

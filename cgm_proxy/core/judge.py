@@ -8,30 +8,89 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cgm_proxy.core import policies
-from cgm_proxy.core.bundle import Entry, Submission, names, shown
+from cgm_proxy.core.bundle import Entry, Submission, shown
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve
 from cgm_proxy.core.verdicts import Context, Judgement, Rules, Verdict
 
 
-def resolver(entries: Sequence[Entry], stored: Mapping[str, Json] | None = None) -> Resolve:
+def resolver(submission: Submission, stored: Mapping[str, Json] | None = None) -> Resolve:
     """Make the function that finds what a reference names: an entry, or else what is stored."""
-    found = dict(stored or {})
-    found.update((name, entries[index].resource) for name, index in names(entries).items())
-    return found.get
+    links, elsewhere = submission.links, stored or {}
+
+    def resolve(reference: str) -> Json | None:
+        index = links.get(reference)
+        return elsewhere.get(reference) if index is None else submission.entries[index].resource
+
+    return resolve
 
 
 def judge(submission: Submission, context: Context) -> Judgement:
-    """Judge every entry by itself, then by what it references, then the submission by the patient's orders."""
-    resolve = resolver(submission.entries, context.stored)
-    verdicts = [_judge_entry(entry, submission, context, resolve) for entry in submission.entries]
-    schedules = policies.schedules(submission, context)
-    if schedules:
-        verdicts = list(policies.solicited(verdicts, schedules, context))
-    verdicts = list(_by_references(verdicts))
-    issues = tuple(policies.whole(submission, verdicts, schedules, context))
-    judgement = Judgement(submission, tuple(verdicts), issues, policies.retry_after(schedules, context))
-    return _observed(judgement) if context.observe else judgement
+    """Judge a submission in one piece."""
+    judging = Judging(submission, context)
+    judging.judge(submission.entries)
+    return judging.judgement()
+
+
+class Judging:
+    """Judge a submission part by part, each after what it references: entries by themselves, then all by the orders."""
+
+    def __init__(self, submission: Submission, context: Context) -> None:
+        self.submission = submission
+        self._context = context
+        self._resolve = resolver(submission, context.stored)
+        self._schedules = policies.schedules(submission, context)
+        self._verdicts: dict[int, Verdict] = {}
+        self._present: set[str] = set()
+        self._lost: set[int] = set()
+
+    def judge(self, entries: Iterable[Entry]) -> list[Verdict]:
+        """Judge every entry by itself, by what the orders ask for, then by what it references."""
+        verdicts = [_judge_entry(entry, self.submission, self._context, self._resolve) for entry in entries]
+        if self._schedules:
+            verdicts = list(policies.solicited(verdicts, self._schedules, self._context))
+        verdicts = list(self._by_references(verdicts))
+        self._present.update(profile for verdict in verdicts for profile in verdict.profiles)
+        if self._context.observe:
+            verdicts = [replace(v, issues=_warnings(v.issues)) if v.issues else v for v in verdicts]
+        self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
+        return verdicts
+
+    @property
+    def sure(self) -> bool:
+        """Whether what was accepted so far stays so: nothing that may still come can refuse the submission whole."""
+        if self.submission.atomic:
+            return len(self._verdicts) == len(self.submission.entries) and self.judgement().accepted
+        return not any(issue.refuses for issue in self._issues())
+
+    def judgement(self) -> Judgement:
+        """Give the verdicts in the entries' order, and those on all of it."""
+        verdicts = tuple(self._verdicts[entry.index] for entry in self.submission.entries)
+        wait = None if self._context.observe else policies.retry_after(self._schedules, self._context)
+        return Judgement(self.submission, verdicts, self._issues(), wait)
+
+    def _issues(self) -> tuple[Issue, ...]:
+        issues = tuple(policies.whole(self.submission, self._present, self._schedules, self._context))
+        return _warnings(issues) if self._context.observe else issues
+
+    def _by_references(self, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
+        """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
+        self._lost.update(verdict.entry.index for verdict in verdicts if not verdict.accepted)
+        edges = {verdict.entry.index: self.submission.linked(verdict.entry) for verdict in verdicts}
+        if not any(edges.values()):
+            yield from verdicts
+            return
+        order = referenced_first({index: targets & edges.keys() for index, targets in edges.items()})
+        circular = edges.keys() - set(order)
+        reasons: dict[int, int] = {}
+        for index in order:
+            if index not in self._lost and (refused := edges[index] & self._lost):
+                reasons[index] = min(refused)
+                self._lost.add(index)
+        self._lost |= circular
+        for verdict in verdicts:
+            found = tuple(_lost(verdict.entry, circular, reasons))
+            yield replace(verdict, issues=verdict.issues + found) if found else verdict
 
 
 def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve: Resolve) -> Verdict:
@@ -130,26 +189,6 @@ def _misdirected(entry: Entry, submission: Submission, resolve: Resolve) -> Iter
             yield Issue("reference-other-patient", text, entry.type, code="forbidden")
 
 
-def _by_references(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-    """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
-    named = names(verdict.entry for verdict in verdicts)
-    edges = {v.entry.index: {named[r] for r in v.entry.references if r in named} for v in verdicts}
-    if not any(edges.values()):
-        yield from verdicts
-        return
-    order = referenced_first(edges)
-    circular = edges.keys() - set(order)
-    lost = {verdict.entry.index for verdict in verdicts if not verdict.accepted}
-    reasons: dict[int, int] = {}
-    for index in order:
-        if index not in lost and (refused := edges[index] & lost):
-            reasons[index] = min(refused)
-            lost.add(index)
-    for verdict in verdicts:
-        found = tuple(_lost(verdict.entry, circular, reasons))
-        yield replace(verdict, issues=verdict.issues + found) if found else verdict
-
-
 def referenced_first(edges: Mapping[int, set[int]]) -> list[int]:
     """Order entries so that each comes after those that it references; those on circles, or leading to one, are left out."""
     users: dict[int, list[int]] = {}
@@ -173,12 +212,6 @@ def _lost(entry: Entry, circular: Collection[int], reasons: Mapping[int, int]) -
     elif entry.index in reasons:
         text = f"it references entry {reasons[entry.index]}, which is refused; correct that one and send both again"
         yield Issue("reference-refused", text, entry.type or None, code="invalid")
-
-
-def _observed(judgement: Judgement) -> Judgement:
-    """Turn every refusal into a warning: what would be refused is counted, and stored all the same."""
-    verdicts = tuple(replace(verdict, issues=_warnings(verdict.issues)) for verdict in judgement.verdicts)
-    return replace(judgement, verdicts=verdicts, issues=_warnings(judgement.issues), retry_after=None)
 
 
 def _warnings(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:

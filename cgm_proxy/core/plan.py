@@ -1,19 +1,19 @@
-"""Plan what goes upstream: what to create, in which transactions and after what; what is stored; what is the same twice.
+"""Plan what goes upstream: what to create, what together and after what; what is stored; what is the same twice.
 
 An entry comes after what it references, so that references can be replaced by locations that exist. What belongs to one
 group, a summary with its members and the report on it, stays in one transaction: it is stored whole or not at all.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from cgm_proxy.core.body import encode
-from cgm_proxy.core.bundle import Entry, names
+from cgm_proxy.core.bundle import Entry, Submission
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve, foreign_identity, identity, reading_code, stamp, token
 from cgm_proxy.core.judge import referenced_first
-from cgm_proxy.core.verdicts import Judgement
+from cgm_proxy.core.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,11 @@ TOO_LARGE = Refused(
     ),
 )
 
-#: Entries that are stored together or not at all, by index; and the groups that one transaction creates.
+#: Entries that are stored together or not at all, by index.
 Group = tuple[int, ...]
-Transaction = tuple[Group, ...]
+
+#: What has been planned by identity, and by type and ifNoneExist: the index of the first that has it.
+Seen = dict[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,48 +87,36 @@ class Identified:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """How large transactions may be, in entries: `chunk` if they can be cut, `largest` for one group."""
-
-    chunk: int
-    largest: int
-    atomic: bool = False
-    """Whether all goes in one transaction."""
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What to do with the accepted entries, by index."""
 
     creates: Mapping[int, Identified]
     same_as: Mapping[int, int]
     """Entries that another one of the submission already holds."""
-    waves: tuple[tuple[Transaction, ...], ...]
-    """Done one after another; the transactions of a wave may go at once."""
+    waves: tuple[tuple[Group, ...], ...]
+    """Done one after another; the groups of a wave may go in any order, and in any transaction, but each in one."""
     aliases: Mapping[str, str]
     """References that are written in another way upstream: to what is stored, to an entry by its id, to this server."""
-    names: Mapping[str, int]
-    """The references by which each accepted entry can be meant."""
-
+    links: Mapping[str, int]
+    """The references that mean an entry, with that entry's index, or the index of the one that it is the same as."""
     settled: Mapping[int, Outcome]
     """Accepted entries of which it is known without the upstream what becomes of them."""
 
-    def first_of(self, reference: str) -> int:
-        """Give the index of the entry that a reference means, or of the one that it is the same as; -1 for none."""
-        index = self.names.get(reference, -1)
-        return self.same_as.get(index, index)
 
+def identify(
+    verdicts: Iterable[Verdict], submission: Submission, resolve: Resolve, earlier: Iterable[Identified] = ()
+) -> tuple[Identified, ...]:
+    """Give each accepted entry its identity, those that are referenced first; one on a circle of references has none.
 
-def identify(judgement: Judgement, resolve: Resolve) -> tuple[Identified, ...]:
-    """Give each accepted entry its identity, those that are referenced first; one on a circle of references has none."""
-    patient = judgement.submission.patient or ""
-    accepted = {v.entry.index: v.entry for v in judgement.verdicts if v.accepted and v.profiles}
-    named = names(accepted.values())
-    found: dict[int, str] = {}
-    for index in referenced_first(_edges(accepted.values(), named)):
+    `earlier` are those of an earlier part that these may reference.
+    """
+    accepted = {v.entry.index: v.entry for v in verdicts if v.accepted and v.profiles}
+    found = {one.entry.index: one.identity for one in earlier}
+    edges = {entry.index: submission.linked(entry) for entry in accepted.values()}
+    for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
         entry = accepted[index]
-        inner = {reference: found[named[reference]] for reference in entry.references if reference in named}
-        found[index] = identity(entry, patient, resolve, inner)
+        inner = {r: found[submission.links[r]] for r in entry.references if submission.links.get(r) in found}
+        found[index] = identity(entry, submission.patient or "", resolve, inner)
     return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
 
 
@@ -143,31 +133,31 @@ def forged(identified: Iterable[Identified]) -> dict[int, Refused]:
 
 def plan(
     identified: Sequence[Identified],
-    stored: Mapping[str, Stored],
     settled: Mapping[int, Outcome],
-    bounds: Bounds,
+    submission: Submission,
+    largest: int,
     localize: Callable[[str], str],
+    seen: Seen | None = None,
 ) -> Plan:
-    """Plan the creation of what is neither in `stored` (by identity) nor in `settled` (by index).
+    """Plan the creation of what is not in `settled`, by index.
 
-    `localize` makes references to this server relative.
+    `largest` is how many entries one group may have; `localize` makes references to this server relative; `seen` is what
+    earlier parts of the submission have planned, to which this part is added.
     """
     sound = [one for one in identified if one.entry.index not in settled]
-    same_as = _same_as(sound)
-    creates = {o.entry.index: o for o in sound if o.entry.index not in same_as and o.identity not in stored}
-    named = names(one.entry for one in identified)
-    firsts = {name: same_as.get(index, index) for name, index in named.items()}
-    edges = _edges([one.entry for one in creates.values()], firsts)
-    groups = [tuple(creates)] if bounds.atomic and creates else _grouped(creates, edges)
-    too_large = {index: TOO_LARGE for group in groups if len(group) > bounds.largest for index in group}
-    waves = _waves([group for group in groups if group[0] not in too_large], edges, bounds.chunk)
-    aliases = _aliases(identified, firsts, stored, settled, localize)
-    return Plan(creates, same_as, tuple(waves), aliases, named, {**settled, **too_large})
+    same_as = _same_as(sound, {} if seen is None else seen)
+    creates = {one.entry.index: one for one in sound if one.entry.index not in same_as}
+    links = {name: same_as.get(index, index) for name, index in submission.links.items()}
+    edges = {i: {links[r] for r in o.entry.references if links.get(r) in creates} for i, o in creates.items()}
+    groups = [tuple(creates)] if submission.atomic and creates else _grouped(creates, edges)
+    too_large = {index: TOO_LARGE for group in groups if len(group) > largest for index in group}
+    waves = _waves([group for group in groups if group[0] not in too_large], edges)
+    aliases = _aliases(identified, links, settled, localize)
+    return Plan(creates, same_as, tuple(waves), aliases, links, {**settled, **too_large})
 
 
-def _same_as(identified: Iterable[Identified]) -> dict[int, int]:
+def _same_as(identified: Iterable[Identified], first: Seen) -> dict[int, int]:
     """Map entries to earlier ones that they repeat: by identity, or by their own ifNoneExist, which the earlier one fulfils."""
-    first: dict[tuple[str, str], int] = {}
     same_as: dict[int, int] = {}
     for one in identified:
         condition = one.entry.request.get("ifNoneExist")
@@ -180,7 +170,7 @@ def _same_as(identified: Iterable[Identified]) -> dict[int, int]:
     return same_as
 
 
-def body(groups: Transaction, plan: Plan, locations: Mapping[str, str], *, typed: bool = False) -> bytes:
+def body(groups: Iterable[Group], plan: Plan, locations: Mapping[str, str], *, typed: bool = False) -> bytes:
     """Serialise the transaction that creates these entries, each only if its identity is not stored yet.
 
     `locations` replace references, to entries that are stored by now and as in `Plan.aliases`. With `typed`, conditions are
@@ -201,38 +191,29 @@ def _create(one: Identified, locations: Mapping[str, str], *, typed: bool) -> by
 
 def _aliases(
     identified: Sequence[Identified],
-    firsts: Mapping[str, int],
-    stored: Mapping[str, Stored],
+    links: Mapping[str, int],
     settled: Mapping[int, Outcome],
     localize: Callable[[str], str],
 ) -> dict[str, str]:
     by_index = {one.entry.index: one for one in identified}
     aliases = {r: localize(r) for one in identified for r in one.entry.references if r.startswith("http")}
-    for name, index in firsts.items():
-        first = by_index[index]
-        place = settled.get(index, stored.get(first.identity))
-        aliases[name] = place.reference if isinstance(place, Stored) else first.url
+    for name, index in links.items():
+        if first := by_index.get(index):
+            place = settled.get(index)
+            aliases[name] = place.reference if isinstance(place, Stored) else first.url
     return {name: alias for name, alias in aliases.items() if name != alias}
 
 
-def _edges(entries: Collection[Entry], named: Mapping[str, int]) -> dict[int, set[int]]:
-    """Map each of the entries to those of them that it references."""
-    present = {entry.index for entry in entries}
-    return {
-        entry.index: {named[r] for r in entry.references if r in named and named[r] in present} for entry in entries
-    }
-
-
-def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]], chunk: int) -> Iterator[tuple[Transaction, ...]]:
-    """Give the transactions, wave by wave: what references nothing new first, then what references that."""
+def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> Iterator[tuple[Group, ...]]:
+    """Give the groups, wave by wave: what references nothing new first, then what references that."""
     if not any(edges.values()):  # readings alone, mostly
-        yield from [packed] if (packed := tuple(_packed(groups, chunk))) else ()
+        yield from [tuple(groups)] if groups else ()
         return
     order = TopologicalSorter(_leaning(groups, edges))
     order.prepare()
     while order.is_active():
         ready = order.get_ready()
-        yield tuple(_packed((groups[number] for number in ready), chunk))
+        yield tuple(groups[number] for number in ready)
         order.done(*ready)
 
 
@@ -288,17 +269,3 @@ def _groups(ranks: Mapping[int, int], edges: Mapping[int, set[int]]) -> list[Gro
     for index in ranks:
         groups.setdefault(root(index), []).append(index)
     return [tuple(group) for group in groups.values()]
-
-
-def _packed(groups: Iterable[Group], chunk: int) -> Iterator[Transaction]:
-    """Fill transactions with whole groups."""
-    filled: list[Group] = []
-    size = 0
-    for group in groups:
-        if filled and size + len(group) > chunk:
-            yield tuple(filled)
-            filled, size = [], 0
-        filled.append(group)
-        size += len(group)
-    if filled:
-        yield tuple(filled)

@@ -1,6 +1,6 @@
 """Judge by the patient's orders: what they ask for, whether it is whole, timely and not too often; policies weigh it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -73,11 +73,11 @@ def _timely(schedule: Schedule, entry: Entry, now: datetime) -> bool:
 
 
 def whole(
-    submission: Submission, verdicts: Sequence[Verdict], schedules: list[Schedule], context: Context
+    submission: Submission, present: Collection[str], schedules: list[Schedule], context: Context
 ) -> Iterator[Issue]:
     """Judge the submission as a whole: complete by at least one schedule, and not too often.
 
-    What was refused counts as present: its own issues say what to mend.
+    `present` are its entries' profiles. What was refused counts as present: its own issues say what to mend.
     """
     policies = context.policies
     if not schedules:
@@ -85,8 +85,7 @@ def whole(
             text = f"the patient has no active order for CGM data of the guide's version {submission.dialect.id}"
             yield _weigh(policies.no_order, Issue("order-none", text, code="business-rule"))
         return
-    present = {profile for verdict in verdicts for profile in verdict.profiles}
-    lacking = [schedule.profiles - present for schedule in schedules]
+    lacking = [schedule.profiles.difference(present) for schedule in schedules]
     if all(lacking) and policies.incomplete != "accept":
         text = "no schedule of the patient's orders is satisfied whole; add " + " or ".join(
             sorted({_names(names) for names in lacking})

@@ -29,7 +29,7 @@ from cgm_proxy.core.bundle import Submission, localizer, names, open_operation, 
 from cgm_proxy.core.dialects import BY_ID
 from cgm_proxy.core.errors import RequestRefused
 from cgm_proxy.core.judge import judge, resolver
-from cgm_proxy.core.plan import Bounds, body, forged, identify, plan
+from cgm_proxy.core.plan import body, forged, identify, plan
 from cgm_proxy.settings import Limits
 
 WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}}, {"resourceType": 5}]
@@ -308,11 +308,10 @@ def follow(taken: Submission, noise: Any, observe: bool) -> None:
     """Take a submission through every pure stage."""
     stored = {"Device/1": {"resourceType": "Device", "identifier": noise, "udiCarrier": noise}}
     judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe, stored=stored))
-    identified = identify(judgement, resolver(taken.entries, stored))
-    planned = plan(identified, {}, forged(identified), Bounds(2, 4, atomic=taken.atomic), localize)
+    identified = identify(judgement.verdicts, taken, resolver(taken, stored))
+    planned = plan(identified, forged(identified), taken, 4, localize)
     for wave in planned.waves:
-        for transaction in wave:
-            assert decode(body(transaction, planned, planned.aliases))["type"] == "transaction"
+        assert decode(body(wave, planned, planned.aliases))["type"] == "transaction"
     answers = reply.answers(judgement, planned.settled)
     assert len(reply.bundle(judgement, answers, "OperationOutcome")["entry"]) == len(taken.entries)
     reply.refusal(judgement, answers)

@@ -9,39 +9,41 @@ from hypothesis import strategies as st
 from made import FakeRules, context, device, entry, gmi, localize, reading, report, submitted, summary, urn
 
 from cgm_proxy.core.body import decode
+from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.identity import SYSTEM
 from cgm_proxy.core.judge import judge, resolver
-from cgm_proxy.core.plan import Bounds, Group, Identified, Plan, Refused, Stored, body, forged, identify, plan
-
-BOUNDS = Bounds(chunk=100, largest=500)
+from cgm_proxy.core.parts import parts
+from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Stored, body, forged, identify, plan
 
 
 def identified(*entries: Any, observe: bool = False) -> tuple[Identified, ...]:
-    taken = submitted(*entries)
+    return of(submitted(*entries), observe=observe)
+
+
+def of(taken: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
     judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe))
-    return identify(judgement, resolver(taken.entries))
+    return identify(judgement.verdicts, taken, resolver(taken))
 
 
 def planned(
     *entries: Any,
-    stored: Mapping[int, Stored] | None = None,
-    refused: Mapping[int, Refused] | None = None,
-    bounds: Bounds = BOUNDS,
+    settled: Mapping[int, Outcome] | None = None,
+    largest: int = 500,
+    kind: str = "batch",
 ) -> Plan:
-    known = identified(*entries)
-    by_identity = {one.identity: stored[one.entry.index] for one in known if stored and one.entry.index in stored}
-    return plan(known, by_identity, refused or {}, bounds, localize)
+    taken = submitted(*entries, kind=kind, target="base")
+    return plan(of(taken), settled or {}, taken, largest, localize)
 
 
-def shape(made: Plan) -> list[list[list[Group]]]:
-    """Give the waves as lists of transactions as lists of groups."""
-    return [[[tuple(sorted(group)) for group in transaction] for transaction in wave] for wave in made.waves]
+def shape(made: Plan) -> list[list[Group]]:
+    """Give the waves as lists of groups."""
+    return [[tuple(sorted(group)) for group in wave] for wave in made.waves]
 
 
 def sent(made: Plan, locations: Mapping[str, str] | None = None) -> list[Any]:
     """Give all entries that go upstream, in the order of waves and transactions."""
     known = {**made.aliases, **(locations or {})}
-    return [e for wave in made.waves for each in wave for e in decode(body(each, made, known))["entry"]]
+    return [e for wave in made.waves for e in decode(body(wave, made, known))["entry"]]
 
 
 SESSION = [
@@ -55,54 +57,36 @@ SESSION = [
 
 
 def test_devices_go_first_and_what_belongs_together_in_one_transaction() -> None:
-    assert shape(planned(*SESSION)) == [[[(0, 1, 2), (5,)]], [[(3,), (4,)]]]
+    assert shape(planned(*SESSION)) == [[(0, 1, 2), (5,)], [(3,), (4,)]]
 
 
 def test_a_summary_of_readings_comes_after_them() -> None:
     items = [entry(summary(urn(10), urn(11)), urn(3)), entry(reading(0), urn(10)), entry(reading(1), urn(11))]
-    assert shape(planned(*items)) == [[[(1,), (2,)]], [[(0,)]]]
+    assert shape(planned(*items)) == [[(1,), (2,)], [(0,)]]
 
 
 def test_a_reading_that_leans_on_a_summary_is_stored_with_it() -> None:
     items = [entry(summary(), urn(3)), entry(reading(derivedFrom=[{"reference": urn(3)}]), urn(10))]
-    assert shape(planned(*items)) == [[[(0, 1)]]]
-
-
-def test_transactions_are_filled_up_to_the_chunk() -> None:
-    [wave] = planned(*[entry(reading(n)) for n in range(250)]).waves
-    assert [len(transaction) for transaction in wave] == [100, 100, 50]
-    assert [index for transaction in wave for group in transaction for index in group] == list(range(250))
-
-
-def test_groups_are_not_cut_to_fit_a_chunk() -> None:
-    groups = [
-        [entry(summary(urn(n), urn(n + 1), x=n)), entry(gmi(x=n), urn(n)), entry(gmi(x=n + 1), urn(n + 1))]
-        for n in (10, 20)
-    ]
-    alone = [entry(reading(n)) for n in range(2)]
-    made = planned(*groups[0], alone[0], *groups[1], alone[1], bounds=Bounds(chunk=4, largest=500))
-    assert shape(made) == [[[(0, 1, 2), (3,)], [(4, 5, 6), (7,)]]]
-    small = planned(*groups[0], alone[0], bounds=Bounds(chunk=2, largest=500))
-    assert shape(small) == [[[(0, 1, 2)], [(3,)]]]
+    assert shape(planned(*items)) == [[(0, 1)]]
 
 
 def test_a_group_that_is_too_large_is_refused_and_the_rest_is_stored() -> None:
     members = [entry(gmi(x=n), urn(n)) for n in range(10)]
-    made = planned(entry(summary(*map(urn, range(10)))), *members, entry(reading()), bounds=Bounds(chunk=5, largest=10))
-    assert shape(made) == [[[(11,)]]]
+    made = planned(entry(summary(*map(urn, range(10)))), *members, entry(reading()), largest=10)
+    assert shape(made) == [[(11,)]]
     assert made.settled.keys() == set(range(11))
     assert {refused.issues[0].rule for refused in made.settled.values()} == {"group-too-large"}
 
 
 def test_an_atomic_submission_is_one_transaction_if_it_is_not_too_large() -> None:
-    assert shape(planned(*SESSION, bounds=Bounds(2, 6, atomic=True))) == [[[(0, 1, 2, 3, 4, 5)]]]
-    too_large = planned(*SESSION, bounds=Bounds(2, 5, atomic=True))
+    assert shape(planned(*SESSION, largest=6, kind="transaction")) == [[(0, 1, 2, 3, 4, 5)]]
+    too_large = planned(*SESSION, largest=5, kind="transaction")
     assert (too_large.waves, too_large.settled.keys()) == ((), set(range(6)))
 
 
 def test_nothing_to_create_is_nothing_to_send() -> None:
-    for atomic in (False, True):
-        made = planned(entry(reading()), stored={0: Stored("Observation/7")}, bounds=Bounds(2, 5, atomic=atomic))
+    for kind in ("batch", "transaction"):
+        made = planned(entry(reading()), settled={0: Stored("Observation/7")}, kind=kind)
         assert (made.waves, made.creates) == ((), {})
 
 
@@ -112,12 +96,6 @@ def test_nothing_to_create_is_nothing_to_send() -> None:
 def test_a_twin_is_not_sent_and_shares_the_first_ones_location() -> None:
     made = planned(entry(reading(id="a"), urn(1)), entry(reading(id="b"), urn(2)), entry(reading(1)), entry(reading()))
     assert (made.same_as, set(made.creates)) == ({1: 0, 3: 0}, {0, 2})
-    assert (made.first_of(urn(1)), made.first_of(urn(2)), made.first_of("Observation/b"), made.first_of("x")) == (
-        0,
-        0,
-        0,
-        -1,
-    )
     assert len(sent(made)) == 2
 
 
@@ -128,28 +106,28 @@ def test_what_references_a_twin_comes_after_the_first_one() -> None:
         entry(reading(), urn(2)),
     ]
     made = planned(*items)
-    assert shape(made) == [[[(1,)]], [[(0,)]]]
+    assert shape(made) == [[(1,)], [(0,)]]
     assert sent(made, {urn(2): "Observation/7"})[1]["resource"]["hasMember"] == [{"reference": "Observation/7"}]
 
 
 def test_what_references_the_twin_of_its_member_stays_in_one_transaction_with_the_first_one() -> None:
     made = planned(entry(summary(urn(2)), urn(3)), entry(gmi(), urn(1)), entry(gmi(), urn(2)))
-    assert shape(made) == [[[(0, 1)]]]
+    assert shape(made) == [[(0, 1)]]
     assert sent(made)[0]["resource"]["hasMember"] == [{"reference": urn(1)}]
 
 
 def test_a_refused_entry_does_not_drag_its_twin_along() -> None:
     refused = {0: Refused(412, ())}
     made = planned(
-        entry(reading(), urn(1), ifNoneExist="x=y"), entry(reading(), urn(2)), entry(reading(1)), refused=refused
+        entry(reading(), urn(1), ifNoneExist="x=y"), entry(reading(), urn(2)), entry(reading(1)), settled=refused
     )
     assert (made.same_as, set(made.creates), made.settled) == ({}, {1, 2}, refused)
-    later = planned(entry(reading(), urn(1)), entry(reading(), urn(2)), refused={1: Refused(422, ())})
+    later = planned(entry(reading(), urn(1)), entry(reading(), urn(2)), settled={1: Refused(422, ())})
     assert (later.same_as, set(later.creates)) == ({}, {0})
 
 
 def test_what_is_stored_is_not_sent_again_and_referenced_where_it_is() -> None:
-    made = planned(*SESSION, stored={2: Stored("Observation/7/_history/3"), 5: Stored("Device/9")})
+    made = planned(*SESSION, settled={2: Stored("Observation/7/_history/3"), 5: Stored("Device/9")})
     assert set(made.creates) == {0, 1, 3, 4}
     by_type = {e["request"]["url"] + e["resource"].get("effectiveDateTime", ""): e["resource"] for e in sent(made)}
     assert by_type["Observation"]["hasMember"] == [{"reference": "Observation/7"}]
@@ -158,7 +136,7 @@ def test_what_is_stored_is_not_sent_again_and_referenced_where_it_is() -> None:
 
 def test_a_twin_of_what_is_stored_is_referenced_where_that_is() -> None:
     items = [entry(gmi(), urn(1)), entry(gmi(), urn(2)), entry(summary(urn(2)), urn(3))]
-    made = planned(*items, stored={0: Stored("Observation/7")})
+    made = planned(*items, settled=dict.fromkeys((0, 1), Stored("Observation/7")))
     assert set(made.creates) == {2}
     assert sent(made)[0]["resource"]["hasMember"] == [{"reference": "Observation/7"}]
 
@@ -261,15 +239,15 @@ LEANING = [
 
 def test_groups_that_lean_on_one_another_are_one_group_and_others_stay_apart() -> None:
     others = [entry(reading(60 + n)) for n in range(7)]
-    made = planned(*LEANING, *others, bounds=Bounds(chunk=3, largest=5))
+    made = planned(*LEANING, *others, largest=5)
     assert not made.settled
-    groups = [group for wave in shape(made) for transaction in wave for group in transaction]
+    groups = [group for wave in shape(made) for group in wave]
     assert sorted(groups) == [(0, 1, 2, 3, 4), *((n,) for n in range(5, 12))]
 
 
 def test_groups_that_are_too_large_together_are_refused() -> None:
-    made = planned(*LEANING, entry(reading(60)), bounds=Bounds(chunk=3, largest=4))
-    assert (set(made.settled), shape(made)) == ({0, 1, 2, 3, 4}, [[[(5,)]]])
+    made = planned(*LEANING, entry(reading(60)), largest=4)
+    assert (set(made.settled), shape(made)) == ({0, 1, 2, 3, 4}, [[(5,)]])
 
 
 # -- size and shape at large ----------------------------------------------------------------------------------------------
@@ -278,7 +256,7 @@ def test_groups_that_are_too_large_together_are_refused() -> None:
 def test_50_000_readings_of_a_device_are_planned_in_order() -> None:
     many = [entry(reading(n % 40_000, value=n, device={"reference": urn(1)})) for n in range(50_000)]
     made = planned(*many, entry(device(), urn(1)))
-    assert [len(wave) for wave in made.waves] == [1, 500]
+    assert [len(wave) for wave in made.waves] == [1, 50_000]
 
 
 def following(number: int, many: int) -> list[str]:
@@ -315,30 +293,38 @@ def webs(draw: st.DrawFn) -> list[Any]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(webs(), st.integers(1, 6), st.integers(1, 12), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
+@given(webs(), st.integers(1, 12), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
 def test_each_entry_is_settled_once_and_references_lead_to_what_is_there(
-    items: list[Any], chunk: int, largest: int, known: set[int], bad: set[int]
+    items: list[Any], largest: int, known: set[int], bad: set[int]
 ) -> None:
-    ones = identified(*items)
-    stored = {
-        one.identity: Stored(f"Observation/{one.entry.index}/_history/1") for one in ones if one.entry.index in known
-    }
-    refused = {one.entry.index: Refused(412, ()) for one in ones if one.entry.index in bad}
-    made = plan(ones, stored, refused, Bounds(chunk, largest), localize)
-    transactions = [each for wave in made.waves for each in wave]
-    order = [index for each in transactions for group in each for index in group]
-    assert sorted(order) == sorted(made.creates.keys() - made.settled.keys())
-    places = {index: number for number, each in enumerate(transactions) for group in each for index in group}
-    waves = {
-        index: number for number, wave in enumerate(made.waves) for each in wave for group in each for index in group
-    }
-    for index in order:
+    taken = submitted(*items)
+    ones = of(taken)
+    stored = {index: Stored(f"Observation/{index}/_history/1") for index in known}
+    given = {i: o for i, o in {**stored, **dict.fromkeys(bad, Refused(412, ()))}.items() if i < len(items)}
+    made = plan(ones, given, taken, largest, localize)
+    waves = {index: number for number, wave in enumerate(made.waves) for group in wave for index in group}
+    groups = {index: group for wave in made.waves for group in wave for index in group}
+    assert sorted(waves) == sorted(made.creates.keys() - made.settled.keys())
+    for index in waves:
         for reference in made.creates[index].entry.references:
-            first = made.first_of(reference)
-            if first in places:
-                assert places[first] == places[index] or waves[first] < waves[index]
-    for each in transactions:
-        assert len(each) == 1 or sum(map(len, each)) <= chunk
-        assert all(len(group) <= largest for group in each)
-    settled = {*order, *made.settled, *made.same_as, *(o.entry.index for o in ones if o.identity in stored)}
-    assert settled == {one.entry.index for one in ones}
+            first = made.links.get(reference, -1)
+            if first in waves:
+                assert groups[first] == groups[index] or waves[first] < waves[index]
+    assert all(len(group) <= largest for group in groups.values())
+    assert {*waves, *made.settled, *made.same_as} == {one.entry.index for one in ones} | given.keys()
+
+
+@settings(max_examples=200, deadline=None)
+@given(webs(), st.integers(1, 4))
+def test_a_submission_that_is_cut_into_parts_is_identified_as_in_one_piece(items: list[Any], size: int) -> None:
+    taken = submitted(*items)
+    verdicts = judge(taken, context(rules=FakeRules(always="http://x/any"))).verdicts
+    whole = {one.entry.index: one.identity for one in of(taken)}
+    cut = list(parts(taken, size))
+    found: list[Identified] = []
+    for part in cut:
+        made = identify([verdicts[entry.index] for entry in part], taken, resolver(taken), found)
+        leaning = {index for one in made for index in taken.linked(one.entry)}
+        assert leaning <= {one.index for one in (*cut[0], *part)}
+        found += made
+    assert {one.entry.index: one.identity for one in found} == whole

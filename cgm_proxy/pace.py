@@ -1,0 +1,106 @@
+"""How much goes upstream at once, and in one transaction: more while that costs it no time, half when it fails (AIMD).
+
+One pace is shared by all submissions. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: 50 to 100 entries in
+a transaction and two transactions at once are best; more of either only makes each of them slower, which is what the pace
+listens to. A larger server answers as fast to more at once, and gets it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cgm_proxy.metrics import CHUNK_ENTRIES, CONCURRENCY
+from cgm_proxy.settings import Forward
+
+#: Transactions under way at once, to begin with.
+FIRST = 2
+
+#: Entries in one transaction, at least, unless the setting is lower.
+LEAST = 10
+
+#: How much more than usual an entry may cost, in a transaction among several, until fewer are sent at once.
+TOLERANCE = 1.5
+
+#: How fast the usual cost of an entry is forgotten, each transaction: an upstream may get slower for reasons of its own.
+DRIFT = 1.02
+
+#: Longest time that one transaction should take; longer ones are cut (seconds).
+LONGEST = 5.0
+
+
+class Pace:
+    """Give places to transactions, and tell how large they may be; learn from how long they took, or that they failed."""
+
+    def __init__(self, settings: Forward) -> None:
+        self._settings = settings
+        self.chunk = settings.chunk
+        """Entries in the next transaction."""
+        self._limit = float(min(FIRST, settings.concurrency))
+        self._busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._usual: float | None = None
+        self._slowed = 0.0
+        self._show()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place among the transactions that are under way, in the order of asking."""
+        if self._busy >= int(self._limit) or self._waiting:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._busy -= 1
+                self._wake()
+                raise
+        else:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._wake()
+
+    def stored(self, entries: int, seconds: float) -> None:
+        """Learn from a transaction that the upstream carried out in `seconds`."""
+        each = seconds / entries
+        if entries * 2 >= self.chunk:  # a small one costs more an entry, at any pace
+            self._usual = min(each, (self._usual or each) * DRIFT)
+            faster = each <= self._usual * TOLERANCE
+            wanted = self._limit + 1 / self._limit if faster else self._limit * 0.9
+            self._limit = max(1.0, min(wanted, self._settings.concurrency))
+        if seconds > LONGEST:
+            self._resize(int(entries * LONGEST / seconds))
+        else:
+            self._resize(self.chunk + LEAST)
+        self._show()
+        self._wake()
+
+    def failed(self, began: float) -> None:
+        """Learn from a transaction that began at `began` (the loop's time) and was not answered, or 429 or 5xx.
+
+        What was under way together fails together and counts once.
+        """
+        if began < self._slowed:
+            return
+        self._slowed = asyncio.get_running_loop().time()
+        self._limit = max(1.0, self._limit / 2)
+        self._resize(self.chunk // 2)
+        self._show()
+
+    def _resize(self, entries: int) -> None:
+        self.chunk = min(max(entries, LEAST), self._settings.chunk)
+
+    def _wake(self) -> None:
+        while self._waiting and (self._waiting[0].done() or self._busy < int(self._limit)):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._busy += 1
+                turn.set_result(None)
+
+    def _show(self) -> None:
+        CONCURRENCY.set(int(self._limit))
+        CHUNK_ENTRIES.set(self.chunk)
