@@ -1,4 +1,7 @@
-"""Real servers as processes of their own: HAPI, the proxy, nginx. Each is a context manager that ends what it starts."""
+"""Real servers as processes of their own: HAPI, PostgreSQL, Valkey, the proxy, nginx.
+
+Each is a context manager that ends what it starts.
+"""
 
 import asyncio
 import fcntl
@@ -8,14 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -32,8 +37,11 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` gets a 2xx."""
+    """Whether a GET of `url` gets a 2xx; whether anybody listens, where it is a `tcp:` URL."""
     try:
+        if url.startswith("tcp:"):
+            socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=1).close()
+            return True
         with urllib.request.urlopen(url, timeout=10) as response:
             response.read()
     except (urllib.error.URLError, OSError):
@@ -43,7 +51,10 @@ def answers(url: str) -> bool:
 
 @dataclass
 class Running:
-    """A server's process: `url` is its base; it is ready when `ready` answers. `start` starts it again as it was."""
+    """A server's process: `url` is its base; it is ready when `ready` answers. `start` starts it again as it was.
+
+    With `user`, it runs as that one.
+    """
 
     command: Sequence[str]
     url: str
@@ -52,12 +63,18 @@ class Running:
     environ: Mapping[str, str] = field(default_factory=dict)
     ops: str = ""
     seconds: float = 60
+    user: str | None = None
 
     def start(self) -> None:
         """Start, and wait until it is ready; raises RuntimeError with the end of its log when it isn't in time."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, env=os.environ | self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command,
+                env=os.environ | self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **as_user(self.user),
             )
         deadline = time.monotonic() + self.seconds
         while not answers(self.ready):
@@ -67,8 +84,10 @@ class Running:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it as a crash does, by SIGKILL."""
-        self.process.kill()
+        """End it and what it started as a crash does, by SIGKILL."""
+        for pid in _family(self.process.pid) if self.process.poll() is None else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self, seconds: float = 60) -> int:
@@ -88,6 +107,11 @@ class Running:
     def peak_bytes(self) -> int:
         """Give the largest resident sizes of the process and of each living descendant, added up."""
         return sum(_peak_bytes(pid) for pid in _family(self.process.pid))
+
+
+def as_user(user: str | None) -> dict[str, Any]:
+    """Give the arguments of Popen that make a process another user's."""
+    return {"user": user, "group": user, "extra_groups": []} if user else {}
 
 
 def _family(pid: int) -> list[int]:
@@ -200,6 +224,46 @@ def hapi_process(
     java = ["java", f"-Xmx{heap}", *([] if timed else ["-XX:TieredStopAtLevel=1"])]
     command = [*java, "-jar", str(HAPI), f"--port={port}", *arguments]
     return Running(command, base, f"{base}/metadata", folder / f"hapi-{port}.log", seconds=300)
+
+
+def valkey_process(folder: Path, *arguments: str) -> Running:
+    """Describe a Valkey (or Redis) that is not yet started and keeps nothing on disk, unless `arguments` say otherwise."""
+    port = free_port()
+    command = shutil.which("valkey-server") or shutil.which("redis-server") or "valkey-server"
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
+    url, log = f"redis://127.0.0.1:{port}/0", folder / f"valkey-{port}.log"
+    return Running([command, *options], url, f"tcp://127.0.0.1:{port}", log)
+
+
+@contextmanager
+def valkey(folder: Path, *arguments: str) -> Iterator[Running]:
+    """Run a Valkey (or Redis)."""
+    with running(valkey_process(folder, *arguments)) as server:
+        yield server
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[Running]:
+    """Run a new PostgreSQL, as Debian installs it; `url` is what `hapi_process` takes as `--db=`, with `--user=hapi`.
+
+    It survives SIGKILL, but not the machine's crash: it does not wait for the disk.
+    """
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    home = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    if user:
+        shutil.chown(home, user)
+    initdb = [programs / "initdb", "-D", home / "data", "-A", "trust", "-U", "hapi", "--no-sync"]
+    subprocess.run(initdb, check=True, cwd=home, stdout=subprocess.DEVNULL, **as_user(user))
+    port = free_port()
+    options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
+    command = [str(programs / "postgres"), "-D", str(home / "data"), *(f"--{k}={v}" for k, v in options.items())]
+    url, ready = f"jdbc:postgresql://127.0.0.1:{port}/postgres", f"tcp://127.0.0.1:{port}"
+    try:
+        with running(Running(command, url, ready, folder / f"postgresql-{port}.log", user=user)) as server:
+            yield server
+    finally:
+        shutil.rmtree(home)
 
 
 @contextmanager
