@@ -19,11 +19,17 @@ FIRST = 2
 #: Entries in one transaction, at least, unless the setting is lower.
 LEAST = 10
 
-#: How much more than usual an entry may cost, in a transaction among several, until fewer are sent at once.
-TOLERANCE = 1.5
+#: Transactions by which it is learnt, with few at once, what an entry usually costs.
+LEARNING = 10
 
-#: How fast the usual cost of an entry is forgotten, each transaction: an upstream may get slower for reasons of its own.
-DRIFT = 1.02
+#: Transactions after which that is learnt anew: an upstream may get slower, or faster, for reasons of its own.
+ROUND = 200
+
+#: How much more than usual an entry may cost, in a transaction among several, until fewer are sent at once.
+TOLERANCE = 1.3
+
+#: Weight of the newest transaction in what entries have cost lately.
+NEWEST = 0.2
 
 #: Longest time that one transaction should take; longer ones are cut (seconds).
 LONGEST = 5.0
@@ -36,10 +42,12 @@ class Pace:
         self._settings = settings
         self.chunk = settings.chunk
         """Entries in the next transaction."""
-        self._limit = float(min(FIRST, settings.concurrency))
+        self._few = float(min(FIRST, settings.concurrency))
+        self._limit = self._few
         self._busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._usual: float | None = None
+        self._learnt = 0
+        self._usual = self._lately = 0.0
         self._slowed = 0.0
         self._show()
 
@@ -66,12 +74,8 @@ class Pace:
 
     def stored(self, entries: int, seconds: float) -> None:
         """Learn from a transaction that the upstream carried out in `seconds`."""
-        each = seconds / entries
         if entries * 2 >= self.chunk:  # a small one costs more an entry, at any pace
-            self._usual = min(each, (self._usual or each) * DRIFT)
-            faster = each <= self._usual * TOLERANCE
-            wanted = self._limit + 1 / self._limit if faster else self._limit * 0.9
-            self._limit = max(1.0, min(wanted, self._settings.concurrency))
+            self._compare(seconds / entries)
         if seconds > LONGEST:
             self._resize(int(entries * LONGEST / seconds))
         else:
@@ -90,6 +94,20 @@ class Pace:
         self._limit = max(1.0, self._limit / 2)
         self._resize(self.chunk // 2)
         self._show()
+
+    def _compare(self, cost: float) -> None:
+        """Grow or shrink by what an entry costs now (seconds) and by what it usually costs with few transactions at once."""
+        self._learnt += 1
+        if self._learnt > ROUND:
+            self._learnt, self._limit = 1, min(self._limit, self._few)
+        if self._learnt <= LEARNING:
+            self._usual += (cost - self._usual) / self._learnt
+            self._lately = self._usual
+            return
+        self._lately += (cost - self._lately) * NEWEST
+        cheap = self._lately <= self._usual * TOLERANCE
+        wanted = self._limit + 1 / self._limit if cheap else max(self._limit * 0.9, min(self._limit, self._few))
+        self._limit = min(wanted, self._settings.concurrency)
 
     def _resize(self, entries: int) -> None:
         self.chunk = min(max(entries, LEAST), self._settings.chunk)

@@ -1,0 +1,103 @@
+"""How much goes upstream at once: more while that costs it no time, half when it fails, and nobody is passed over."""
+
+import asyncio
+
+import pytest
+
+from cgm_proxy.pace import FIRST, Pace
+from cgm_proxy.settings import Forward
+
+SETTINGS = Forward(chunk=100, concurrency=8)
+
+
+def at_once(pace: Pace) -> int:
+    """How many places there are."""
+    return int(pace._limit)
+
+
+async def test_it_begins_with_few_and_grows_to_what_is_set_while_that_costs_no_time() -> None:
+    pace = Pace(SETTINGS)
+    assert (at_once(pace), pace.chunk) == (FIRST, 100)
+    for _ in range(100):
+        pace.stored(100, 0.1)
+    assert at_once(pace) == 8
+
+
+async def test_it_stays_where_more_at_once_only_makes_each_slower() -> None:
+    pace = Pace(SETTINGS)
+    seen = []
+    for _ in range(300):  # an upstream of two workers
+        pace.stored(100, 0.1 * max(1, at_once(pace) / 2))
+        seen.append(at_once(pace))
+    assert set(seen[-100:]) <= {2, 3, 4}
+
+
+async def test_an_upstream_that_got_slower_for_its_own_reasons_is_not_starved() -> None:
+    pace = Pace(SETTINGS)
+    for _ in range(100):
+        pace.stored(100, 0.1)
+    for _ in range(200):
+        pace.stored(100, 0.4)
+    assert at_once(pace) == 8
+
+
+async def test_small_transactions_tell_nothing_of_the_cost_of_an_entry() -> None:
+    pace = Pace(SETTINGS)
+    for _ in range(50):
+        pace.stored(1, 0.05)
+    assert at_once(pace) == FIRST
+
+
+async def test_failures_of_what_was_under_way_together_count_once_and_later_ones_again() -> None:
+    pace = Pace(SETTINGS)
+    for _ in range(100):
+        pace.stored(100, 0.1)
+    began = asyncio.get_running_loop().time()
+    await asyncio.sleep(0.001)
+    for _ in range(5):
+        pace.failed(began)
+    assert (at_once(pace), pace.chunk) == (4, 50)
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+        pace.failed(asyncio.get_running_loop().time())
+    assert (at_once(pace), pace.chunk) == (1, 10)
+    for _ in range(100):
+        pace.stored(pace.chunk, 0.001 * pace.chunk)
+    assert (at_once(pace), pace.chunk) == (8, 100)
+
+
+@pytest.mark.parametrize(("seconds", "chunk"), [(4, 100), (10, 50), (50, 10), (500, 10)])
+async def test_a_transaction_that_takes_long_is_cut(seconds: float, chunk: int) -> None:
+    pace = Pace(SETTINGS)
+    pace.stored(100, seconds)
+    assert pace.chunk == chunk
+
+
+async def test_a_chunk_that_is_set_lower_than_the_least_stays_as_set() -> None:
+    pace = Pace(Forward(chunk=3, concurrency=1))
+    pace.failed(asyncio.get_running_loop().time())
+    pace.stored(3, 0.1)
+    assert (at_once(pace), pace.chunk) == (1, 3)
+
+
+async def test_places_are_given_in_order_and_none_is_lost_with_those_who_give_up() -> None:
+    pace = Pace(Forward(chunk=100, concurrency=2))
+    order: list[int] = []
+    most = 0
+
+    async def work(number: int) -> None:
+        nonlocal most
+        async with pace.place():
+            order.append(number)
+            most = max(most, pace._busy)
+            await asyncio.sleep(0.001)
+
+    tasks = [asyncio.create_task(work(number)) for number in range(40)]
+    await asyncio.sleep(0)
+    for task in tasks[::3]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [number for number in order if number % 3] == [number for number in range(40) if number % 3]
+    assert (most, pace._busy) == (2, 0)
+    async with asyncio.timeout(1), pace.place(), pace.place():
+        pass

@@ -1,0 +1,123 @@
+"""A submission in parts: what leaves before all of it is judged, and that its parts are one submission all the same."""
+
+import asyncio
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from fake_upstream import before, searches, transactions
+from proxying import World, counted, locations, proxying, said, statuses
+
+from cgm_proxy import submission
+from cgm_proxy.core.bundle import Entry
+from cgm_proxy.core.judge import Judging
+from cgm_proxy.core.verdicts import Verdict
+from cgm_proxy.sandbox.submissions import standing_orders
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut submissions into parts of 20 entries, each judged in a thread."""
+    monkeypatch.setattr(submission, "PART", 20)
+    monkeypatch.setattr(submission, "LARGE", 1)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Judge no part beyond the first 50 entries until the event is set, or 10 s are over."""
+    let_go = threading.Event()
+    judge = Judging.judge
+
+    def slow(self: Judging, entries: Iterable[Entry]) -> list[Verdict]:
+        listed = list(entries)
+        if listed and listed[0].index > 50:
+            assert let_go.wait(10), "nothing left before all was judged"
+        return judge(self, listed)
+
+    monkeypatch.setattr(Judging, "judge", slow)
+    return let_go
+
+
+def conditional(bundle: dict[str, Any], start: int) -> dict[str, Any]:
+    """Give the entries from `start` on conditions of their own, which are looked up first."""
+    for entry in bundle["entry"][start:]:
+        entry["request"]["ifNoneExist"] = f"identifier=http://x.org|{entry['fullUrl']}"
+    return bundle
+
+
+async def until_sent(world: World) -> None:
+    while not world.fake.of(transactions):  # noqa: ASYNC110 -- the fake has no event for it
+        await asyncio.sleep(0.01)
+
+
+async def test_the_first_chunk_leaves_while_later_entries_are_judged(held: threading.Event) -> None:
+    async with proxying() as world:
+        sending = asyncio.create_task(world.submit(world.readings(100, dialect="1.0.0", device=True), "1.0.0"))
+        await asyncio.wait_for(until_sent(world), 8)
+        held.set()
+        assert counted(await sending) == {201: 101}
+        assert await world.count() == 100
+
+
+async def test_nothing_leaves_before_it_is_sure_that_the_orders_are_satisfied(held: threading.Event) -> None:
+    async with proxying() as world:
+        await world.put(standing_orders("argo", world.about)[0])
+        sending = asyncio.create_task(world.submit(world.readings(100)))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(until_sent(world), 1)
+        held.set()
+        answer = await sending
+        assert (answer.status, await world.count()) == (422, 0)
+
+
+async def test_what_the_orders_want_may_come_last() -> None:
+    async with proxying() as world:
+        await world.put(standing_orders("argo", world.about)[0])
+        bundle = world.readings(100, summary=True, pdf=True)
+        bundle["entry"].reverse()
+        assert counted(await world.submit(bundle)) == {201: 12, 422: 100}  # this order wants no readings
+
+
+async def test_an_atomic_submission_is_one_part() -> None:
+    async with proxying() as world:
+        bundle = world.readings(100) | {"type": "transaction"}
+        bundle["entry"][99]["resource"]["status"] = "none-such"
+        assert (await world.submit(bundle)).status == 422
+        assert not world.fake.of(transactions)
+
+
+async def test_a_reading_that_repeats_one_of_another_part_is_sent_once_and_has_its_location() -> None:
+    async with proxying() as world:
+        bundle = world.readings(60)
+        bundle["entry"] += [{**entry, "fullUrl": f"{entry['fullUrl'][:-4]}ffff"} for entry in bundle["entry"][:3]]
+        answer = await world.submit(bundle)
+        assert statuses(answer) == [201] * 60 + [200] * 3
+        assert locations(answer)[60:] == locations(answer)[:3]
+        sent = [entry for asked in world.fake.of(transactions) for entry in asked.json["entry"]]
+        assert len(sent) == await world.count() == 60
+
+
+async def test_a_part_whose_device_was_not_stored_is_not_sent() -> None:
+    async with proxying() as world:
+        world.fake.script(transactions, before(422, {"resourceType": "OperationOutcome", "issue": []}))
+        answer = await world.submit(world.readings(100, dialect="1.0.0", device=True), "1.0.0")
+        assert counted(answer) == {422: 1, 424: 100}
+        assert await world.count() == 0
+
+
+async def test_a_look_up_that_fails_before_anything_is_sent_refuses_the_whole() -> None:
+    async with proxying() as world:
+        world.fake.always(searches("Observation"), before(500))
+        answer = await world.submit(conditional(world.readings(100), 0))
+        assert answer.status == 502
+        assert await world.count() == 0
+
+
+async def test_a_look_up_that_fails_later_is_told_for_its_entries_and_the_others_are_stored() -> None:
+    async with proxying() as world:
+        world.fake.script(searches("Observation"), before(500))
+        answer = await world.submit(conditional(world.readings(100), 90))
+        assert counted(answer) == {201: 80, 502: 20}
+        assert said(answer, 95) == ["upstream-answer"]
+        assert await world.count() == 80
