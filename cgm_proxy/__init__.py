@@ -15,7 +15,11 @@ The story of a submission, which `submission.py` tells in one function:
 | forward     | plan                        | for each: location and etag, or why not      | `forward.py`, `upstream.py`      |
 | reply       | everything                  | a response Bundle, in the entries' order     | `core/reply.py`, `render.py`     |
 
-Dependencies run `cli → app → handlers → submission → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
+Judging goes part by part (`core/parts.py`), and what is sure not to be refused with the whole is stored while later parts are
+judged: `storing.py` runs find known → plan → forward for each part. How much goes upstream at once follows what the upstream
+takes (`pace.py`).
+
+Dependencies run `cli → app → handlers → submission → storing → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
 clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value (`core.errors.Issue`);
 exceptions are for faults of the whole request.
 
