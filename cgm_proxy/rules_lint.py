@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cgm_proxy.core.analysis import analyse
+from cgm_proxy.core.analysis import analyse, meant
 from cgm_proxy.core.model import Model
 from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, line_of, profile_files, read, rule_of
 from cgm_proxy.core.rules import RuleBook
@@ -12,21 +12,48 @@ from cgm_proxy.rules_samples import covered, read_samples
 
 def lint(directories: Sequence[Path]) -> list[str]:
     """Give the problems of the shipped rules (the first directory) and of more directories; [] when there are none."""
-    model = Model(directories[0] / "r4")
-    problems: list[str] = []
-    profiles: dict[str, Profile] = {}
-    for path in (path for directory in directories for path in profile_files(directory)):
-        try:
-            made = read(path)
-        except RulesError as error:
-            problems.append(str(error))
-            continue
+    model, profiles = Model(directories[0] / "r4"), dict[str, Profile]()
+    problems = [problem for directory in directories for problem in lint_directory(directory, profiles, model)]
+    return [*problems, *(problem for problem in _together(directories) if problem not in problems)]
+
+
+def load_linted(shipped: Path, *own: Path) -> RuleBook:
+    """Load the shipped rules, which were linted when they were made, and a hospital's own, linted now.
+
+    Raises RulesError with every problem of the own rules, a line each.
+    """
+    together: list[str] = []
+    try:
+        book = RuleBook.load(shipped, *own)
+    except RulesError as error:
+        together.append(str(error))
+        book = RuleBook.load(shipped)
+    profiles = {f"{profile.dialect} {profile.name}": profile for profile in book.profiles.values()}
+    problems = [problem for directory in own for problem in lint_directory(directory, profiles, book.model(None))]
+    if found := [*problems, *(problem for problem in together if problem not in problems)]:
+        raise RulesError("\n".join(found))
+    return book
+
+
+def lint_directory(directory: Path, profiles: dict[str, Profile], model: Model) -> Iterator[str]:
+    """Give the problems of one directory's files, which may add to `profiles`; what it defines itself is put there."""
+    try:
+        for path in profile_files(directory):
+            yield from _file(path, profiles, model)
+    except RulesError as error:
+        yield str(error)
+
+
+def _file(path: Path, profiles: dict[str, Profile], model: Model) -> Iterator[str]:
+    try:
+        made = read(path)
         if isinstance(made, Profile):
             profiles[f"{made.dialect} {made.name}"] = made
-            problems += _profile(path, made, model)
+            yield from _profile(path, made, model)
         else:
-            problems += _addition(path, made, profiles.values(), model)
-    return [*problems, *(problem for problem in _together(directories) if problem not in problems)]
+            yield from _addition(path, made, profiles.values(), model)
+    except RulesError as error:
+        yield str(error)
 
 
 def _together(directories: Sequence[Path]) -> list[str]:
@@ -43,27 +70,24 @@ def _profile(path: Path, profile: Profile, model: Model) -> Iterator[str]:
         yield f"{path}:{line_of(path, 'type:')}: `type: {profile.type}`: R4 has no such type"
         return
     if profile.when:
-        yield from _expression(path, "when", profile.when, profile.type, "", model)
+        yield from _expression(path, "when", ("`when`", profile.when, ""), profile.type, model)
     yield from _rules(path, profile.rules, profile.type, model)
     if not profile.parent:
         yield from _sampled(path, profile.rules)
 
 
 def _addition(path: Path, addition: Addition, profiles: Iterable[Profile], model: Model) -> Iterator[str]:
-    extended = [p for p in profiles if {p.url, p.name} & set(addition.extends)]
+    extended = [p for p in profiles if addition.concerns(p)]
     for type_ in sorted({profile.type for profile in extended}):
         name = next(profile.name for profile in extended if profile.type == type_)
-        try:
-            rules = [rule_of(path, name, rule) for rule in addition.rules]
-        except RulesError as error:
-            yield str(error)
-            return
+        rules = [rule_of(path, name, rule) for rule in addition.rules]
         yield from _rules(path, rules, type_, model)
         yield from _sampled(path, rules)
     known = {rule.key for profile in extended for rule in profile.rules}
+    short = {key.partition("/")[2] for key in known}
     for key in addition.severity:
-        if not any(rule in {key, f"{profile.name}/{key}"} for profile in extended for rule in known):
-            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}"
+        if key not in known | short:
+            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}{meant(key, short)}"
 
 
 def _rules(path: Path, rules: Iterable[Rule], type_: str, model: Model) -> Iterator[str]:
@@ -73,15 +97,17 @@ def _rules(path: Path, rules: Iterable[Rule], type_: str, model: Model) -> Itera
         if name in seen:
             yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: the id is used twice"
         seen.add(name)
-        yield from _expression(path, f"rule `{name}`: `expression`", rule.expression, type_, rule.at, model)
+        written = (f"rule `{name}`: `expression`", rule.expression, rule.at)
+        yield from _expression(path, f"id: {name}", written, type_, model)
         if rule.shows:
             for problem in analyse(model, rule.shows, type_, rule.at)[0].problems:
                 yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: `shows`: {problem}"
 
 
-def _expression(path: Path, what: str, text: str, type_: str, at: str, model: Model) -> Iterator[str]:
+def _expression(path: Path, near: str, written: tuple[str, str, str], type_: str, model: Model) -> Iterator[str]:
+    what, text, at = written
     found, types = analyse(model, text, type_, at)
-    line = line_of(path, text)
+    line = line_of(path, text, near)
     for problem in dict.fromkeys(found.problems):
         yield f"{path}:{line}: {what}: {problem}"
     if not found.problems and types is not None and "boolean" not in types:

@@ -1,15 +1,16 @@
 """Samples beside the rules: the second YAML document of a rules' file.
 
-samples:
-- name: the guide's example
-resource: {resourceType: Observation, …}
-context: [{…}]              # optional: what references mean
-passes: [value-unit, …]      # rules that looked at something here and were content
-- name: unit mg/dL
-of: the guide's example      # the sample that is changed
-set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
-fails: value-unit
-message: valueQuantity.unit is "mg/dL"; …
+    samples:
+    - name: the guide's example
+      resource: {resourceType: Observation, …}
+      context: [{…}]               # optional: what references mean
+      profile: cgm-device          # optional: of a file that extends several profiles, the one that is meant
+      passes: [value-unit, …]      # rules that looked at something here and were content
+    - name: unit mg/dL
+      of: the guide's example      # the sample that is changed
+      set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
+      fails: value-unit
+      message: valueQuantity.unit is "mg/dL"; …
 """
 
 import re
@@ -22,11 +23,29 @@ from typing import Any
 
 from cgm_proxy.check import among
 from cgm_proxy.core.errors import Issue
-from cgm_proxy.core.rulebook import Addition, Profile, RulesError, documents, line_of, profile_files, read
+from cgm_proxy.core.rulebook import (
+    LIST,
+    MAPPING,
+    TEXT,
+    TEXTS,
+    Addition,
+    Profile,
+    RulesError,
+    check_keys,
+    documents,
+    line_of,
+    profile_files,
+    read,
+)
 from cgm_proxy.core.rules import Examination, RuleBook
 from cgm_proxy.core.scope import Json, Scope
 
-SAMPLE_KEYS = frozenset({"name", "resource", "of", "context", "set", "passes", "fails", "message", "profile"})
+SAMPLE_KEYS = {
+    **dict.fromkeys(("name", "of", "fails", "message", "profile"), TEXT),
+    **dict.fromkeys(("resource", "set"), MAPPING),
+    "context": LIST,
+    "passes": TEXTS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +73,22 @@ class Report:
 def read_samples(path: Path) -> list[Sample]:
     """Read a file's samples; raise RulesError if one is not as described above."""
     data = next(islice(documents(path), 1, None), None) or {}
+    listed = data.get("samples", []) if isinstance(data, dict) else None
+    if not isinstance(listed, list):
+        raise RulesError(f"{path}:{line_of(path, '---')}: the second document must be a mapping with a list of `samples`")
     by_name: dict[str, Sample] = {}
-    for made in data.get("samples", []):
-        unknown = set(made) - SAMPLE_KEYS
-        if unknown or "name" not in made:
-            what = f"unknown key `{min(unknown)}`" if unknown else "`name` is missing"
-            raise RulesError(f"{path}:{line_of(path, min(unknown) if unknown else 'samples')}: sample: {what}")
+    for made in listed:
+        if not isinstance(made, dict) or not isinstance(made.get("name"), str):
+            raise RulesError(f"{path}:{line_of(path, 'samples')}: sample: `name` is missing")
+        check_keys(path, made, SAMPLE_KEYS, f" of sample `{made['name']}`")
         of = by_name.get(made.get("of", ""))
+        at = f"{path}:{line_of(path, made['name'])}: sample `{made['name']}`"
         if "of" in made and of is None:
-            raise RulesError(
-                f"{path}:{line_of(path, made['name'])}: sample `{made['name']}`: no sample `{made['of']}` before it"
-            )
-        by_name[made["name"]] = _sample(made, of)
+            raise RulesError(f"{at}: no sample `{made['of']}` before it")
+        try:
+            by_name[made["name"]] = _sample(made, of)
+        except (KeyError, IndexError, TypeError) as error:
+            raise RulesError(f"{at}: `set`: the sample has no such path: {error}") from None
     return list(by_name.values())
 
 
@@ -128,8 +151,7 @@ def extended(book: RuleBook, made: Profile | Addition) -> list[Profile]:
     """Give the profiles that a file defines or adds to, as loaded."""
     if isinstance(made, Profile):
         return [found] if (found := book.profile(made.url, made.dialect)) else []
-    listed = {id(p): p for p in book.profiles.values() if {p.url, p.name} & set(made.extends)}
-    return [p for p in listed.values() if made.dialect in {None, p.dialect}]
+    return list({id(p): p for p in book.profiles.values() if made.concerns(p)}.values())
 
 
 def judge(book: RuleBook, profile: Profile, sample: Sample) -> list[Issue]:

@@ -6,6 +6,7 @@ the memory of shapes (`core/shapes.py`) uses it to know which values can influen
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from cgm_proxy.core.fhirpath import FhirPathError, expression
@@ -144,7 +145,7 @@ class Analyser:
         if kind == "ExternalConstantTerm":
             known = {"resource": self.root, "rootResource": Result(None), "context": focus, "ucum": Result(STRING)}
             if _name(node) not in known:
-                self.found.problems.append(f"unknown variable %{_name(node)}")
+                self.found.problems.append(f"unknown variable %{_name(node)}; known: {', '.join(known)}")
             return known.get(_name(node), Result(None))
         result = focus if parts else Result(None)
         for part in parts[:1]:
@@ -168,7 +169,7 @@ class Analyser:
     def known_type(self, name: str) -> None:
         """Note a type that FHIR R4 does not have."""
         if name not in SYSTEM | PRIMITIVES and self.model.type(name) is None:
-            self.found.problems.append(f"unknown type {name}")
+            self.found.problems.append(f"unknown type {name}{meant(name, (*SYSTEM, *PRIMITIVES, *self.model.types))}")
 
     def member(self, name: str, focus: Result) -> Result:
         """Give the elements that a name selects."""
@@ -187,7 +188,9 @@ class Analyser:
                 types |= set(element.types)
                 origins.add(Read(holder, element.name))
         if not origins:
-            self.found.problems.append(f"{' or '.join(sorted(focus.types)) or 'nothing'} has no element `{name}`")
+            held = [e for t in focus.types if t not in SYSTEM and (found := self.model.type(t)) for e in found.elements]
+            near = meant(name, (e.removesuffix("[x]") for e in held))
+            self.found.problems.append(f"{' or '.join(sorted(focus.types)) or 'nothing'} has no element `{name}`{near}")
             return Result(None)
         return Result(None if types & {"Resource"} else frozenset(types), frozenset(origins))
 
@@ -198,7 +201,8 @@ class Analyser:
         function = FUNCTIONS.get(name)
         if function is None or len(given) not in function.arity:
             much = "unknown function" if function is None else f"{len(given)} parameters are wrong for"
-            self.found.problems.append(f"{much} {name}()")
+            near = meant(name, FUNCTIONS) if function is None else ""
+            self.found.problems.append(f"{much} {name}(){near}")
             return Result(None)
         self.found.everything |= name in SEES_ALL
         if function.gives == "type" or name == "is":
@@ -237,6 +241,12 @@ class Analyser:
     def read(self, result: Result, how: How = "value") -> None:
         """Note that the content of what a result is made of influences the verdict."""
         self.found.reads |= {Read(r.type, r.element, how) for r in result.origins}
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Give the end of a message that names what was probably meant; nothing where nothing is near."""
+    near = get_close_matches(name, sorted(set(known)), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _name(node: Any) -> str:

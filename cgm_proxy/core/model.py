@@ -155,6 +155,11 @@ class Model:
         found: Type | None = self._once("type", name, self._types, self._parse_type)
         return found
 
+    @property
+    def types(self) -> Iterable[str]:
+        """The names of all types."""
+        return self._types
+
     def resource(self, name: object) -> Type | None:
         """Give a concrete resource type, or None."""
         return self.type(name) if isinstance(name, str) and name in self.resources else None

@@ -25,7 +25,8 @@ A hospital's file adds to profiles instead of defining one: `extends: [canonical
 `severity: {rule id: warning}` for rules that stand there already.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,31 @@ import yaml
 
 Json = dict[str, Any]
 SEVERITIES = ("error", "warning", "information")
-PROFILE_KEYS = frozenset({"profile", "dialect", "type", "title", "parent", "context", "when", "made_of", "rules"})
-EXTENDS_KEYS = frozenset({"extends", "dialect", "rules", "severity"})
-RULE_KEYS = frozenset({"id", "element", "at", "expression", "shows", "text", "severity"})
+#: Keys by what their values are, in words.
+TEXT, TEXTS, LIST, MAPPING = "text", "a list of texts", "a list", "a mapping"
+PROFILE_KEYS = {
+    "profile": TEXT,
+    "dialect": "a version",
+    "type": TEXT,
+    "title": TEXT,
+    "parent": "true or false",
+    "context": TEXTS,
+    "when": TEXT,
+    "made_of": TEXTS,
+    "rules": LIST,
+}
+EXTENDS_KEYS = {"extends": "text or a list of texts", "dialect": "a version", "rules": LIST, "severity": MAPPING}
+RULE_KEYS = dict.fromkeys(("id", "element", "at", "expression", "shows", "text", "severity"), TEXT)
+#: Whether a value is what the words say.
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    "a version": lambda value: isinstance(value, str | float),
+    "true or false": lambda value: isinstance(value, bool),
+    TEXTS: lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    "text or a list of texts": lambda value: isinstance(value, str) or KINDS[TEXTS](value),
+    LIST: lambda value: isinstance(value, list),
+    MAPPING: lambda value: isinstance(value, dict),
+}
 
 
 class RulesError(ValueError):
@@ -87,16 +110,37 @@ class Addition:
     severity: Mapping[str, str] = field(default_factory=dict)
     path: str = ""
 
+    def concerns(self, profile: Profile) -> bool:
+        """Whether it adds to a profile."""
+        return bool({profile.url, profile.name} & set(self.extends)) and self.dialect in {None, profile.dialect}
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads YAML, and refuses a key that stands twice: the first one would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 -- PyYAML's
+        """Make a mapping of a node."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
 
 def documents(path: Path) -> Iterator[Any]:
     """Give a file's YAML documents one by one; the first is the rules, the second the samples."""
     try:
         with path.open("rb") as file:
-            yield from yaml.load_all(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            yield from yaml.load_all(file, Loader=_Loader)  # noqa: S506 -- a safe one, see its base
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""
         raise RulesError(f"{path}{at}: no valid YAML: {getattr(error, 'problem', error)}") from error
+    except OSError as error:
+        raise RulesError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # an impossible date; brackets without end
+        raise RulesError(f"{path}: no valid YAML: {error}") from error
 
 
 def read(path: Path) -> Profile | Addition:
@@ -105,7 +149,7 @@ def read(path: Path) -> Profile | Addition:
     if not isinstance(data, dict):
         raise RulesError(f"{path}:1: the file must be a mapping with the key `profile` or `extends`")
     addition = "extends" in data
-    _keys(path, data, EXTENDS_KEYS if addition else PROFILE_KEYS, "")
+    check_keys(path, data, EXTENDS_KEYS if addition else PROFILE_KEYS, "")
     if addition:
         return _addition(path, data)
     for key in ("profile", "dialect", "type", "rules"):
@@ -128,21 +172,24 @@ def read(path: Path) -> Profile | Addition:
 
 def _addition(path: Path, data: Json) -> Addition:
     extends = data["extends"] if isinstance(data["extends"], list) else [data["extends"]]
+    dialect = str(data["dialect"]) if "dialect" in data else None
     severity = data.get("severity", {})
     for rule, level in severity.items():
         if level not in SEVERITIES:
             raise RulesError(f"{path}:{line_of(path, rule)}: `{rule}: {level}`: want one of {', '.join(SEVERITIES)}")
-    return Addition(tuple(extends), data.get("dialect"), tuple(data.get("rules", ())), severity, str(path))
+    for rule in (rules := data.get("rules", [])):
+        rule_of(path, "", rule)
+    return Addition(tuple(extends), dialect, tuple(rules), severity, str(path))
 
 
 def rule_of(path: Path, name: str, data: Any) -> Rule:
     """Make a rule of its mapping; raise RulesError if a key is missing or unknown."""
     if not isinstance(data, dict):
-        raise RulesError(f"{path}: a rule must be a mapping, not {data!r}")
-    _keys(path, data, RULE_KEYS, f" of rule `{data.get('id')}`")
+        raise RulesError(f"{path}:{line_of(path, 'rules:')}: `rules`: each must be a mapping, not {str(data)[:40]}")
+    check_keys(path, data, RULE_KEYS, f" of rule `{data.get('id')}`")
     for key in ("id", "expression", "text"):
-        if not isinstance(data.get(key), str):
-            raise RulesError(f"{path}:{_rule_line(path, data)}: rule `{data.get('id')}`: `{key}` must be text")
+        if key not in data:
+            raise RulesError(f"{path}:{_rule_line(path, data)}: rule `{data.get('id')}`: `{key}` is missing; write it")
     severity = data.get("severity", "error")
     if severity not in SEVERITIES:
         at = _rule_line(path, data)
@@ -153,25 +200,39 @@ def rule_of(path: Path, name: str, data: Any) -> Rule:
     return Rule(f"{name}/{data['id']}", *texts, severity)
 
 
-def _keys(path: Path, data: Json, known: frozenset[str], of: str) -> None:
-    for key in data:
+def check_keys(path: Path, data: Json, known: Mapping[str, str], of: str) -> None:
+    """Raise RulesError for a key that is not known, or whose value is not what `known` says."""
+    for key, value in data.items():
         if key not in known:
             raise RulesError(f"{path}:{line_of(path, key)}: unknown key `{key}`{of}; known: {', '.join(sorted(known))}")
+        if not KINDS[known[key]](value):
+            raise RulesError(f"{path}:{line_of(path, f'{key}:')}: `{key}`{of} must be {known[key]}")
 
 
 def _rule_line(path: Path, data: Json) -> int:
     return line_of(path, f"id: {data.get('id')}")
 
 
-def line_of(path: Path, text: Any) -> int:
-    """Give the first line that has a text, for a message; 1 if none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((n for n, line in enumerate(lines, 1) if str(text) in line), 1)
+def line_of(path: Path, *texts: Any) -> int:
+    """Give the first line that has the first of some texts that is there, whole, for a message; 1 if none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for text in texts:
+        whole = re.compile(rf"(?<![\w-]){re.escape(str(text))}(?![\w-])")
+        if line := next((n for n, line in enumerate(lines, 1) if whole.search(line)), 0):
+            return line
+    return 1
 
 
 def profile_files(directory: Path) -> Iterator[Path]:
-    """Give the rules' files of a directory, one level deep or flat."""
-    yield from sorted(p for p in directory.rglob("*.yaml"))
+    """Give the rules' files of a directory, sorted; raise RulesError if there is none.
+
+    What is hidden is left out: a volume of Kubernetes has each file once more, below `..data`.
+    """
+    found = [path for path in directory.rglob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
+    seen = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts))
+    if not seen:
+        raise RulesError(f"{directory}: holds no rules; name a directory that has files *.yaml")
+    yield from seen
 
 
 def merge(profiles: dict[tuple[str, str], Profile], additions: list[Addition]) -> None:

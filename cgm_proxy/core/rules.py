@@ -17,7 +17,7 @@ from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.examination import Examination
 from cgm_proxy.core.fhirpath import FhirPathError, expression
 from cgm_proxy.core.model import Model
-from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, merge, profile_files, read
+from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, line_of, merge, profile_files, read
 from cgm_proxy.core.scope import Json, Resolve, Scope, nowhere
 from cgm_proxy.core.shapes import LARGEST_SHAPE, Leaves, Shapes, free_leaves, shape
 from cgm_proxy.core.validity import NATIVE
@@ -64,7 +64,10 @@ class RuleBook:
             if isinstance(made, Addition):
                 additions.append(made)
                 continue
-            profiles[made.url, made.dialect] = made
+            other = profiles.setdefault((made.url, made.dialect), made)
+            if other is not made:
+                at = f"{path}:{line_of(path, 'profile:')}"
+                raise RulesError(f"{at}: `profile`: is there already in {other.path}; add to that one by `extends`")
             beside = path.with_name("codes.ndjson")
             if beside.exists() and beside not in codes.setdefault(made.dialect, []):
                 codes[made.dialect].append(beside)
