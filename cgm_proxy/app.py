@@ -1,25 +1,32 @@
-"""Wiring: from settings to two listening ports, and an end that loses nothing."""
+"""Wiring: from settings to two listening ports, rules that can be replaced, and an end that loses nothing."""
 
 import asyncio
 import logging
 import signal
 from pathlib import Path
+from threading import Thread
 
 import aiohttp
 from aiohttp import web
 
 from cgm_proxy import metrics
-from cgm_proxy.core.rules import RuleBook
+from cgm_proxy.core.rules import RuleBook, RulesError
 from cgm_proxy.express import ExpressServer
 from cgm_proxy.handlers import Handlers
 from cgm_proxy.logs import log
 from cgm_proxy.memory import Memory
 from cgm_proxy.ops import ops_application, watch_lag
 from cgm_proxy.relay import Relay
+from cgm_proxy.rules_lint import load_linted
 from cgm_proxy.settings import Settings
 from cgm_proxy.submission import Submissions
 from cgm_proxy.upstream import Upstream
 from cgm_proxy.wire import SERVER_OPTIONS
+
+#: Signals that ask for the rules to be read again; held back until there is a loop that hears them.
+RELOADING = (signal.SIGHUP,)
+#: Faults of rules that one log line names.
+LOGGED = 20
 
 
 class Proxy:
@@ -40,8 +47,8 @@ class Proxy:
         self._session = _session(self._relay)
         upstream = Upstream(settings, self._session)
         memory = Memory(settings.cache)
-        submissions = Submissions(settings, upstream, self._rules, memory)
-        self._handlers = Handlers(settings, self._relay, upstream, submissions, memory)
+        self._submissions = Submissions(settings, upstream, self._rules, memory)
+        self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory)
         server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(server, shutdown_timeout=patience)
@@ -50,7 +57,22 @@ class Proxy:
         self.port = await _listen(self._public, listen.host, listen.port)
         self.ops_port = await _listen(self._ops, listen.ops_host, listen.ops_port)
         self._lag = asyncio.create_task(watch_lag())
-        log("listening", port=self.port, ops_port=self.ops_port, mode=settings.mode, profiles=len(self._rules.profiles))
+        self.use(self._rules)
+        profiles, rules = self._rules.size()
+        log(
+            "listening",
+            port=self.port,
+            ops_port=self.ops_port,
+            mode=settings.mode,
+            profiles=profiles,
+            rules=rules,
+        )
+
+    def use(self, rules: RuleBook) -> None:
+        """Judge by `rules` what begins from now on; a submission under way keeps those that it began with."""
+        self._rules = self._submissions.rules = rules
+        metrics.RULES.set(rules.size()[1])
+        Thread(target=rules.warm, daemon=True).start()
 
     async def stop(self) -> None:
         """Stop listening, finish what is in flight within the time that is set for it, and close."""
@@ -68,16 +90,40 @@ class Proxy:
 
 
 async def serve(settings: Settings, rules: RuleBook) -> None:
-    """Run until SIGTERM or SIGINT."""
-    proxy = Proxy(settings, rules)
+    """Run until SIGTERM or SIGINT; read the rules again on SIGHUP."""
+    proxy, stopped, changed = Proxy(settings, rules), asyncio.Event(), asyncio.Event()
+    for number, event in ((signal.SIGTERM, stopped), (signal.SIGINT, stopped), (signal.SIGHUP, changed)):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
     await proxy.start()
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOADING)
+    reloading = asyncio.create_task(_reload_when(changed, proxy, settings))
     await stopped.wait()
     log("stopping")
+    reloading.cancel()
     await proxy.stop()
     log("stopped")
+
+
+async def _reload_when(changed: asyncio.Event, proxy: Proxy, settings: Settings) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        await reload(proxy, settings)
+
+
+async def reload(proxy: Proxy, settings: Settings) -> None:
+    """Read all rules again, off the event loop, and use them; where one is faulty, say so and keep those in force."""
+    try:
+        rules = await asyncio.to_thread(load_rules, settings)
+    except RulesError as error:
+        metrics.RELOADS.labels("refused").inc()
+        faults = str(error).splitlines()
+        log("rules refused, the old ones stay in force", logging.ERROR, faults=faults[:LOGGED], count=len(faults))
+        return
+    proxy.use(rules)
+    metrics.RELOADS.labels("replaced").inc()
+    profiles, number = rules.size()
+    log("rules replaced", profiles=profiles, rules=number)
 
 
 def shipped_rules() -> Path:
@@ -88,8 +134,8 @@ def shipped_rules() -> Path:
 
 
 def load_rules(settings: Settings) -> RuleBook:
-    """Load the shipped rules and the hospital's own."""
-    return RuleBook.load(shipped_rules(), *([Path(settings.rules)] if settings.rules else []))
+    """Load the shipped rules and the hospital's own; raises `RulesError` with every fault of the own ones, a line each."""
+    return load_linted(shipped_rules(), *([Path(settings.rules)] if settings.rules else []))
 
 
 def _session(relay: Relay) -> aiohttp.ClientSession:

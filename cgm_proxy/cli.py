@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeAlias
 import uvloop
 
 from cgm_proxy import __version__
-from cgm_proxy.app import load_rules, serve, shipped_rules
+from cgm_proxy.app import RELOADING, load_rules, serve, shipped_rules
 from cgm_proxy.check_files import check_file
 from cgm_proxy.core.rules import RulesError
 from cgm_proxy.demo import demo, print_submission
@@ -95,6 +96,7 @@ def _serve(given: argparse.Namespace) -> int:
     if given.print_settings:
         sys.stdout.write(printable(settings))
         return 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, RELOADING)  # until `serve` listens to it: unheard, it ends the process
     rules = load_rules(settings)
     start_logs(settings.log_level)
     _settle_memory()

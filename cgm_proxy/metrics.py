@@ -56,6 +56,8 @@ CONCURRENCY = Gauge(
     "cgm_proxy_concurrency", "Transactions that may be under way upstream at once now", registry=REGISTRY
 )
 CHUNK_ENTRIES = Gauge("cgm_proxy_chunk_entries", "Entries that the next transaction may have", registry=REGISTRY)
+RELOADS = _counter("rule_reloads", "Times that the rules were read again (SIGHUP): replaced, refused", "result")
+RULES = Gauge("cgm_proxy_rules", "Rules in force, of all profiles", registry=REGISTRY)
 IN_FLIGHT = Gauge("cgm_proxy_in_flight", "Submissions being worked on", registry=REGISTRY)
 LOOP_LAG = Gauge("cgm_proxy_event_loop_lag_seconds", "How late the event loop last was", registry=REGISTRY)
 

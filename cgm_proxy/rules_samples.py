@@ -1,16 +1,16 @@
 """Samples beside the rules: the second YAML document of a rules' file.
 
-    samples:
-    - name: the guide's example
-      resource: {resourceType: Observation, …}
-      context: [{…}]               # optional: what references mean
-      profile: cgm-device          # optional: of a file that extends several profiles, the one that is meant
-      passes: [value-unit, …]      # rules that looked at something here and were content
-    - name: unit mg/dL
-      of: the guide's example      # the sample that is changed
-      set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
-      fails: value-unit
-      message: valueQuantity.unit is "mg/dL"; …
+samples:
+- name: the guide's example
+  resource: {resourceType: Observation, …}
+  context: [{…}]               # optional: what references mean
+  profile: cgm-device          # optional: of a file that extends several profiles, the one that is meant
+  passes: [value-unit, …]      # rules that looked at something here and were content
+- name: unit mg/dL
+  of: the guide's example      # the sample that is changed
+  set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
+  fails: value-unit
+  message: valueQuantity.unit is "mg/dL"; …
 """
 
 import re
@@ -75,7 +75,9 @@ def read_samples(path: Path) -> list[Sample]:
     data = next(islice(documents(path), 1, None), None) or {}
     listed = data.get("samples", []) if isinstance(data, dict) else None
     if not isinstance(listed, list):
-        raise RulesError(f"{path}:{line_of(path, '---')}: the second document must be a mapping with a list of `samples`")
+        raise RulesError(
+            f"{path}:{line_of(path, '---')}: the second document must be a mapping with a list of `samples`"
+        )
     by_name: dict[str, Sample] = {}
     for made in listed:
         if not isinstance(made, dict) or not isinstance(made.get("name"), str):

@@ -61,7 +61,8 @@ class Submissions:
     def __init__(self, settings: Settings, upstream: Upstream, rules: Rules, memory: Memory) -> None:
         self._settings = settings
         self._upstream = upstream
-        self._rules = rules
+        self.rules = rules
+        """Judge what begins from now on; replaced when the rules are read again."""
         self._memory = memory
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._receiver = Receiver(settings, upstream, memory, self._localize)
@@ -89,9 +90,10 @@ class Submissions:
 
     async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
+        rules = self.rules  # those that are in force as it begins
         orders = await self._orders(submission.patient, submitter) if submission.patient else None
         return Context(
-            rules=self._rules,
+            rules=rules,
             policies=self._settings.policies,
             allow=self._settings.allow,
             now=datetime.now(UTC),

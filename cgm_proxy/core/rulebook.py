@@ -123,7 +123,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is there twice", problem_mark=key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    problem=f"`{key.value}` is there twice", problem_mark=key.start_mark
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
 
@@ -132,7 +134,7 @@ def documents(path: Path) -> Iterator[Any]:
     """Give a file's YAML documents one by one; the first is the rules, the second the samples."""
     try:
         with path.open("rb") as file:
-            yield from yaml.load_all(file, Loader=_Loader)  # noqa: S506 -- a safe one, see its base
+            yield from yaml.load_all(file, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""

@@ -74,6 +74,17 @@ class RuleBook:
         merge(profiles, additions)
         return cls(model, profiles.values(), codes)
 
+    def size(self) -> tuple[int, int]:
+        """Count the profiles and their rules."""
+        return len(self._all), sum(len(profile.rules) for profile in self._all.values())
+
+    def warm(self) -> None:
+        """Parse every expression ahead of the first resource that needs it, which takes seconds in all."""
+        for profile in self._all.values():
+            for text in (profile.when, *(t for rule in profile.rules for t in (rule.expression, rule.at, rule.shows))):
+                if text:
+                    expression(text).tree()
+
     def model(self, dialect: str | None) -> Model:
         """Give R4's model with a dialect's own code systems and value sets."""
         return self._models.get(dialect or "", self._model)

@@ -56,7 +56,10 @@ BAD = {
         rule(more="  severety: error\n"),
         "{file}:6: unknown key `severety` of rule `r`; known: at, element, expression, id, severity, shows, text",
     ),
-    "text missing": (HEAD + "- id: r\n  expression: status.exists()\n", "{file}:3: rule `r`: `text` is missing; write it"),
+    "text missing": (
+        HEAD + "- id: r\n  expression: status.exists()\n",
+        "{file}:3: rule `r`: `text` is missing; write it",
+    ),
     "text that is none": (rule(more="  element: [1]\n"), "{file}:6: `element` of rule `r` must be text"),
     "unknown severity": (
         rule(more="  severity: fatal\n"),
@@ -91,8 +94,10 @@ BAD = {
     ),
     "impossible type": (
         rule("value.ofType(Address).exists()"),
-        "{file}:4: rule `r`: `expression`: CodeableConcept or Period or Quantity or Range or Ratio or SampledData or boolean "
-        "or dateTime or integer or string or time is never a Address",
+        (
+            "{file}:4: rule `r`: `expression`: CodeableConcept or Period or Quantity or Range or Ratio or SampledData or "
+            "boolean or dateTime or integer or string or time is never a Address"
+        ),
     ),
     "never true or false": (
         rule("code.coding"),
@@ -103,8 +108,8 @@ BAD = {
         "{file}:3: rule `r`: the id is used twice",
     ),
     "id of a shipped rule": (
-        f"{HEAD}- id: value-unit\n  expression: status.exists()\n  text: it\n---\nsamples:\n"
-        "- {name: a, resource: {resourceType: Observation}, passes: [value-unit]}\n- {name: b, of: a, fails: value-unit}\n",
+        rule().replace("id: r", "id: value-unit")
+        + SAMPLES.replace("[r]", "[value-unit]").replace(": r}", ": value-unit}"),
         "{file}:3: rule `value-unit` is there already in {rules}/argo/cgm-sensor-reading-mass.yaml",
     ),
     "shipped profile": (
@@ -193,11 +198,15 @@ def test_a_volume_of_kubernetes_is_read_once(tmp_path: Path) -> None:
     (version / "mine.yaml").write_text(rule() + SAMPLES)
     (tmp_path / "..data").symlink_to(version)
     (tmp_path / "mine.yaml").symlink_to(tmp_path / "..data" / "mine.yaml")
-    (tmp_path / "more.yml").write_text(rule().replace("id: r", "id: q") + SAMPLES.replace("[r]", "[q]").replace(": r}", ": q}"))
+    (tmp_path / "more.yml").write_text(
+        rule().replace("id: r", "id: q") + SAMPLES.replace("[r]", "[q]").replace(": r}", ": q}")
+    )
     assert said(tmp_path) == []
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda of: st.lists(of) | keyed(of)))
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda of: st.lists(of) | keyed(of))
+)
 @settings(max_examples=150, deadline=None)
 def test_no_file_ends_the_server_otherwise_than_by_words(made: object) -> None:
     with TemporaryDirectory() as folder:
