@@ -151,10 +151,10 @@ def _lint_rules(given: argparse.Namespace) -> int:
 
 
 def _test_rules(given: argparse.Namespace) -> int:
-    report = run_samples([shipped_rules(), *given.directories])
-    sys.stdout.writelines(
-        f"{line}\n" for line in (*report.failures, *(f"not covered: {line}" for line in report.uncovered))
-    )
+    report = run_samples(shipped_rules(), *given.directories)
+    if report.coverages:
+        sys.stdout.write(f"{report.table()}\n\n")
+    sys.stdout.writelines(f"{failure}\n" for failure in report.failures)
     sys.stdout.write(f"{report.samples} samples, {len(report.failures)} failures\n")
     return 1 if report.failures else 0
 

@@ -48,6 +48,10 @@ SAMPLE_KEYS = {
 }
 
 
+#: Elements that a row of the coverage names.
+SHOWN = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A resource with what is said of it."""
@@ -67,7 +71,28 @@ class Report:
 
     samples: int = 0
     failures: list[str] = field(default_factory=list)
-    uncovered: list[str] = field(default_factory=list)
+    coverages: list["Coverage"] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Give what covers each profile's elements, a row a profile; "" where no profile was run."""
+        rows = [
+            (c.profile.dialect, c.profile.name, str(len(c.profile.rules)), _few(c.unsampled), _few(c.unruled))
+            for c in sorted(self.coverages, key=lambda c: (c.profile.dialect, c.profile.name))
+        ]
+        return (
+            table(("dialect", "profile", "rules", "ruled, but no sample fails", "judged by R4 alone"), rows)
+            if rows
+            else ""
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What nothing covers of a profile: elements whose rules no sample fails, and elements of its type without a rule."""
+
+    profile: Profile
+    unsampled: tuple[str, ...]
+    unruled: tuple[str, ...]
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -130,22 +155,21 @@ def covered(samples: Sequence[Sample]) -> tuple[set[str], set[str]]:
     return {rule for sample in samples for rule in sample.passes}, {s.fails for s in samples if s.fails}
 
 
-def run_samples(directories: Sequence[Path]) -> Report:
-    """Run all samples of the shipped rules (the first directory) and of more directories."""
-    book = RuleBook.load(*directories)
+def run_samples(shipped: Path, *own: Path) -> Report:
+    """Run the samples of a hospital's own rules together with the shipped ones; without own rules, of the shipped ones."""
+    book = RuleBook.load(shipped, *own)
     book.shapes = None
     report = Report()
-    for path in (path for directory in directories for path in profile_files(directory)):
-        made = read(path)
+    for path in (path for directory in own or [shipped] for path in profile_files(directory)):
+        made, all_samples = read(path), read_samples(path)
         for profile in extended(book, made):
-            samples = [s for s in read_samples(path) if s.profile in {None, profile.name, profile.url}]
+            samples = [s for s in all_samples if s.profile in {None, profile.name, profile.url}]
+            report.samples += len(samples)
             for sample in samples:
-                report.samples += 1
-                report.failures += (
-                    f"{path}: sample `{sample.name}`: {fault}" for fault in faults(book, profile, sample)
-                )
+                told = (f"{path}: sample `{sample.name}`: {fault}" for fault in faults(book, profile, sample))
+                report.failures += told
             if isinstance(made, Profile):
-                report.uncovered += uncovered(profile, samples)
+                report.coverages.append(coverage(book, profile, samples))
     return report
 
 
@@ -180,12 +204,22 @@ def faults(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
         yield f"the message is {found[0].text!r}, not {sample.message!r}"
 
 
-def uncovered(profile: Profile, samples: Sequence[Sample]) -> Iterator[str]:
-    """Give the elements of a profile whose rules no sample fails."""
+def coverage(book: RuleBook, profile: Profile, samples: Sequence[Sample]) -> Coverage:
+    """Find what no sample fails and no rule speaks of."""
     _, failing = covered(samples)
+    ruled = {rule.element: False for rule in profile.rules}
     for rule in profile.rules:
-        if rule.key.partition("/")[2] not in failing:
-            yield f"{profile.dialect} {profile.name}: {rule.element} ({rule.key.partition('/')[2]})"
+        ruled[rule.element] |= rule.key.partition("/")[2] in failing
+    known, frame = (book.model(profile.dialect).type(name) for name in (profile.type, "DomainResource"))
+    named = {element.partition(".")[2].partition(".")[0].partition(":")[0] for element in ruled}
+    unruled = (known.elements.keys() if known else set()) - (frame.elements.keys() if frame else set()) - named
+    unsampled = tuple(element.partition(".")[2] or element for element, failed in ruled.items() if not failed)
+    return Coverage(profile, unsampled, tuple(sorted(unruled)))
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more or "-"
 
 
 def list_profile(book: RuleBook, name: str) -> str:

@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -116,7 +116,12 @@ class Addition:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads YAML, and refuses a key that stands twice: the first one would be lost without a word."""
+    """Reads YAML, and refuses a key that stands twice: the first one would be lost without a word. Dates stay text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 -- PyYAML's
         """Make a mapping of a node."""
@@ -141,7 +146,7 @@ def documents(path: Path) -> Iterator[Any]:
         raise RulesError(f"{path}{at}: no valid YAML: {getattr(error, 'problem', error)}") from error
     except OSError as error:
         raise RulesError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # an impossible date; brackets without end
+    except (ValueError, RecursionError) as error:  # a number or nesting without end
         raise RulesError(f"{path}: no valid YAML: {error}") from error
 
 

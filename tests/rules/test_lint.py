@@ -46,7 +46,13 @@ BAD = {
     "no mapping": ("- 1", "{file}:1: the file must be a mapping with the key `profile` or `extends`"),
     "unknown key": ("extends: x\nruls: []", "{file}:2: unknown key `ruls`; known: dialect, extends, rules, severity"),
     "key twice": (f"{HEAD}rules: []", "{file}:3: no valid YAML: `rules` is there twice"),
-    "impossible date": ("extends: 2024-13-45", "{file}: no valid YAML: month must be in 1..12"),
+    "number without end": (
+        f"extends: {'9' * 5000}",
+        (
+            "{file}: no valid YAML: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; "
+            "use sys.set_int_max_str_digits() to increase the limit"
+        ),
+    ),
     "rules that are no list": ("extends: x\nrules: all", "{file}:2: `rules` must be a list"),
     "rule that is no mapping": ("extends: x\nrules: [status]", "{file}:2: `rules`: each must be a mapping, not status"),
     "severity that is no mapping": ("extends: x\nseverity: warning", "{file}:2: `severity` must be a mapping"),

@@ -9,7 +9,7 @@ RULES = Path(__file__).parents[2] / "rules"
 
 
 def test_every_sample_passes_or_fails_as_it_says() -> None:
-    report = run_samples([RULES])
+    report = run_samples(RULES)
     assert not report.failures
     assert report.samples > 500
 
