@@ -46,13 +46,14 @@ class Proxy:
         metrics.show_traffic(self._relay.traffic)
         self._session = _session(self._relay)
         upstream = Upstream(settings, self._session)
-        memory = Memory(settings.cache)
+        self._memory = memory = Memory(settings)
+        await memory.start()
         self._submissions = Submissions(settings, upstream, self._rules, memory)
         self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory)
         server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(server, shutdown_timeout=patience)
-        self._ops = web.AppRunner(ops_application(upstream), access_log=None)
+        self._ops = web.AppRunner(ops_application(upstream, memory), access_log=None)
         listen = settings.listen
         self.port = await _listen(self._public, listen.host, listen.port)
         self.ops_port = await _listen(self._ops, listen.ops_host, listen.ops_port)
@@ -86,6 +87,7 @@ class Proxy:
         self._lag.cancel()
         await self._ops.cleanup()
         await self._session.close()
+        await self._memory.stop()
         await self._relay.close()
 
 

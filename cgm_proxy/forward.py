@@ -9,8 +9,8 @@ from cgm_proxy.core.bundle import Entry
 from cgm_proxy.core.errors import Issue, Json, RequestRefused
 from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored, body
 from cgm_proxy.core.verdicts import Verdict
-from cgm_proxy.memory import Turn
 from cgm_proxy.metrics import CHUNKS
+from cgm_proxy.notes import Turn
 from cgm_proxy.upstream import ChunkFailed, ChunkRefused, Submitter, Upstream
 
 #: What an entry answers whose fate is unknown.

@@ -113,10 +113,8 @@ class Handlers:
         for method in methods:
             if target := detect.target(method, raw, (self._base,), content=self._content):
                 return await self._inspect(request, target)
-        try:
+        async with self._memory.writing(request.method, detect.segments(raw)):
             return await self._relay.pass_through(request)
-        finally:
-            await self._memory.notice_write(request.method, detect.segments(raw))
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass the CapabilityStatement through, with what this proxy adds to the upstream's abilities."""
@@ -147,10 +145,8 @@ class Handlers:
                 document = bundle.open_operation(document)
             dialect = self._dialect(document, target)
             if dialect is None:
-                try:
+                async with self._memory.writing_bundle(document):
                     return await self._relay.pass_through(request, body=raw)
-                finally:
-                    await self._memory.notice_bundle(document)
             return await self._shielded(self._submit(request, target, document, dialect))
 
     def _dialect(self, document: Json, target: Target) -> Dialect | None:

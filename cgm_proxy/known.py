@@ -82,11 +82,11 @@ class Known:
     async def by_identity(self, identified: Sequence[Identified]) -> dict[str, Stored]:
         """Give where entries are stored, by identity; what is missing here may be stored all the same."""
         epoch = await self._memory.epoch()
-        known = await self._memory.known(one.identity for one in identified)
+        known = await self._memory.known((one.identity for one in identified), epoch)
         if not await self._still_true(known, identified):
             await self._memory.forget_known()
             epoch, known = await self._memory.epoch(), {}
-        DUPLICATES.labels("memory").inc(len(known))
+        DUPLICATES.labels(self._memory.source).inc(len(known))
         asked = [one for one in identified if one.identity not in known]
         if len(asked) > PROBES:
             probes = asked[:: len(asked) // PROBES]

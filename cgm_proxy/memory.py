@@ -1,116 +1,148 @@
-"""What is remembered to save work: patients' orders and where entries are stored. Forgetting costs a look-up, never truth."""
+"""What is remembered to save work: patients' orders and where entries are stored. Forgetting costs a look-up, never truth.
+
+It is kept in notes of this process, or in notes that replicas share; see `notes.py`, `shared.py`. Values are read as
+strictly as an answer from anybody else.
+"""
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from weakref import WeakValueDictionary
 
-from cachetools import LRUCache, TTLCache
+import msgspec
 
+from cgm_proxy.core.bundle import objects
+from cgm_proxy.core.confirmed import ETAG, LOCATION
 from cgm_proxy.core.detect import segments
 from cgm_proxy.core.errors import Json
-from cgm_proxy.core.orders import StandingOrder
+from cgm_proxy.core.orders import LONGEST, StandingOrder
 from cgm_proxy.core.plan import Stored
 from cgm_proxy.metrics import ORDER_LOOKUPS
-from cgm_proxy.settings import Cache
+from cgm_proxy.notes import LocalNotes, Notes, Topic, Turn
+from cgm_proxy.settings import Settings
+from cgm_proxy.shared import SharedNotes
 
 #: A patient's active orders; None where the upstream has no such patient.
 Orders = tuple[StandingOrder, ...] | None
 
+#: How long a submission waits for another one of its patient at another replica (seconds); then they race.
+PATIENCE = 10.0
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A patient's turn, which saves lost races; whoever must rest on it asks whether it is still held."""
+#: How long one waits for another replica that asks for the same orders (seconds), before it asks as well.
+ORDERS_PATIENCE = 3.0
 
-    held: bool = True
+#: Types whose stored entries are remembered.
+_REMEMBERED = frozenset({"Observation", "DiagnosticReport", "Device"})
+
+_KNOWN: frozenset[Topic] = frozenset({"known"})
 
 
 class Memory:
     """Remember orders, also that there are none, with one look-up in flight a patient; and stored entries by identity."""
 
-    #: Types whose stored entries are remembered.
-    _FORGETTABLE = frozenset({"Observation", "DiagnosticReport", "Device"})
-
-    def __init__(self, cache: Cache) -> None:
-        self._orders: TTLCache[tuple[str, str], tuple[Orders]] = TTLCache(cache.orders, cache.orders_seconds)
+    def __init__(self, settings: Settings) -> None:
+        shared = settings.cache.shared
+        self._notes: Notes = SharedNotes(settings, shared) if shared else LocalNotes(settings.cache)
         self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
-        self._known: TTLCache[str, Stored] = TTLCache(cache.known, cache.known_seconds)
-        self._submitted: LRUCache[str, datetime] = LRUCache(cache.orders)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._writes = 0
+        self.source = self._notes.source
+
+    async def start(self) -> None:
+        """Get ready; what is shared may be away."""
+        await self._notes.start()
+
+    async def stop(self) -> None:
+        """Close connections."""
+        await self._notes.stop()
+
+    @property
+    def available(self) -> bool:
+        """Whether anything can be remembered now; without, all is asked upstream."""
+        return self._notes.available
 
     async def orders(self, patient: str, authorization: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
         """Give the patient's orders as this authorization may see them, asked for once by all who want them now.
 
         A failed look-up is raised to all who wait for it and not remembered.
         """
-        key = (patient, hashlib.sha256(authorization.encode()).hexdigest())
-        if found := self._orders.get(key):  # asked once: what is there now may have expired a moment later
+        epoch, name = await self._notes.epoch("orders"), _hashed(patient, authorization)
+        if found := await self._noted_orders(epoch, name):
             ORDER_LOOKUPS.labels("hit").inc()
             return found[0]
-        if task := self._asking.get(key):
+        if not epoch:  # a write is under way, or nothing can be noted
+            ORDER_LOOKUPS.labels("miss").inc()
+            return await ask()
+        key = (epoch, name)
+        if key in self._asking:
             ORDER_LOOKUPS.labels("shared").inc()
-            return await asyncio.shield(task)
-        ORDER_LOOKUPS.labels("miss").inc()
-        task = self._asking[key] = asyncio.ensure_future(self._ask(key, ask))
-        return await asyncio.shield(task)
+        else:
+            self._asking[key] = asyncio.ensure_future(self._ask(epoch, name, ask))
+            self._asking[key].add_done_callback(lambda _: self._asking.pop(key))
+        return await asyncio.shield(self._asking[key])
 
-    async def _ask(self, key: tuple[str, str], ask: Callable[[], Awaitable[Orders]]) -> Orders:
-        mine = asyncio.current_task()
+    async def _ask(self, epoch: str, name: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
+        async with self._notes.turn(f"orders {epoch} {name}", ORDERS_PATIENCE):
+            if found := await self._noted_orders(epoch, name):  # by another replica, meanwhile
+                ORDER_LOOKUPS.labels("shared").inc()
+                return found[0]
+            ORDER_LOOKUPS.labels("miss").inc()
+            orders = await ask()
+            await self._notes.write("orders", epoch, {name: msgspec.json.encode(orders)})
+            return orders
+
+    async def _noted_orders(self, epoch: str, name: str) -> tuple[Orders] | None:
+        data = (await self._notes.read("orders", epoch, [name])).get(name)
+        if data is None:
+            return None
         try:
-            found = await ask()
-            if self._asking.get(key) is mine:  # no write to an order came by meanwhile
-                self._orders[key] = (found,)
-        finally:
-            if self._asking.get(key) is mine:
-                self._asking.pop(key, None)
-        return found
+            orders = msgspec.json.decode(data, type=Orders)
+        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+            return None
+        return (orders,) if orders is None or all(map(_plausible, orders)) else None
 
-    async def notice_write(self, method: str, path: Collection[str]) -> None:
-        """Forget what a write that passed through may have changed; `path` are the segments of its path.
+    def writing(self, method: str, path: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Let a write pass, and forget what it may have changed; `path` are the segments of its path."""
+        return self._notes.forgetting(_touched(method, path))
 
-        A create changes nothing that is known of other resources; an operation may change anything.
-        """
-        if "_search" in path:
-            return
-        operation = any(part.startswith("$") for part in path)
-        if operation or "ServiceRequest" in path or "Patient" in path:
-            await self.forget_orders()
-        cascading = method == "DELETE"  # servers can be made to delete what references the deleted
-        if operation or cascading or (method != "POST" and not self._FORGETTABLE.isdisjoint(path)):
-            await self.forget_known()
-
-    async def notice_bundle(self, bundle: Json) -> None:
-        """Forget what an untagged Bundle that passed through may have changed."""
-        entries = bundle.get("entry")
-        for entry in entries if isinstance(entries, list) else ():
-            fields = entry if isinstance(entry, dict) else {}
-            request, resource = fields.get("request"), fields.get("resource")
+    def writing_bundle(self, bundle: Json) -> AbstractAsyncContextManager[None]:
+        """Let an untagged Bundle pass, and forget what it may have changed."""
+        topics: set[Topic] = set()
+        for entry in objects(bundle.get("entry")):
+            request, resource = entry.get("request"), entry.get("resource")
             asked = request if isinstance(request, dict) else {}
             if asked.get("method") != "GET":
                 kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
-                await self.notice_write(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
+                topics |= _touched(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
+        return self._notes.forgetting(topics)
 
     async def note_submission(self, patient: str | None, now: datetime) -> None:
         """Note that something new of the patient was stored now."""
         if patient:
-            self._submitted[patient] = now
+            epoch = await self._notes.epoch("submitted")
+            await self._notes.write("submitted", epoch, {_hashed(patient): now.isoformat().encode()})
 
     async def last_submission(self, patient: str | None) -> datetime | None:
-        """Tell when something new of the patient was last stored by this process; None where it does not know."""
-        return self._submitted.get(patient) if patient else None
+        """Tell when something new of the patient was last stored; None where it is not known."""
+        if not patient:
+            return None
+        name = _hashed(patient)
+        noted = await self._notes.read("submitted", await self._notes.epoch("submitted"), [name])
+        try:
+            moment = datetime.fromisoformat(noted[name].decode())
+        except (KeyError, ValueError):
+            return None
+        return min(moment, datetime.now(UTC)) if moment.tzinfo else None
 
-    async def forget_orders(self) -> None:
-        """Forget all orders, because one was written; look-ups under way are not remembered."""
-        self._orders.clear()
-        self._asking.clear()
+    async def epoch(self) -> str:
+        """Give what changes whenever what is known of stored entries has to be forgotten."""
+        return await self._notes.epoch("known")
 
-    async def known(self, identities: Iterable[str]) -> dict[str, Stored]:
+    async def known(self, identities: Iterable[str], epoch: str) -> dict[str, Stored]:
         """Give where those of the identities that are remembered are stored."""
-        return {identity: found for identity in identities if (found := self._known.get(identity))}
+        noted = await self._notes.read("known", epoch, list(identities))
+        return {identity: stored for identity, value in noted.items() if (stored := _stored(value))}
 
     async def remember(self, stored: Mapping[str, Stored], epoch: str) -> None:
         """Remember where entries are stored, as the upstream has confirmed it.
@@ -118,20 +150,51 @@ class Memory:
         `epoch` is what it was before the upstream was asked: nothing is remembered if a write came by since then, which
         may have deleted what was just found.
         """
-        if epoch == await self.epoch():
-            self._known.update(stored)
+        values = {identity: f"{one.location} {one.etag or ''}".encode() for identity, one in stored.items()}
+        await self._notes.write("known", epoch, values)
 
     async def forget_known(self) -> None:
         """Forget where entries are stored, because some were changed or deleted."""
-        self._writes += 1
-        self._known.clear()
-
-    async def epoch(self) -> str:
-        """Give what changes whenever what is known of stored entries has to be forgotten."""
-        return str(self._writes)
+        async with self._notes.forgetting(_KNOWN):
+            pass
 
     @asynccontextmanager
     async def turn(self, patient: str) -> AsyncIterator[Turn]:
         """Wait for the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
-        async with self._turns.setdefault(patient, asyncio.Lock()):
-            yield Turn()
+        mine = self._turns.setdefault(patient, asyncio.Lock())
+        async with mine, self._notes.turn(f"patient {patient}", PATIENCE) as turn:
+            yield turn
+
+
+def _touched(method: str, path: Collection[str]) -> frozenset[Topic]:
+    """Tell what a write may change: a create nothing that is known of other resources, an operation anything."""
+    if "_search" in path:
+        return frozenset()
+    topics: set[Topic] = set()
+    operation = any(part.startswith("$") for part in path)
+    if operation or "ServiceRequest" in path or "Patient" in path:
+        topics.add("orders")
+    cascading = method == "DELETE"  # servers can be made to delete what references the deleted
+    if operation or cascading or (method != "POST" and not _REMEMBERED.isdisjoint(path)):
+        topics.add("known")
+    return frozenset(topics)
+
+
+def _plausible(order: StandingOrder) -> bool:
+    """Tell whether an order is one that could have been read from a ServiceRequest, as far as the judge rests on it."""
+    spans = [span for each in order.schedules for span in (each.period, each.lookback) if span is not None]
+    moments = [moment for each in order.schedules for moment in each.window or ()]
+    return all(timedelta() < span <= LONGEST for span in spans) and all(moment.tzinfo for moment in moments)
+
+
+def _stored(value: bytes) -> Stored | None:
+    """Read what was remembered of an entry, if it looks like that."""
+    location, _, etag = value.decode("latin-1").partition(" ")
+    if not LOCATION.fullmatch(location) or (etag and not ETAG.fullmatch(etag)):
+        return None
+    return Stored(location, etag or None)
+
+
+def _hashed(*parts: str) -> str:
+    """Give a name that tells nobody who is meant."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

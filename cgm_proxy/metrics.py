@@ -46,6 +46,17 @@ SUBMISSION_SECONDS = Histogram(
 ENTRIES = _counter("entries", "Entries of submissions, by profile and verdict", "profile", "verdict")
 REFUSALS = _counter("refusals", "Refused (or, in observe mode, found) by rule", "rule", "severity")
 DUPLICATES = _counter("duplicates", "Entries that were stored already, by where that was found", "found")
+SHARED_FAULTS = _counter(
+    "shared_memory_faults",
+    "Questions that the shared memory did not answer: timeout, refused (not there, or the connection broke), error (full, "
+    "wrong password, not allowed)",
+    "kind",
+)
+SHARED_UP = Gauge(
+    "cgm_proxy_shared_memory_up",
+    "Whether the shared memory is used: 0 where it is away, or none is set",
+    registry=REGISTRY,
+)
 ORDER_LOOKUPS = _counter("order_lookups", "Look-ups of a patient's standing orders", "result")
 UPSTREAM_SECONDS = Histogram(
     "cgm_proxy_upstream_seconds", "Time of the submissions' requests to the upstream", buckets=_TIMES, registry=REGISTRY

@@ -5,6 +5,7 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from cgm_proxy.memory import Memory
 from cgm_proxy.metrics import LOOP_LAG, REGISTRY
 from cgm_proxy.upstream import Upstream
 
@@ -12,7 +13,7 @@ from cgm_proxy.upstream import Upstream
 LAG_EVERY = 1.0
 
 
-def ops_application(upstream: Upstream) -> web.Application:
+def ops_application(upstream: Upstream, memory: Memory) -> web.Application:
     """Make the application of the operations port."""
 
     async def metrics(_: web.Request) -> web.Response:
@@ -23,7 +24,9 @@ def ops_application(upstream: Upstream) -> web.Application:
 
     async def readyz(_: web.Request) -> web.Response:
         ready = await upstream.ready()
-        return web.json_response({"status": "ok" if ready else "upstream unreachable"}, status=200 if ready else 503)
+        status = {"status": "ok" if ready else "upstream unreachable"}
+        away = {} if memory.available else {"shared memory": "away"}  # all is right without it, only slower
+        return web.json_response(status | away, status=200 if ready else 503)
 
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])

@@ -114,6 +114,16 @@ class Cache:
         604_800,
     )
     known: int = _key(200_000, "Stored entries that are remembered, about 0.5 kB each", 1, 100_000_000)
+    shared: str | None = _key(
+        None,
+        "URL of the Valkey or Redis that replicas share: `redis://`, `rediss://` (TLS) or `unix://`; without it each replica "
+        "remembers for itself",
+        secret=True,
+        form="valkey url",
+    )
+    shared_timeout: float = _key(
+        0.25, "Seconds to wait for an answer of the shared memory, before it is done without", 0.01, 5
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Form:
 
 
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@-]+"
+_USER = r"(?:[^\s/?#@:]*(?::[^\s/?#@]*)?@)?"
+_OPTION = r"(?:(?:ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&#\s]+|db=[0-9]{1,5})"
 FORMS = {
     "address": Form(r"[A-Za-z0-9._:-]+", "a host name or IP address, without scheme, port or brackets"),
     "path": Form(r"[^\x00]+", "the path of a directory"),
@@ -50,6 +52,13 @@ FORMS = {
         "Observation|DiagnosticReport|Device", "some of Observation, DiagnosticReport and Device, as a list"
     ),
     "token": Form(r"[\x21-\x7e]+", 'the token alone, without "Bearer", blanks or line breaks'),
+    # As redis-py reads it; of its options those alone that a connection may need, and that weaken nothing.
+    "valkey url": Form(
+        rf"(?:rediss?://{_USER}(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?(?:/[0-9]{{0,5}})?"
+        rf"|unix://{_USER}/[^?#\s]+)(?:\?{_OPTION}(?:&{_OPTION})*)?",
+        "a URL like redis://:PASSWORD@HOST:6379/0, rediss://HOST (TLS) or unix:///PATH, special characters of the password "
+        "%-escaped; as options ssl_ca_certs, ssl_certfile, ssl_keyfile and db",
+    ),
     # RFC 3986, less what a base URL must not have: user, query, fragment, escapes, empty and dot segments.
     "url": Form(
         rf"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?(?:/{_SEGMENT})*/?",
@@ -183,7 +192,7 @@ def _within(key: Key, value: Any) -> bool:
 
 
 def _port_fits(key: Key, url: Any) -> bool:
-    if key.form != "url":
+    if key.form not in {"url", "valkey url"}:
         return True
     try:
         return bool(urlsplit(url).port != 0)

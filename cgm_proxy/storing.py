@@ -16,7 +16,8 @@ from cgm_proxy.core.reply import Return
 from cgm_proxy.core.verdicts import Context, Verdict
 from cgm_proxy.forward import UNKNOWN, Forwarding, Way, in_own_words, relay_unjudged, stored_by_identity, twin, unjudged
 from cgm_proxy.known import Known
-from cgm_proxy.memory import Memory, Turn
+from cgm_proxy.memory import Memory
+from cgm_proxy.notes import Turn
 from cgm_proxy.settings import Settings
 from cgm_proxy.upstream import Submitter, Upstream
 from cgm_proxy.upstream_faults import fault
@@ -166,10 +167,9 @@ class Storing:
         """Let through what `observe` mode does not refuse; it may change what is stored, as any batch may."""
         if left := unjudged(part.verdicts, part.identified):
             batch = in_own_words(left)
-            try:
-                self._outcomes |= await relay_unjudged(left, batch, self._receiver.upstream, self._submitter)
-            finally:
-                await self._receiver.memory.notice_bundle(batch)
+            async with self._receiver.memory.writing_bundle(batch):
+                relayed = await relay_unjudged(left, batch, self._receiver.upstream, self._submitter)
+            self._outcomes |= relayed
 
     async def _represented(self) -> Mapping[int, Outcome]:
         """Add the stored resources that the upstream did not send along; without those that can't be had, all is stored."""

@@ -159,6 +159,7 @@ def values(key: Key) -> st.SearchStrategy:
         "path": st.sampled_from([None, ".", "/"]),
         "resource type": st.lists(st.from_regex(FORMS["resource type"].pattern, fullmatch=True), min_size=1).map(tuple),
         "token": st.none(),
+        "valkey url": st.none(),
         "url": st.sampled_from(["https://[::1]:1/a", "http://h", "https://h.example/a/b"]),
     }[key.form]
 
