@@ -74,16 +74,20 @@ class Report:
     coverages: list["Coverage"] = field(default_factory=list)
 
     def table(self) -> str:
-        """Give what covers each profile's elements, a row a profile; "" where no profile was run."""
+        """Give what covers each profile's elements, a row a profile."""
         rows = [
-            (c.profile.dialect, c.profile.name, str(len(c.profile.rules)), _few(c.unsampled), _few(c.unruled))
+            (
+                c.profile.dialect,
+                c.profile.name,
+                str(len(c.profile.rules)),
+                str(c.samples),
+                _few(c.unsampled),
+                _few(c.unruled),
+            )
             for c in sorted(self.coverages, key=lambda c: (c.profile.dialect, c.profile.name))
         ]
-        return (
-            table(("dialect", "profile", "rules", "ruled, but no sample fails", "judged by R4 alone"), rows)
-            if rows
-            else ""
-        )
+        head = ("dialect", "profile", "rules", "samples", "ruled, but no sample fails", "judged by R4 alone")
+        return table(head, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class Coverage:
     """What nothing covers of a profile: elements whose rules no sample fails, and elements of its type without a rule."""
 
     profile: Profile
+    samples: int
     unsampled: tuple[str, ...]
     unruled: tuple[str, ...]
 
@@ -214,7 +219,7 @@ def coverage(book: RuleBook, profile: Profile, samples: Sequence[Sample]) -> Cov
     named = {element.partition(".")[2].partition(".")[0].partition(":")[0] for element in ruled}
     unruled = (known.elements.keys() if known else set()) - (frame.elements.keys() if frame else set()) - named
     unsampled = tuple(element.partition(".")[2] or element for element, failed in ruled.items() if not failed)
-    return Coverage(profile, unsampled, tuple(sorted(unruled)))
+    return Coverage(profile, len(samples), unsampled, tuple(sorted(unruled)))
 
 
 def _few(names: Sequence[str]) -> str:

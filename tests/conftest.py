@@ -80,6 +80,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what tests recorded (`record_property(section, line)`), whichever worker ran them, and what was skipped."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, []) if r.when == "call"]
+    told: dict[str, list[str]] = {}
+    for name, line in (each for report in reports for each in report.user_properties):
+        told.setdefault(name, []).append(str(line))
+    for name, lines in sorted(told.items()):
+        terminalreporter.section(name)
+        terminalreporter.write_line("\n".join(sorted(lines)))
     if skipped := config.stash.get(_skipped, []):
         terminalreporter.section("skipped, which CI=true does not allow", red=True)
         for test in skipped:

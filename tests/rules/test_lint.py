@@ -1,5 +1,6 @@
 """One bad file a mistake, with the linter's exact words."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -158,10 +159,17 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
-def test_a_mistake_is_told_with_file_line_and_key(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_is_told_with_file_line_and_key(
+    tmp_path: Path,
+    text: str,
+    message: str,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text + ("\n" + SAMPLES if "  text: it" in text and "samples" not in text else ""))
     assert [problem for problem in said(tmp_path) if str(file) in problem] == [message.format(file=file, rules=RULES)]
+    record_property("the linter's bad files", f"{request.node.callspec.id:32} {message.format(file='', rules='rules')}")
 
 
 def test_a_rule_wants_a_passing_and_a_failing_sample(tmp_path: Path) -> None:
