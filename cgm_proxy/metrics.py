@@ -33,7 +33,7 @@ def _counter(name: str, doc: str, *labels: str) -> Counter:
 
 SUBMISSIONS = _counter(
     "submissions",
-    "Submissions, by dialect and by what became of them: stored, duplicate, partly, refused, failed",
+    "Submissions, by dialect and by what became of them: stored, duplicate, partly, refused, failed, kept (for later)",
     "dialect",
     "outcome",
 )
@@ -70,6 +70,8 @@ CHUNK_ENTRIES = Gauge("cgm_proxy_chunk_entries", "Entries that the next transact
 RELOADS = _counter("rule_reloads", "Times that the rules were read again (SIGHUP): replaced, refused", "result")
 RULES = Gauge("cgm_proxy_rules", "Rules in force, of all profiles", registry=REGISTRY)
 IN_FLIGHT = Gauge("cgm_proxy_in_flight", "Submissions being worked on", registry=REGISTRY)
+JOBS = _counter("jobs", "Kept submissions, by how they ended: finished, cancelled, failed, given_up", "end")
+JOBS_WAITING = Gauge("cgm_proxy_jobs_waiting", "Kept submissions that are not done", registry=REGISTRY)
 LOOP_LAG = Gauge("cgm_proxy_event_loop_lag_seconds", "How late the event loop last was", registry=REGISTRY)
 
 

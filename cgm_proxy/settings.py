@@ -127,6 +127,26 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
+class Jobs:
+    """Submissions with `Prefer: respond-async`, which are kept in a file and answered later."""
+
+    path: str | None = _key(
+        None,
+        "SQLite file on a volume, of this replica alone, that keeps submissions with `Prefer: respond-async`; without it"
+        " they are answered as any other",
+        form="file",
+    )
+    at_once: int = _key(2, "Kept submissions worked on at once, beside `limits.in_flight` others", 1, 1000)
+    waiting: int = _key(100, "Most submissions that are kept and not done, before 503 with Retry-After", 1, 1_000_000)
+    waiting_bytes: int = _key(2**30, "Most bytes of their bodies, before 503 with Retry-After", 1024, 2**40)
+    patience: float = _key(
+        900.0, "How long a kept submission is tried again while the upstream fails (seconds)", 0, 604_800
+    )
+    kept_seconds: float = _key(86_400.0, "How long a result is kept (seconds)", 1, 31_536_000)
+    kept_bytes: int = _key(2**28, "Most bytes of results; the oldest make room for new ones", 1024, 2**40)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings; see each section."""
 
@@ -145,6 +165,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     forward: Forward = field(default_factory=Forward)
     cache: Cache = field(default_factory=Cache)
+    jobs: Jobs = field(default_factory=Jobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +212,11 @@ FACTS = (
         ("upstream.read_timeout", "limits.seconds"),
         lambda settings: settings.upstream.read_timeout > settings.limits.seconds,
         "upstream.read_timeout is above limits.seconds and would never be reached; lower it",
+    ),
+    Fact(
+        ("jobs.waiting_bytes", "limits.body_bytes"),
+        lambda settings: settings.jobs.path is not None and settings.jobs.waiting_bytes < settings.limits.body_bytes,
+        "jobs.waiting_bytes is below limits.body_bytes: the largest submission would never be kept; raise it",
     ),
 )
 

@@ -48,6 +48,7 @@ _OPTION = r"(?:(?:ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&#\s]+|db=[0-9]{1,5})
 FORMS = {
     "address": Form(r"[A-Za-z0-9._:-]+", "a host name or IP address, without scheme, port or brackets"),
     "path": Form(r"[^\x00]+", "the path of a directory"),
+    "file": Form(r"[^\x00]+", "the path of a file"),
     "resource type": Form(
         "Observation|DiagnosticReport|Device", "some of Observation, DiagnosticReport and Device, as a list"
     ),

@@ -32,8 +32,8 @@ BAD_FILES = [
     (
         "zzz: 1",
         (
-            's.yaml, line 1: unknown key "zzz"; known are allow, cache, detection, forward, limits, listen, log_level,'
-            " mode, policies, rules or upstream"
+            's.yaml, line 1: unknown key "zzz"; known are allow, cache, detection, forward, jobs, limits, listen,'
+            " log_level, mode, policies, rules or upstream"
         ),
     ),
     ("upstream: http://h/fhir", 's.yaml, line 1: section "upstream" has no keys; write lines of `key: value`'),
@@ -132,6 +132,14 @@ BAD_FILES = [
         "limits: {seconds: 30}",
         "s.yaml, line 1: upstream.read_timeout is above limits.seconds and would never be reached; lower it",
     ),
+    (
+        "jobs: {path: /v/jobs, waiting_bytes: 2048}",
+        (
+            "s.yaml, line 1: jobs.waiting_bytes is below limits.body_bytes: the largest submission would never be kept;"
+            " raise it"
+        ),
+    ),
+    ("jobs: {path: '', kept_seconds: 0}", "s.yaml, line 1: jobs.kept_seconds is 0; write a number from 1 to 31536000"),
     (
         "upstream: {url: 'http://localhost:8080/r4'}",
         "s.yaml, line 1: upstream.url leads back to the proxy itself; write the URL of the FHIR server behind it",
