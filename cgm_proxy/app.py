@@ -13,6 +13,7 @@ from cgm_proxy import metrics
 from cgm_proxy.core.rules import RuleBook, RulesError
 from cgm_proxy.express import ExpressServer
 from cgm_proxy.handlers import Handlers
+from cgm_proxy.jobs import Jobs
 from cgm_proxy.logs import log
 from cgm_proxy.memory import Memory
 from cgm_proxy.ops import ops_application, watch_lag
@@ -41,6 +42,7 @@ class Proxy:
     async def start(self) -> None:
         """Listen on both ports; raises `OSError` where one is taken."""
         settings = self._settings
+        self._jobs = Jobs.open(settings.jobs)
         self._relay = Relay(settings)
         await self._relay.start()
         metrics.show_traffic(self._relay.traffic)
@@ -49,7 +51,7 @@ class Proxy:
         self._memory = memory = Memory(settings)
         await memory.start()
         self._submissions = Submissions(settings, upstream, self._rules, memory)
-        self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory)
+        self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory, self._jobs)
         server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(server, shutdown_timeout=patience)
@@ -57,6 +59,8 @@ class Proxy:
         listen = settings.listen
         self.port = await _listen(self._public, listen.host, listen.port)
         self.ops_port = await _listen(self._ops, listen.ops_host, listen.ops_port)
+        if self._jobs:
+            await self._jobs.start(self._handlers.work)
         self._lag = asyncio.create_task(watch_lag())
         self.use(self._rules)
         profiles, rules = self._rules.size()
@@ -79,11 +83,13 @@ class Proxy:
         """Stop listening, finish what is in flight within the time that is set for it, and close."""
         for site in list(self._public.sites):
             await site.stop()
-        _, finished = await asyncio.gather(
-            self._public.cleanup(), self._handlers.drain(self._settings.listen.stop_timeout)
-        )
+        patience = self._settings.listen.stop_timeout
+        jobs = [self._jobs.stop(patience)] if self._jobs else []
+        _, finished, *_ = await asyncio.gather(self._public.cleanup(), self._handlers.drain(patience), *jobs)
         if not (await self._handlers.drain(0) and finished):  # one may have begun while its connection was finished
             log("stopped before all submissions were answered", logging.WARNING)
+        if self._jobs:
+            await self._jobs.close()
         self._lag.cancel()
         await self._ops.cleanup()
         await self._session.close()

@@ -5,21 +5,28 @@ from typing import Any
 from cgm_proxy.core.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER
 from cgm_proxy.core.errors import Json
 
+#: Says that a client may choose between a synchronous and an asynchronous answer (FHIR Extensions Pack, for R4 too).
+EITHER = {"url": "http://hl7.org/fhir/StructureDefinition/synchronicity-control", "valueUri": "either"}
 
-def add_receiver(statement: Json) -> Json:
-    """Give the statement with `instantiates` and the operation added, once; anything else comes back as it is."""
+
+def add_receiver(statement: Json, *, asynchronous: bool = False) -> Json:
+    """Give the statement with `instantiates` and the operation added, once; anything else comes back as it is.
+
+    With `asynchronous`, the operation is said to have answers of both kinds.
+    """
     if statement.get("resourceType") != "CapabilityStatement":
         return statement
     instantiates = _listed(statement.get("instantiates"))
     added = {**statement, "instantiates": instantiates if RECEIVER in instantiates else [*instantiates, RECEIVER]}
-    rest = [_with_operation(part) for part in _listed(statement.get("rest"))]
+    operation: Json = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
+    operation |= {"extension": [EITHER]} if asynchronous else {}
+    rest = [_with_operation(part, operation) for part in _listed(statement.get("rest"))]
     return added | ({"rest": rest} if rest else {})
 
 
-def _with_operation(rest: Any) -> Any:
+def _with_operation(rest: Any, operation: Json) -> Any:
     if not isinstance(rest, dict) or rest.get("mode") != "server":
         return rest
-    operation = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
     operations = _listed(rest.get("operation"))
     if any(isinstance(known, dict) and known.get("definition") == OPERATION_DEFINITION for known in operations):
         return rest

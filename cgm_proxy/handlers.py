@@ -4,26 +4,28 @@ import asyncio
 import re
 import secrets
 from collections.abc import Coroutine
-from time import perf_counter
 from typing import Any
 
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cgm_proxy import metrics, render
+from cgm_proxy import render
 from cgm_proxy.capabilities import add_receiver
-from cgm_proxy.core import body, bundle, confirmed, detect, reply, xml
+from cgm_proxy.core import asynchronous, body, detect, reply
 from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.detect import Target
 from cgm_proxy.core.dialects import Dialect
-from cgm_proxy.core.errors import Json, RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.errors import Json, RequestRefused, refuse
 from cgm_proxy.core.headers import CLAIMED, HOP_BY_HOP, end_to_end, forwarded
 from cgm_proxy.inbound import RETRY_AFTER, Inbound
+from cgm_proxy.intake import Asked, Intake, Told
+from cgm_proxy.jobs import Jobs
 from cgm_proxy.logs import log
 from cgm_proxy.memory import Memory
 from cgm_proxy.relay import Relay
 from cgm_proxy.settings import Settings
-from cgm_proxy.submission import Finished, Submissions
+from cgm_proxy.status import Status
+from cgm_proxy.submission import Submissions
 from cgm_proxy.upstream import Submitter, Upstream
 
 #: Fields that belong to one request's body or answer, and not to the requests that are made from it; nor may a submitter
@@ -54,7 +56,13 @@ class Handlers:
     """Answer every request of the public port."""
 
     def __init__(
-        self, settings: Settings, relay: Relay, upstream: Upstream, submissions: Submissions, memory: Memory
+        self,
+        settings: Settings,
+        relay: Relay,
+        upstream: Upstream,
+        submissions: Submissions,
+        memory: Memory,
+        jobs: Jobs | None = None,
     ) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
@@ -63,15 +71,18 @@ class Handlers:
         self._target = relay.bases.target
         self._relay = relay
         self._upstream = upstream
-        self._submissions = submissions
         self._memory = memory
         self._inbound = Inbound(settings)
-        self.localize = bundle.localizer(settings.listen.public_url, settings.upstream.url)
+        self._intake = Intake(settings, self._inbound, submissions)
+        self._status = Status(jobs, upstream, relay.bases.public.url) if jobs else None
+        self.work = self._intake.work
         self._working: set[asyncio.Task[web.StreamResponse]] = set()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; a refusal becomes an OperationOutcome."""
         try:
+            if self._status and (name := asynchronous.status_id(request.raw_path, self._target, self._base)):
+                return await self._status.answer(request, name, Submitter(CIMultiDict(self._fields(request))))
             if request.method in {"POST", "PUT", "PATCH", "DELETE"} or any(
                 name in request.headers for name in _OVERRIDES
             ):
@@ -89,7 +100,7 @@ class Handlers:
     @staticmethod
     def streams(raw_path: str) -> bool:
         """Tell whether a GET of this target is certain to be passed through."""
-        return "metadata" not in raw_path
+        return "metadata" not in raw_path and asynchronous.MARK not in raw_path
 
     async def drain(self, seconds: float) -> bool:
         """Wait so long until the submissions under way are finished; those that are not then are given up.
@@ -120,7 +131,8 @@ class Handlers:
         """Pass the CapabilityStatement through, with what this proxy adds to the upstream's abilities."""
         query = request.raw_path.partition("?")[2]
         accept = request.headers.get("Accept", "*/*")
-        status, headers, data = await self._upstream.metadata(query, accept, self._submitter(request, None))
+        submitter = Submitter(CIMultiDict(self._fields(request, "replace")))
+        status, headers, data = await self._upstream.metadata(query, accept, submitter)
         made = body.media_type(headers.get("Content-Type", ""))
         if status == 200 and made:
             data = self._with_receiver(data, made)
@@ -130,30 +142,21 @@ class Handlers:
     def _with_receiver(self, data: bytes, made: body.Format) -> bytes:
         """Add what this proxy does to a CapabilityStatement; what can't be read is the upstream's own affair."""
         try:
-            statement = add_receiver(body.parse(data, self._limits.depth))
+            statement = add_receiver(body.parse(data, self._limits.depth), asynchronous=self._status is not None)
         except RequestRefused:
             return data
-        return xml.to_xml(statement) if made == "xml" else body.encode(statement)
+        return render.written(statement, made)
 
     async def _inspect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Read a body, tell whether it is a submission, and answer it or let it pass as it came."""
         async with self._inbound.reading(request) as raw:
-            if not raw.strip() and target != "operation":
+            if (not raw or raw.isspace()) and target != "operation":
                 return await self._relay.pass_through(request, body=raw)
-            document = await self._inbound.parse(raw, request.headers.get("Content-Encoding", ""))
-            if target == "operation":
-                document = bundle.open_operation(document)
-            dialect = self._dialect(document, target)
+            document, dialect = await self._intake.open(raw, target, request.headers.get("Content-Encoding", ""))
             if dialect is None:
                 async with self._memory.writing_bundle(document):
                     return await self._relay.pass_through(request, body=raw)
-            return await self._shielded(self._submit(request, target, document, dialect))
-
-    def _dialect(self, document: Json, target: Target) -> Dialect | None:
-        if target == "operation":
-            return detect.operation_dialect(document)
-        tagged = detect.bundle_dialect(document) if target == "base" else None
-        return tagged or (detect.content_dialect(document) if self._content else None)
+            return await self._shielded(self._submit(request, self._asked(request, target), document, dialect, raw))
 
     async def _shielded(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
         """Do a submission to its end, even if its submitter hangs up."""
@@ -168,66 +171,51 @@ class Handlers:
         return await asyncio.shield(task)
 
     async def _submit(
-        self, request: web.BaseRequest, target: Target, document: Json, dialect: Dialect
+        self, request: web.BaseRequest, asked: Asked, document: Json, dialect: Dialect, raw: bytes
     ) -> web.StreamResponse:
-        """Take a submission and log and count what became of it."""
-        started = perf_counter()
-        request_id = _request_id(request)
-        fields: dict[str, Any] = {"request_id": request_id, "dialect": dialect.id, "outcome": "failed"}
-        with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
-            try:
-                preferred = reply.preferred_return(request.headers.get("Prefer", ""))
-                submission = self._submission(request, target, document, dialect)
-                finished = await self._submissions.take(submission, self._submitter(request, request_id), preferred)
-                fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
-                return self._answered(request, finished, preferred, request_id)
-            except RequestRefused as refused:
-                outcome = "failed" if refused.status >= 500 else "refused"
-                fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
-                return render.refusal(request, refused, request_id)
-            finally:
-                metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
-                log("submission", **fields, seconds=round(perf_counter() - started, 3))
+        """Take a submission, now or later, and write its answer."""
 
-    def _submission(self, request: web.BaseRequest, target: Target, document: Json, dialect: Dialect) -> Submission:
-        if body.media_type(request.headers.get("Content-Type", "")) is None:
-            text = "Content-Type is none of FHIR's; send application/fhir+json or application/fhir+xml"
-            raise refuse(415, "content-type", text, code="not-supported")
-        if target == "create":
-            return bundle.single(document, dialect, self.localize, request.headers.get("If-None-Exist"))
-        return bundle.submission(document, dialect, target, self.localize, self._limits)
+        async def later(submission: Submission) -> Told | None:
+            if not (self._status and submission.patient and asynchronous.wanted(_preferences(request))):
+                return None
+            return await self._status.keep(request, submission.patient, asked, raw)
 
-    def _answered(
-        self, request: web.BaseRequest, finished: Finished, preferred: reply.Return, request_id: str
-    ) -> web.StreamResponse:
-        judgement, answers = finished.judgement, finished.answers
-        if judgement.submission.kind != "create":
-            content = reply.bundle(judgement, answers, preferred)
-            return render.resource(request, 200, content, X_Request_ID=request_id)
-        answer, stored = answers[0], answers[0].stored
-        if answer.relayed is not None:  # in observe mode
-            stored = next(iter(confirmed.confirmation(body.encode({"entry": [answer.relayed]}), 1) or ()), None)
-        told = operation_outcome(answer.issues) if answer.issues or preferred == "OperationOutcome" else None
-        shown = stored.resource if stored and preferred == "representation" else None
-        place = f"{self._public.url}/{stored.location}" if stored else None
-        etag = stored.etag if stored else None
-        return render.resource(
-            request, answer.status, shown or told, Location=place, ETag=etag, X_Request_ID=request_id
+        told = await self._intake.take(asked, document, dialect, raw, later)
+        return await render.told(request, told, asked.request_id)
+
+    def _asked(self, request: web.BaseRequest, target: Target) -> Asked:
+        return Asked(
+            target,
+            _request_id(request),
+            reply.preferred_return(_preferences(request)),
+            body.media_type(request.headers.get("Content-Type", "")),
+            request.headers.get("Content-Encoding", ""),
+            request.headers.get("If-None-Exist"),
+            self._fields(request),
         )
 
-    def _submitter(self, request: web.BaseRequest, request_id: str | None) -> Submitter:
-        """Give the header fields that the submitter's requests upstream carry: its own, and where it came from."""
-        fields = CIMultiDict[str]()
+    def _fields(self, request: web.BaseRequest, errors: str = "strict") -> tuple[tuple[str, str], ...]:
+        """Give the header fields that a request's own requests upstream carry: its own, and where it came from.
+
+        They go upstream as UTF-8. What is in another encoding would become something else, and who asks somebody else:
+        raises `RequestRefused` (400), unless `errors` says otherwise.
+        """
         claimed = [value for name, value in request.raw_headers if name.lower() == b"x-forwarded-for"]
-        for name, value in (
-            *end_to_end(request.raw_headers, _OWN),
-            *forwarded(request.remote or "unknown", self._public, claimed),
-        ):
-            if not name.lower().startswith(_OWN_PREFIXES):
-                fields.add(name.decode("latin-1"), value.decode("latin-1"))
-        if request_id:
-            fields["X-Request-ID"] = request_id
-        return Submitter(fields)
+        known = forwarded(request.remote or "unknown", self._public, claimed)
+        try:
+            b"".join(value + b";" for _, value in request.raw_headers).decode(errors=errors)
+            return tuple(
+                (name.decode(), value.decode(errors=errors))
+                for name, value in (*end_to_end(request.raw_headers, _OWN), *known)
+                if not name.lower().startswith(_OWN_PREFIXES)
+            )
+        except UnicodeDecodeError as error:
+            text = "a header field is not UTF-8; send it in ASCII or UTF-8, or leave it out"
+            raise refuse(400, "header-encoding", text) from error
+
+
+def _preferences(request: web.BaseRequest) -> str:
+    return ",".join(request.headers.getall("Prefer", ()))
 
 
 def _request_id(request: web.BaseRequest) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -9,6 +10,7 @@ from aiohttp import web
 from cgm_proxy.core import body, xml
 from cgm_proxy.core.body import CONTENT_TYPES, Format
 from cgm_proxy.core.errors import Json, RequestRefused, operation_outcome
+from cgm_proxy.intake import Told, aside
 
 #: Values of `_format` beside media types (https://hl7.org/fhir/R4/http.html#parameters).
 _SHORT: Mapping[str, Format] = {"json": "json", "xml": "xml"}
@@ -43,13 +45,28 @@ def resource(request: web.BaseRequest, status: int, content: Json | None, **more
     headers = {name.replace("_", "-"): value for name, value in more.items() if value is not None}
     if content is None:
         return web.Response(status=status, headers=headers)
-    data = xml.to_xml(content) if made == "xml" else body.encode(content)
-    return web.Response(
-        status=status, headers=headers | {"Content-Type": f"{CONTENT_TYPES[made]};charset=utf-8"}, body=data
-    )
+    return web.Response(status=status, headers=headers | content_type(made), body=written(content, made))
+
+
+def written(content: Json, made: Format) -> bytes:
+    """Write a resource in a format."""
+    return xml.to_xml(content) if made == "xml" else body.encode(content)
+
+
+def content_type(made: Format) -> dict[str, str]:
+    """Give the header field that names a format."""
+    return {"Content-Type": f"{CONTENT_TYPES[made]};charset=utf-8"}
 
 
 def refusal(request: web.BaseRequest, refused: RequestRefused, request_id: str | None = None) -> web.Response:
     """Answer with the OperationOutcome of a refused request."""
     fields = {name.replace("-", "_"): value for name, value in refused.headers.items()}
     return resource(request, refused.status, operation_outcome(refused.issues), X_Request_ID=request_id, **fields)
+
+
+async def told(request: web.BaseRequest, told: Told, request_id: str) -> web.Response:
+    """Answer with what became of a submission; a large answer is written in a thread."""
+    headers = {name.replace("-", "_"): value for name, value in told.headers.items()}
+    return await aside(
+        told.size, partial(resource, request, told.status, told.content, X_Request_ID=request_id, **headers)
+    )
