@@ -45,6 +45,10 @@ hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB='jdbc:h2:file:/PA
 bench: $(READY) ## measure on a real HAPI: make bench JSON=FILE LARGE=3
 	PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json '$(JSON)') $(if $(LARGE),--large $(LARGE)) $(BENCH)
 
+chaos: $(READY) ## kill everything and count what is lost: make chaos SEED=7 KILLS=100 SECONDS=900 STORE=h2 STRIP=1 JSON=FILE
+	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) \
+	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(STORE),--store $(STORE)) $(if $(STRIP),--strip) $(if $(JSON),--json '$(JSON)')
+
 # Both from one module, whose go.sum locks all of their sources: .cache/bin/helm, .cache/bin/validate-manifests.
 GO_BUILD := cd tests/helm && go build -buildvcs=false -trimpath -ldflags '-s -w'
 
@@ -62,4 +66,4 @@ lock: $(READY) ## renew the lock files
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	echo hatchling | $(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 -c requirements-dev.lock - --no-header -o requirements-build.lock
 
-.PHONY: help install demo lint format test hapi bench chart-tools lock
+.PHONY: help install demo lint format test hapi bench chaos chart-tools lock

@@ -42,8 +42,6 @@ class CuttingRelay:
     """Relays to the server at `target`, a base URL; what a client abandons is given to the server all the same."""
 
     target: str
-    seconds: float = 3.0
-    """How much later something comes that is late or held up."""
     instead: tuple[bytes, bytes] = (b"", b"")
     """What in a request's body is replaced by what, of the same length."""
     cuts: Counter[Point] = field(default_factory=Counter)
@@ -51,30 +49,24 @@ class CuttingRelay:
     under_way: int = 0
     """Bundles that the server has been given and has not begun to answer, or is about to be given."""
     port: int = 0
-    _wanted: deque[Point] = field(default_factory=deque)
+    wanted: deque[tuple[Point, float]] = field(default_factory=deque)
+    """What is still to be done, to one Bundle each; and how much later comes what is late or held up (seconds)."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}{urlsplit(self.target).path}"
 
-    def disturb(self, point: Point) -> None:
-        """Disturb the next request that is a Bundle: a POST to the base."""
-        self._wanted.append(point)
-
-    def stop_disturbing(self) -> None:
-        self._wanted.clear()
-
     def is_bundle(self, head: bytes) -> bool:
         path = urlsplit(self.target).path.encode()
         return re.match(rb"POST %b/? HTTP" % re.escape(path), head) is not None
 
-    def point(self) -> Point | None:
-        """Give what is to be done to a request, and count it."""
-        if not self._wanted:
-            return None
-        point = self._wanted.popleft()
+    def next(self) -> tuple[Point | None, float]:
+        """Give what is to be done to a Bundle, and count it."""
+        if not self.wanted:
+            return None, 0.0
+        point, seconds = self.wanted.popleft()
         self.cuts[point] += 1
-        return point
+        return point, seconds
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Relay one client's exchanges until either side is gone."""
@@ -103,6 +95,7 @@ class _Connection:
     asked: bool = False
     """Whether the server owes an answer to a Bundle."""
     point: Point | None = None
+    seconds: float = 0.0
 
     async def relay(self) -> None:
         """Relay both ways until the server hangs up, or the client does and what it asked is answered."""
@@ -130,14 +123,14 @@ class _Connection:
 
     async def _ask(self, head: bytes, body: bytes) -> bool:
         """Give the server a Bundle, or what it is to have of it; whether the client may ask again."""
-        self.point = self.on.point()
+        self.point, self.seconds = self.on.next()
         if self.point is Point.BEFORE:
             return False
         self.asked = self.point is not Point.WITHIN
         self.on.under_way += self.asked
         if self.point is Point.LATE:
             self.writer.transport.abort()
-            await asyncio.sleep(self.on.seconds)
+            await asyncio.sleep(self.seconds)
         self.server_writer.write(head + (body if self.asked else body[: len(body) // 2]))
         await self.server_writer.drain()
         if self.point is Point.WORKING:
@@ -151,7 +144,7 @@ class _Connection:
                 point = self.point if self.asked else None
                 self._settle()
                 if point is Point.HELD:
-                    await asyncio.sleep(self.on.seconds)
+                    await asyncio.sleep(self.seconds)
                 if point is Point.HALF:
                     piece = piece[: len(piece) // 2]
                 if point is not Point.ANSWERED:

@@ -1,0 +1,102 @@
+"""Submitters as they are in the field: each sends one submission after another, and again until it is answered for good."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import aiohttp
+from chaos.checker import Answer, Entry
+from chaos.workload import Submission, Workload
+from client import JSON, Client
+
+from cgm_proxy.core.body import encode
+from cgm_proxy.core.errors import Json
+
+#: Share of the requests whose submitter hangs up soon, and sends them again.
+HANGS_UP = 0.05
+
+#: Longest wait for an answer, and longest pause before the same is sent again (seconds).
+PATIENCE = 90.0
+PAUSE = 1.5
+
+_PLACE = re.compile(r"(?:^|/)([A-Z][A-Za-z]+/[A-Za-z0-9.-]+)(?:/_history/[^/]+)?$")
+
+
+@dataclass
+class Submitters:
+    """All submitters, and all that they were answered; `in_flight` counts the requests at each proxy."""
+
+    workload: Workload
+    proxies: Sequence[str]
+    sent: list[Entry] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    ending: bool = False
+    """Whether nothing new is to be begun."""
+
+    async def submit_all(self) -> None:
+        """Submit until `ending`, and until all is answered that was begun."""
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tasks:
+            for number in range(self.workload.submitters):
+                tasks.create_task(self._submit(number, session))
+
+    async def _submit(self, number: int, session: aiohttp.ClientSession) -> None:
+        random, step = Random(f"{self.workload.seed} {number}"), 0
+        while not self.ending:
+            submission = self.workload.submission(number, step)
+            self.sent += submission.entries
+            self.counts["submissions"] += 1
+            while not await self._attempt(submission, random, session):
+                self.counts["again"] += 1
+                await asyncio.sleep(random.uniform(0, PAUSE))
+            step += 1
+
+    async def _attempt(self, submission: Submission, random: Random, session: aiohttp.ClientSession) -> bool:
+        """Send a submission once and note the answers; whether all of them are final."""
+        proxy = random.choice(self.proxies)
+        patience = random.uniform(0, 1) if random.random() < HANGS_UP else PATIENCE
+        self.in_flight[proxy] += 1
+        try:
+            async with session.post(
+                f"{proxy}/{Client.where(submission.dialect)}".rstrip("/"),
+                data=encode(submission.bundle),
+                headers={"Content-Type": JSON},
+                timeout=aiohttp.ClientTimeout(total=patience),
+            ) as answer:
+                status, said = answer.status, await answer.read()
+        except aiohttp.ClientConnectorError:
+            self.counts["no connection"] += 1
+            return False
+        except (aiohttp.ClientError, TimeoutError):
+            self.counts["no answer"] += 1
+            return False
+        finally:
+            self.in_flight[proxy] -= 1
+        self.counts[f"answered {status}"] += 1
+        answers = read(submission, status, said)
+        self.answers += answers
+        return all(answer.final for answer in answers)
+
+
+def read(submission: Submission, status: int, said: bytes) -> list[Answer]:
+    """Read the answer to each entry: a refusal of the whole is one of each."""
+    answered = json.loads(said)
+    if status != 200:
+        return [Answer(entry, status, why=_why(answered)) for entry in submission.entries]
+    responses = [each["response"] for each in answered["entry"]]
+    return [_answer(entry, response) for entry, response in zip(submission.entries, responses, strict=True)]
+
+
+def _answer(entry: Entry, response: Json) -> Answer:
+    place = _PLACE.search(response.get("location", ""))
+    return Answer(entry, int(response["status"][:3]), place and place[1], _why(response.get("outcome", {})))
+
+
+def _why(outcome: Json) -> str:
+    return "; ".join(issue["diagnostics"] for issue in outcome.get("issue", ()))
