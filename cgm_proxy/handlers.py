@@ -171,14 +171,14 @@ class Handlers:
         return await asyncio.shield(task)
 
     async def _submit(
-        self, request: web.BaseRequest, asked: Asked, document: Json, dialect: Dialect, raw: bytes
+        self, request: web.BaseRequest, asked: Asked, document: Json, dialect: Dialect, raw: bytearray
     ) -> web.StreamResponse:
         """Take a submission, now or later, and write its answer."""
 
         async def later(submission: Submission) -> Told | None:
             if not (self._status and submission.patient and asynchronous.wanted(_preferences(request))):
                 return None
-            return await self._status.keep(request, submission.patient, asked, raw)
+            return await self._status.keep(request, submission.patient, asked, bytes(raw))
 
         told = await self._intake.take(asked, document, dialect, raw, later)
         return await render.told(request, told, asked.request_id)

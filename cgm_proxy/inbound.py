@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from cgm_proxy.core import body
+from cgm_proxy.core import body, document
+from cgm_proxy.core.body import Buffer
+from cgm_proxy.core.bundle import localizer
 from cgm_proxy.core.errors import Json, refuse
 from cgm_proxy.settings import Settings
 
@@ -24,10 +26,11 @@ class Inbound:
         self._limits = settings.limits
         self._patience = settings.upstream.read_timeout
         self._room = settings.limits.body_bytes * settings.limits.in_flight
+        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
 
     @asynccontextmanager
-    async def reading(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """Read a raw body, as it was sent, and hold it for as long as the context lasts.
+    async def reading(self, request: web.BaseRequest) -> AsyncIterator[bytearray]:
+        """Read a raw body, as it was sent, and count what is made of it as held for as long as the context lasts.
 
         Raises `RequestRefused`: 413 over the limit, 408 for silence, 503 where all bodies together are too many, 400 for
         one that is cut short.
@@ -45,16 +48,21 @@ class Inbound:
                 self._room -= len(raw) - before
                 before = len(raw)
                 self._check(before)
-            yield bytes(raw)
+            yield raw
         finally:
             self._room += before
 
-    async def parse(self, raw: bytes, content_encoding: str) -> Json:
-        """Inflate and parse a body; a large one in a thread, so that streamed traffic goes on."""
+    async def parse(self, raw: Buffer, content_encoding: str) -> Json:
+        """Inflate and parse a body as `document.read` does; a large one in a thread, so that streamed traffic goes on."""
         if len(raw) < LARGE and not content_encoding:
-            return body.parse(raw, self._limits.depth)
-        data = await asyncio.to_thread(body.inflate, raw, content_encoding, self._limits.body_bytes)
-        return await asyncio.to_thread(body.parse, data, self._limits.depth)
+            return self._read(raw)
+        return await asyncio.to_thread(self._inflated, raw, content_encoding)
+
+    def _inflated(self, raw: Buffer, content_encoding: str) -> Json:
+        return self._read(body.inflate(raw, content_encoding, self._limits.body_bytes))
+
+    def _read(self, data: Buffer) -> Json:
+        return document.read(data, self._limits.depth, self._localize, self._limits.entries)
 
     async def _part(self, request: web.BaseRequest, deadline: float) -> bytes:
         """Read what has arrived; neither silence nor a body that trickles on for ever is waited out."""

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from cgm_proxy import metrics
 from cgm_proxy.core import asynchronous, bundle, confirmed, detect, reply
-from cgm_proxy.core.body import Format, encode
+from cgm_proxy.core.body import Buffer, Format, encode
 from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.detect import Target
 from cgm_proxy.core.dialects import Dialect
@@ -85,14 +85,14 @@ class Intake:
         self._inbound = inbound
         self._submissions = submissions
 
-    async def open(self, raw: bytes, target: Target, content_encoding: str) -> tuple[Json, Dialect | None]:
+    async def open(self, raw: Buffer, target: Target, content_encoding: str) -> tuple[Json, Dialect | None]:
         """Parse a body and tell its dialect, None for what is no submission; raises `RequestRefused`."""
         document = await self._inbound.parse(raw, content_encoding)
         if target == "operation":
             document = bundle.open_operation(document)
         return document, await aside(_weight(raw, content_encoding), self._dialect, document, target)
 
-    async def take(self, asked: Asked, document: Json, dialect: Dialect, raw: bytes, later: Later) -> Told:
+    async def take(self, asked: Asked, document: Json, dialect: Dialect, raw: Buffer, later: Later) -> Told:
         """Take a submission, or let `later` keep it; log and count what became of it. A refusal is an answer too."""
         size = _weight(raw, asked.content_encoding)
         started = perf_counter()
@@ -103,6 +103,8 @@ class Intake:
                 if kept := await later(submission):
                     fields |= {"outcome": "kept", "entries": len(submission.entries)}
                     return kept
+                if isinstance(raw, bytearray):
+                    raw.clear()  # the entries hold what is needed of it
                 finished = await self._submissions.take(submission, asked.submitter, asked.preferred)
                 fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
                 return await aside(size, self._told, finished, asked.preferred, size)
@@ -160,7 +162,7 @@ class Intake:
         return Told(answer.status, shown or told, headers, failed, size)
 
 
-def _weight(raw: bytes, content_encoding: str) -> int:
+def _weight(raw: Buffer, content_encoding: str) -> int:
     """Say how many bytes there are to work on; what is compressed may be any number."""
     return LARGE if content_encoding else len(raw)
 

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from cgm_proxy.core.bundle import objects
+from cgm_proxy.core.bundle import Entries, objects
 from cgm_proxy.core.confirmed import ETAG, LOCATION
 from cgm_proxy.core.detect import segments
 from cgm_proxy.core.errors import Json
@@ -109,7 +109,8 @@ class Memory:
     def writing_bundle(self, bundle: Json) -> AbstractAsyncContextManager[None]:
         """Let an untagged Bundle pass, and forget what it may have changed."""
         topics: set[Topic] = set()
-        for entry in objects(bundle.get("entry")):
+        entries = bundle.get("entry")
+        for entry in objects(entries.outline if isinstance(entries, Entries) else entries):
             request, resource = entry.get("request"), entry.get("resource")
             asked = request if isinstance(request, dict) else {}
             if asked.get("method") != "GET":

@@ -31,6 +31,7 @@ from aiohttp.streams import EofStream, StreamReader
 
 from cgm_proxy.answer import Answer, Relayed
 from cgm_proxy.core import headers
+from cgm_proxy.core.body import Buffer
 from cgm_proxy.core.errors import RequestRefused, refuse
 from cgm_proxy.core.links import Bases
 from cgm_proxy.pool import Gathering, Head, Pool
@@ -73,7 +74,7 @@ class _Asked(NamedTuple):
 
     method: str
     head: bytes
-    body: bytes | None
+    body: Buffer | None
     streamed: bool
     chunked: bool
     expects: bool
@@ -116,7 +117,7 @@ class Relay:
         """Close all connections to the upstream."""
         await self.pool.close()
 
-    async def pass_through(self, request: web.BaseRequest, *, body: bytes | None = None) -> web.StreamResponse:
+    async def pass_through(self, request: web.BaseRequest, *, body: Buffer | None = None) -> web.StreamResponse:
         """Send a request upstream and its answer back.
 
         `body` is the raw body where somebody has read it already: it goes upstream byte for byte. Raises
@@ -222,7 +223,7 @@ class Relay:
         finally:
             self.traffic.bytes_up += writer.output_size
 
-    def _asked(self, request: web.BaseRequest, body: bytes | None) -> _Asked:
+    def _asked(self, request: web.BaseRequest, body: Buffer | None) -> _Asked:
         """Write the request's head for the upstream, and say how its body goes."""
         coding = request.headers.get("Transfer-Encoding", "")
         _check(request, coding)
@@ -233,7 +234,7 @@ class Relay:
         head = [self._opening(request.method, request.raw_path, fields), self._said(request, request.remote)]
         if coding:
             head.append(b"Transfer-Encoding: chunked\r\n" if body is None else b"Content-Length: %d\r\n" % len(body))
-        head += (b"\r\n", b"" if streamed or not body else body)
+        head += (b"\r\n", b"" if streamed or not body else bytes(body))
         return _Asked(request.method, b"".join(head), body, streamed, bool(coding) and body is None, expects)
 
     def bodiless(self, message: RawRequestMessage, peer: str | None) -> bytes:
@@ -300,7 +301,7 @@ async def _final(protocol: Gathering) -> Head:
         protocol.start_timeout()
 
 
-async def _pieces(content: StreamReader, body: bytes | None) -> AsyncIterator[bytes]:
+async def _pieces(content: StreamReader, body: Buffer | None) -> AsyncIterator[Buffer]:
     """Give a body piece by piece: one that was read already, else the client's as it comes."""
     if body is not None:
         for start in range(0, len(body), _SMALL):

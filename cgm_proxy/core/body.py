@@ -7,9 +7,10 @@ two readers could see two documents (RFC 8259, section 4).
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal, DecimalException
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +18,11 @@ from cgm_proxy.core import xml
 from cgm_proxy.core.errors import Json, refuse
 
 Format = Literal["json", "xml"]
+
+#: What a body is held in while it is read.
+Buffer = bytes | bytearray
+
+T = TypeVar("T")
 
 #: Media types of FHIR R4 and the generic ones that servers take as well (https://hl7.org/fhir/R4/http.html#mime-type).
 MEDIA_TYPES: dict[str, Format] = {
@@ -44,6 +50,9 @@ MAX_ENCODINGS = 2
 #: 3.11 counts both alike). What is nested so deep that it needs them is refused.
 ROOM = 250
 
+#: UTF-8's byte order mark.
+BOM = b"\xef\xbb\xbf"
+
 _START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(.)", re.DOTALL)
 
 _decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
@@ -56,7 +65,7 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
-def decode(data: bytes) -> Json:
+def decode(data: Buffer) -> Json:
     """Parse JSON that is an object; numbers with a fraction or exponent become Decimals.
 
     Raises `msgspec.DecodeError` and, when nested deeper than the interpreter allows, `RecursionError`.
@@ -75,7 +84,7 @@ def media_type(content_type: str) -> Format | None:
     return MEDIA_TYPES.get(content_type.partition(";")[0].strip().lower())
 
 
-def inflate(data: bytes, content_encoding: str, limit: int) -> bytes:
+def inflate(data: Buffer, content_encoding: str, limit: int) -> Buffer:
     """Undo a Content-Encoding, never producing more than `limit` bytes.
 
     Raises `RequestRefused`: 413 over the limit, 415 for an unknown encoding or too many, 400 for damaged data, also for
@@ -93,24 +102,22 @@ def inflate(data: bytes, content_encoding: str, limit: int) -> bytes:
     return data
 
 
-def _inflate(data: bytes, window: int, limit: int) -> bytes:
+def _inflate(data: Buffer, window: int, limit: int) -> bytearray:
     stream = zlib.decompressobj(window)
-    parts: list[bytes] = []
-    size = 0
+    inflated, at = bytearray(), 0
     try:
-        while data and not stream.eof:
-            parts.append(stream.decompress(data, STEP))
-            data = stream.unconsumed_tail
-            size += len(parts[-1])
-            if size > limit:
+        while at < len(data) and not stream.eof:
+            inflated += stream.decompress(data[at : at + STEP], STEP)
+            at = min(at + STEP, len(data)) - len(stream.unconsumed_tail)
+            if len(inflated) > limit:
                 raise too_large(limit)
     except zlib.error as error:
         raise refuse(400, "content-encoding", f"the compressed body is damaged ({error}); send it again") from error
-    if not stream.eof or stream.unused_data:
+    if not stream.eof or stream.unused_data or at < len(data):
         raise refuse(
             400, "content-encoding", "the compressed body is cut short or has bytes after its end; send it again"
         )
-    return b"".join(parts)
+    return inflated
 
 
 def too_large(limit: int) -> Exception:
@@ -118,7 +125,7 @@ def too_large(limit: int) -> Exception:
     return refuse(413, "too-large", f"the body is larger than {limit:,} bytes; split the submission", code="too-long")
 
 
-def sniff(data: bytes) -> Format | None:
+def sniff(data: Buffer) -> Format | None:
     """Tell JSON from XML by the first byte that is no white space or UTF-8 byte order mark."""
     start = _START.match(data)
     return {b"{": "json", b"[": "json", b"<": "xml"}.get(start[1] if start else b"")  # type: ignore[return-value]
@@ -134,7 +141,12 @@ def parse(data: bytes, depth: int) -> Json:
             return parse_json(data)
         case "xml":
             return xml.to_json(data, depth=depth)
-    raise refuse(400, "unreadable", "the body is neither JSON nor XML in UTF-8; send a FHIR resource in one of these")
+    raise unreadable()
+
+
+def unreadable() -> Exception:
+    """Make the 400 for what is no format of FHIR's."""
+    return refuse(400, "unreadable", "the body is neither JSON nor XML in UTF-8; send a FHIR resource in one of these")
 
 
 def parse_json(data: bytes) -> Json:
@@ -142,9 +154,18 @@ def parse_json(data: bytes) -> Json:
 
     Raises `RequestRefused` (400): malformed, not an object, NaN, broken surrogates, a name twice, nested too deep.
     """
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(BOM)
+    with refusing_malformed():
+        document = with_room(decode, data)
+    refuse_repeated(data, encode(document).count(b":"))
+    return document
+
+
+@contextmanager
+def refusing_malformed() -> Iterator[None]:
+    """Turn what the decoder raises into a `RequestRefused` (400)."""
     try:
-        document = _decode_shallow(data, ROOM)
+        yield
     except RecursionError as error:
         raise refuse(400, "too-deep", "the JSON is nested deeper than any FHIR resource; flatten it") from error
     except DecimalException as error:
@@ -152,25 +173,30 @@ def parse_json(data: bytes) -> Json:
         raise refuse(400, "json-malformed", text, code="value") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise refuse(400, "json-malformed", f"the body is not a JSON object: {error}", code="structure") from error
-    if (name := repeated_name(data, encode(document))) is not None:
+
+
+def with_room(parse: Callable[[Buffer], T], data: Buffer, frames: int = ROOM) -> T:
+    """Parse from further down the stack, so that so many frames stay free for those who walk the document later."""
+    return with_room(parse, data, frames - 1) if frames else parse(data)
+
+
+def refuse_repeated(data: Buffer, colons: int) -> None:
+    """Raise `RequestRefused` (400) where an object has a name twice; `colons` as in `repeated_name`."""
+    if (name := repeated_name(data, colons)) is not None:
         raise refuse(
             400, "json-duplicate-key", f'the JSON object says "{name[:60]}" twice; say it once', code="structure"
         )
-    return document
 
 
-def _decode_shallow(data: bytes, frames: int) -> Json:
-    return _decode_shallow(data, frames - 1) if frames else decode(data)
-
-
-def repeated_name(data: bytes, compact: bytes) -> str | None:
-    r"""Give a name that an object in `data` has twice, or None; `compact` is the same document, parsed and serialised again.
+def repeated_name(data: Buffer, colons: int) -> str | None:
+    r"""Give a name that an object in `data` has twice, or None; `colons` are those of the same document serialised again.
 
     Each member has one colon outside strings, and parsing drops the earlier of two members: without `\u` escapes, which
     could hide a colon inside a string, equal counts of colons mean that nothing was dropped. Only otherwise is the
     document read again, slowly.
     """
-    if b"\\u" not in data and data.count(b":") == compact.count(b":"):
+    escaped = b"\\" in data and b"\\u" in data  # a single byte is found many times faster than two
+    if not escaped and data.count(b":") == colons:
         return None
     twice: list[str] = []
 

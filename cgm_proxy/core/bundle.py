@@ -3,11 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from cgm_proxy.core.body import decode_text, encode
+import msgspec
+
+from cgm_proxy.core.body import decode, decode_text, encode
 from cgm_proxy.core.dialects import Dialect
 from cgm_proxy.core.errors import Issue, Json, refuse
 
@@ -17,19 +19,24 @@ Kind = Literal["batch", "transaction", "operation", "create"]
 TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operation": ("transaction", "batch")}
 
 #: What stands in a canonical serialisation for a Reference: an unescaped `"reference":` can only be a member's name.
-REFERENCE = re.compile(rb'"reference":"((?:[^"\\]|\\.)*)"')
+REFERENCE = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 #: R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
 PATIENT = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a submission. `encoded` is its resource, parsed and serialised compactly."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One entry of a submission. `encoded` is its resource, parsed and serialised compactly.
+
+    The collector need not look at what is made of text alone.
+    """
 
     index: int
-    resource: Json
     encoded: bytes
+    type: str
+    """The resource's type, or "" where it has none."""
+    id: str | None
+    """The resource's id in the submission."""
     full_url: str | None
     request: Json
     subject: str | None
@@ -38,10 +45,23 @@ class Entry:
     issues: tuple[Issue, ...] = ()
 
     @property
-    def type(self) -> str:
-        """The resource's type, or "" where it has none."""
-        kind = self.resource.get("resourceType")
-        return kind if isinstance(kind, str) else ""
+    def resource(self) -> Json:
+        """The resource, parsed again: to keep thousands of them parsed takes more time than that, and six times the memory."""
+        return decode(self.encoded)
+
+
+class Entries:
+    """A Bundle's entries where they were read one after another, none of them kept as it was parsed.
+
+    `made` are the first ones, as many as a submission may have and one more; `outline` shows what the entries ask for and of
+    what kind and code their resources are, once for all that are alike.
+    """
+
+    __slots__ = ("made", "outline")
+
+    def __init__(self, made: list[Entry], outline: list[Any]) -> None:
+        self.made = made
+        self.outline = outline
 
 
 @dataclass(frozen=True)
@@ -113,13 +133,16 @@ def submission(
         )
         raise refuse(400, "bundle-type", text, code="value")
     found = bundle.get("entry")
-    if not isinstance(found, list) or not found:
+    made = found.made if isinstance(found, Entries) else list(_made(found, localize))
+    if not made:
         raise refuse(400, "bundle-empty", "the submission has no entries; send at least one", code="required")
     limit = limits.atomic_entries if target == "base" and kind == "transaction" else limits.entries
-    if len(found) > limit:
-        text = f"the submission has {len(found):,} entries and this receiver takes {limit:,} in a {kind}; split it"
+    if len(made) > limit:
+        text = (
+            f"the submission has more than {limit:,} entries, which is what this receiver takes in a {kind}; split it"
+        )
         raise refuse(413, "too-many-entries", text, code="too-costly")
-    entries = _unique(tuple(entry(index, item, localize) for index, item in enumerate(found)))
+    entries = _unique(tuple(made))
     return Submission(dialect, "operation" if target == "operation" else kind, entries, _patient(entries))
 
 
@@ -132,29 +155,35 @@ def single(resource: Json, dialect: Dialect, localize: Callable[[str], str], if_
     return Submission(dialect, "create", (made,), made.subject)
 
 
+def _made(found: Any, localize: Callable[[str], str]) -> Iterable[Entry]:
+    return (entry(index, item, localize) for index, item in enumerate(found)) if isinstance(found, list) else ()
+
+
 def entry(index: int, item: Any, localize: Callable[[str], str]) -> Entry:
     """Make one entry; what is structurally wrong with it becomes its issues."""
     fields = item if isinstance(item, dict) else {}
     resource, request, full_url = fields.get("resource"), fields.get("request"), fields.get("fullUrl")
-    issues = tuple(_structure(item, resource, request, full_url))
     known = resource if isinstance(resource, dict) else {}
+    kind, name = known.get("resourceType"), known.get("id")
     encoded = encode(known)
+    sound = isinstance(kind, str) and isinstance(request, dict) and (full_url is None or isinstance(full_url, str))
     return Entry(
         index=index,
-        resource=known,
         encoded=encoded,
+        type=kind if isinstance(kind, str) else "",
+        id=name if isinstance(name, str) else None,
         full_url=full_url if isinstance(full_url, str) else None,
         request=request if isinstance(request, dict) else {},
         subject=_subject(known, localize),
         references=references(encoded),
-        issues=issues,
+        issues=() if sound else tuple(_structure(item, resource, request, full_url)),
     )
 
 
 def references(encoded: bytes) -> tuple[str, ...]:
     """List the literal references in a canonical serialisation, without those to contained resources and without repeats."""
     found = dict.fromkeys(REFERENCE.findall(encoded))
-    return tuple(unescaped(text) for text in found if not text.startswith(b"#"))
+    return tuple([unescaped(text) for text in found if text[:1] != b"#"])
 
 
 def unescaped(text: bytes) -> str:
@@ -169,8 +198,8 @@ def names(entries: Iterable[Entry]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for entry in entries:
-        if isinstance(name := entry.resource.get("id"), str):
-            found.setdefault(f"{entry.type}/{name}", entry.index)
+        if entry.id is not None:
+            found.setdefault(f"{entry.type}/{entry.id}", entry.index)
         if entry.full_url:
             found[entry.full_url] = entry.index
             if (place := "/".join(entry.full_url.rsplit("/", 2)[1:])).startswith(f"{entry.type}/"):
@@ -227,7 +256,7 @@ def _unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 def _refuse_twin(entry: Entry) -> Entry:
     text = f"fullUrl {shown(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
     issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
-    return replace(entry, issues=(*entry.issues, issue))
+    return msgspec.structs.replace(entry, issues=(*entry.issues, issue))
 
 
 def _subject(resource: Json, localize: Callable[[str], str]) -> str | None:

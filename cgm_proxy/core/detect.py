@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from cgm_proxy.core.bundle import Entries
 from cgm_proxy.core.dialects import BY_ID, BY_TAG, DIALECTS, OPERATION, READING_CODES, Dialect
 from cgm_proxy.core.errors import Json, refuse
 
@@ -173,6 +174,8 @@ def _codings(resource: Json) -> Iterator[Json]:
 
 def _within(value: Any, *names: str) -> Iterator[Json]:
     """Give the objects at a path, whether each step holds one or a list of them."""
+    if isinstance(value, Entries):
+        value = value.outline
     if isinstance(value, list):
         for item in value:
             if isinstance(item, dict):

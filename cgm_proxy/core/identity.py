@@ -25,6 +25,7 @@ from cgm_proxy.core.instants import utc
 
 #: System of identifiers that are URIs (https://hl7.org/fhir/R4/identifier-registry.html).
 SYSTEM = "urn:ietf:rfc:3986"
+_SYSTEM = SYSTEM.encode()
 
 #: What identities look like: RFC 9562's version 8 is for such purposes, so few others use it.
 FORM = re.compile(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -46,7 +47,8 @@ def identity(entry: Entry, patient: str, resolve: Resolve, identities: Mapping[s
 
     `identities` are those of the entries that it references, by reference.
     """
-    key = _reading(entry.resource, resolve) or _content(entry.resource, identities)
+    resource = entry.resource
+    key = _reading(resource, resolve) or _content(resource, identities)
     digest = hashlib.sha256(encode((patient, *key))).hexdigest()
     variant = "89ab"[int(digest[16], 16) % 4]
     return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
@@ -59,7 +61,7 @@ def token(identity: str) -> str:
 
 def foreign_identity(entry: Entry, identity: str) -> bool:
     """Tell whether a resource carries an identifier of this module's form (a UUID of version 8) that is not its own."""
-    if SYSTEM.encode() not in entry.encoded:
+    if _SYSTEM not in entry.encoded:
         return False
     for identifier in objects(entry.resource.get("identifier")):
         value = identifier.get("value")
@@ -70,15 +72,22 @@ def foreign_identity(entry: Entry, identity: str) -> bool:
 
 def stamp(entry: Entry, identity: str, locations: Mapping[str, str]) -> bytes:
     """Serialise an entry's resource as it is stored: with its identity, and with references replaced by `locations`."""
-    given = entry.resource.get("identifier", [])
+    encoded = _identified(entry, identity)
+    if not any(reference in locations for reference in entry.references):
+        return encoded
+    return REFERENCE.sub(lambda found: _relocate(found[1], found[0], locations), encoded)
+
+
+def _identified(entry: Entry, identity: str) -> bytes:
+    if b'"identifier":' not in entry.encoded:  # unescaped, it can only be a member's name
+        return b'%b,"identifier":[{"system":"%b","value":"%b"}]}' % (entry.encoded[:-1], _SYSTEM, identity.encode())
+    resource = entry.resource
+    given = resource.get("identifier", [])
     listed = list(given) if isinstance(given, list) else [given]
     own = {"system": SYSTEM, "value": identity}
     if not any(identifier.items() >= own.items() for identifier in objects(listed)):
         listed.append(own)
-    encoded = encode({**entry.resource, "identifier": listed})
-    if not any(reference in locations for reference in entry.references):
-        return encoded
-    return REFERENCE.sub(lambda found: _relocate(found[1], found[0], locations), encoded)
+    return encode({**resource, "identifier": listed})
 
 
 def _relocate(reference: bytes, whole: bytes, locations: Mapping[str, str]) -> bytes:

@@ -6,6 +6,7 @@ Pure: what is stored upstream and what time it is are arguments. A verdict is a 
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from cgm_proxy.core import policies
 from cgm_proxy.core.bundle import Entry, Submission, shown
@@ -13,11 +14,15 @@ from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve
 from cgm_proxy.core.verdicts import Context, Judgement, Rules, Verdict
 
+#: Entries that others refer to which are kept parsed while a submission is judged: mostly all refer to one Device.
+RESOLVED = 64
+
 
 def resolver(submission: Submission, stored: Mapping[str, Json] | None = None) -> Resolve:
     """Make the function that finds what a reference names: an entry, or else what is stored."""
     links, elsewhere = submission.links, stored or {}
 
+    @lru_cache(maxsize=RESOLVED)
     def resolve(reference: str) -> Json | None:
         index = links.get(reference)
         return elsewhere.get(reference) if index is None else submission.entries[index].resource
@@ -98,14 +103,15 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
     if refusals:
         return Verdict(entry, (), refusals)
     dialect = submission.dialect.id
-    profiles = _claimed(entry.resource, context.rules, dialect) or context.rules.implied(entry.resource, dialect)
+    resource = entry.resource
+    profiles = _claimed(resource, context.rules, dialect) or context.rules.implied(resource, dialect)
     if not profiles:
         text = (
             f"the {entry.type} claims no profile of the CGM guide ({dialect}) and has no code of one; "
             "correct its code or leave the entry out"
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
-    issues = context.rules.examine(entry.resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
+    issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
     return Verdict(entry, profiles, (*issues, *_misdirected(entry, submission, resolve)))
 
 

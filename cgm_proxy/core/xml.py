@@ -13,6 +13,7 @@ Laws:
 
 import codecs
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 from lxml import etree
@@ -32,8 +33,10 @@ VERSION = re.compile(rb"version\s*=\s*[\"']1\.0[\"']")
 STEP = 2**16
 
 
-def to_json(body: bytes, *, depth: int) -> Json:
+def to_json(body: bytes, *, depth: int, pack: Callable[[Json], object] | None = None) -> Json:
     """Read a resource in XML as FHIR's JSON; numbers become int or Decimal and keep their digits.
+
+    `pack` makes something smaller of each entry of a Bundle, as soon as it is read.
 
     Raises `RequestRefused` (400): malformed, not UTF-8, with a document type, of another namespace, or with elements
     nested deeper than `depth`.
@@ -50,7 +53,7 @@ def to_json(body: bytes, *, depth: int) -> Json:
     # resolve_entities stays at its default, XML's own and internal entities: without it libxml2 hands over "&#38;" for the
     # "&amp;" of an attribute.
     parser = etree.XMLParser(
-        target=cast(Any, Reader(depth)),
+        target=cast(Any, Reader(depth, pack)),
         encoding="utf-8",
         load_dtd=False,
         no_network=True,

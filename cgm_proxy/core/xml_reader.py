@@ -1,5 +1,6 @@
 """Builds FHIR JSON of what an XML parser reports; `xml.py` says by which laws."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -33,8 +34,9 @@ class _Frame:
 class Reader:
     """Receives the parser's events and builds the JSON: a target of lxml's parser, which calls the methods by their names."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, pack: Callable[[Json], object] | None = None) -> None:
         self.depth = depth
+        self.pack = pack
         self.stack = [_Frame(DOCUMENT, {}, {})]
         self.narrative: Narrative | None = None
 
@@ -83,6 +85,8 @@ class Reader:
         if frame.text:
             frame.content["#text"] = frame.text.strip()[:SHOWN]
         FINISH[frame.element.kind](parent, frame)
+        if self.pack and frame.element is ENTRY:
+            parent.content["entry"][-1] = self.pack(frame.content)
 
     def doctype(self, name: str, _public: str | None, _system: str | None) -> None:
         """Refuse a document type, which `to_json` has refused before."""
@@ -224,6 +228,9 @@ def _too_deep(depth: int) -> RequestRefused:
 
 
 DOCUMENT = Element("document", Kind.RESOURCE)
+
+#: An entry of a Bundle.
+ENTRY = elements("Bundle")["entry"]
 
 #: What stands in a primitive is what stands in any element; nothing is known of what stands in an unknown one.
 CHILDREN = {Kind.PRIMITIVE: _children("Element"), Kind.RESOURCE: {}, Kind.UNKNOWN: {}, Kind.ATTRIBUTE: {}}

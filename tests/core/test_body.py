@@ -382,7 +382,7 @@ def says_a_name_twice(text: str) -> bool:
 @given(texts())
 def test_whether_a_name_stands_twice_is_found_as_by_a_slow_and_plain_reader(value: str) -> None:
     data = f'{{"x":{value}}}'.encode()
-    assert (repeated_name(data, encode(decode(data))) is not None) == says_a_name_twice(data.decode())
+    assert (repeated_name(data, encode(decode(data)).count(b":")) is not None) == says_a_name_twice(data.decode())
 
 
 @settings(max_examples=200, deadline=None)

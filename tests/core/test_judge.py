@@ -242,8 +242,8 @@ def test_a_reference_to_another_patients_entry_is_refused_twice_over() -> None:
 def test_an_entry_means_an_entry_before_it_means_what_is_stored() -> None:
     taken = submitted(entry(reading(id="9"), urn(1)), entry(summary(urn(1), "Observation/9")))
     resolve = resolver(taken, {"Observation/9": device(), "Device/1": device()})
-    assert resolve("Observation/9") is taken.entries[0].resource
-    assert resolve(urn(1)) is taken.entries[0].resource
+    assert resolve("Observation/9") == taken.entries[0].resource
+    assert resolve(urn(1)) == taken.entries[0].resource
     assert resolve("Device/1") == device()
     assert resolve("Device/2") is None
 
