@@ -191,7 +191,8 @@ def _plausible(order: StandingOrder) -> bool:
 def _stored(value: bytes) -> Stored | None:
     """Read what was remembered of an entry, if it looks like that."""
     location, _, etag = value.decode("latin-1").partition(" ")
-    if not LOCATION.fullmatch(location) or (etag and not ETAG.fullmatch(etag)):
+    place = LOCATION.fullmatch(location)
+    if not place or place[1] != location or (etag and not ETAG.fullmatch(etag)):
         return None
     return Stored(location, etag or None)
 

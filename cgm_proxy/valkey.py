@@ -49,20 +49,18 @@ class Valkey:
         self._settle = settle
         self._looking: asyncio.Task[None] | None = None
         self._fault = ""
-
-    @property
-    def up(self) -> bool:
+        self.up = False
         """Whether it is asked at all now."""
-        return self._looking is None
 
     async def start(self) -> None:
         """Look whether it is there; if not, go on looking in the background."""
+        self._show(up=True)
         if not await self._settled():
             self.distrust()
-        SHARED_UP.set(self.up)
 
     async def stop(self) -> None:
-        """Stop looking, and close the connections."""
+        """Ask nothing more, and close the connections."""
+        self._show(up=False)
         if self._looking:
             self._looking.cancel()
             await asyncio.wait([self._looking])
@@ -80,8 +78,8 @@ class Valkey:
     def distrust(self) -> None:
         """Ask nothing more until it is well again."""
         if self.up:
+            self._show(up=False)
             log("shared memory is away", logging.WARNING, fault=self._fault)
-            SHARED_UP.set(0)
             self._looking = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
@@ -93,9 +91,12 @@ class Valkey:
                 await self._pool.disconnect(inuse_connections=False)  # they may lead to who was the primary
             if await self._settled():
                 break
-        self._looking = None
-        SHARED_UP.set(1)
+        self._show(up=True)
         log("shared memory is back")
+
+    def _show(self, *, up: bool) -> None:
+        self.up = up
+        SHARED_UP.set(up)
 
     async def _settled(self) -> bool:
         _, fault = await self._bounded(self._settle())

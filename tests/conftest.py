@@ -101,3 +101,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if CI and reports and not hasattr(session.config, "workerinput"):
         session.config.stash[_skipped] = [f"{report.nodeid}: {report.longrepr[2]}" for report in reports]
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[servers.Running]:
+    """Run a Valkey (or Redis) that holds nothing."""
+    if not CI and not (shutil.which("valkey-server") or shutil.which("redis-server")):
+        pytest.skip("there is no valkey-server and no redis-server")
+    with servers.valkey(tmp_path) as server:
+        yield server

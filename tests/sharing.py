@@ -1,0 +1,39 @@
+"""Replicas' memories that share a real Valkey (or Redis)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cgm_proxy.core.plan import Stored
+from cgm_proxy.memory import Memory
+from cgm_proxy.settings import load
+
+ONE = "6f1c1a52-0000-5000-8000-000000000001"
+TWO = "6f1c1a52-0000-5000-8000-000000000002"
+HERE = {ONE: Stored("Observation/7/_history/1", 'W/"1"'), TWO: Stored("Observation/8")}
+
+
+@asynccontextmanager
+async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) -> AsyncIterator[Memory]:
+    """Give a replica's memory."""
+    given = {"upstream_url": upstream, "cache_shared": url, **{f"cache_{key}": value for key, value in cache.items()}}
+    memory = Memory(load(environ={f"CGM_PROXY_{key.upper()}": str(value) for key, value in given.items()}))
+    await memory.start()
+    try:
+        yield memory
+    finally:
+        await memory.stop()
+
+
+async def knows(memory: Memory) -> bool:
+    """Whether a replica knows what is HERE; it never knows anything else."""
+    found = await memory.known([TWO, ONE], await memory.epoch())
+    assert found in ({}, HERE)
+    return bool(found)
+
+
+async def until(holds: Callable[[], bool], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 -- what is waited for happens elsewhere
+            await asyncio.sleep(0.02)
