@@ -16,8 +16,9 @@ HERE = {ONE: Stored("Observation/7/_history/1", 'W/"1"'), TWO: Stored("Observati
 
 @asynccontextmanager
 async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) -> AsyncIterator[Memory]:
-    """Give a replica's memory."""
-    given = {"upstream_url": upstream, "cache_shared": url, **{f"cache_{key}": value for key, value in cache.items()}}
+    """Give a replica's memory; it waits longer than usual, for the machine may be busy with other tests."""
+    cache = {"shared": url, "shared_timeout": 2} | cache
+    given = {"upstream_url": upstream, **{f"cache_{key}": value for key, value in cache.items()}}
     memory = Memory(load(environ={f"CGM_PROXY_{key.upper()}": str(value) for key, value in given.items()}))
     await memory.start()
     try:

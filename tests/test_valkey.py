@@ -20,6 +20,9 @@ from cgm_proxy.metrics import REGISTRY
 #: The longest that one question may take, with what the machine is busy with (seconds).
 BOUND = 1.0
 
+#: How long a replica waits that is to be kept waiting (seconds).
+QUICK = 0.25
+
 
 @dataclass
 class Fault:
@@ -72,7 +75,7 @@ async def quickly(seconds: float = BOUND) -> AsyncIterator[None]:
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.Running, fault: Fault) -> None:
     with Redis.from_url(valkey.url) as raw:
-        async with replica(valkey.url) as one:
+        async with replica(valkey.url, shared_timeout=QUICK) as one:
             await one.remember(HERE, await one.epoch())
             before = counted(fault.kind)
             fault.begin(valkey, raw)
@@ -103,7 +106,7 @@ async def test_what_could_not_be_forgotten_is_forgotten_as_soon_as_it_can_be(
 ) -> None:
     """Valkey has kept its values all the time: the other replica would find them."""
     with Redis.from_url(valkey.url) as raw:
-        async with replica(valkey.url) as one, replica(valkey.url) as other:
+        async with replica(valkey.url, shared_timeout=QUICK) as one, replica(valkey.url) as other:
             await one.remember(HERE, await one.epoch())
             assert await knows(other)
             FAULTS[fault].begin(valkey, raw)
@@ -198,7 +201,7 @@ async def test_who_answers_nonsense_is_not_listened_to(nonsense: bytes) -> None:
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        async with quickly(2), replica(f"redis://127.0.0.1:{port}") as one:
+        async with quickly(2), replica(f"redis://127.0.0.1:{port}", shared_timeout=QUICK) as one:
             for _ in range(3):
                 assert not await knows(one)
                 await one.remember(HERE, await one.epoch())
