@@ -5,7 +5,9 @@ Parts are begun as they are judged: each is looked up, and goes upstream, while 
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from cgm_proxy.core import plan
 from cgm_proxy.core.bundle import Submission
@@ -181,7 +183,7 @@ class Storing:
         except (RequestRefused, TimeoutError):
             return outcomes
         return {
-            index: replace(outcome, resource=found.get(outcome.reference))
+            index: msgspec.structs.replace(outcome, resource=found.get(outcome.reference))
             if isinstance(outcome, Stored) and outcome.resource is None
             else outcome
             for index, outcome in outcomes.items()

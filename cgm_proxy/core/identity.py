@@ -30,6 +30,12 @@ _SYSTEM = SYSTEM.encode()
 #: What identities look like: RFC 9562's version 8 is for such purposes, so few others use it.
 FORM = re.compile(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
+#: Hexadecimal digits with the bits of RFC 9562's variant (4.1).
+VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+
+#: Integers of fewer digits need no Decimal.
+SMALL = 10**18
+
 #: Statuses that take back or replace what was said before: such a reading is no repetition.
 REVISIONS = frozenset({"amended", "corrected", "cancelled", "entered-in-error"})
 
@@ -50,8 +56,7 @@ def identity(entry: Entry, patient: str, resolve: Resolve, identities: Mapping[s
     resource = entry.resource
     key = _reading(resource, resolve) or _content(resource, identities)
     digest = hashlib.sha256(encode((patient, *key))).hexdigest()
-    variant = "89ab"[int(digest[16], 16) % 4]
-    return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+    return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
 
 
 def token(identity: str) -> str:
@@ -131,6 +136,10 @@ def canonical(number: Any) -> str:
 
     `100`, `100.0` and `1e2` are alike.
     """
+    if type(number) is int and 0 < number < SMALL:
+        written = str(number)
+        significant = written.rstrip("0")
+        return f"{significant}e{len(written) - len(significant)}"
     if isinstance(number, bool) or not isinstance(number, int | Decimal):
         return ""
     sign, digits, exponent = Decimal(number).as_tuple()

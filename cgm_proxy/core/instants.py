@@ -16,6 +16,8 @@ def utc(text: str) -> str:
 
     Fractions of a second lose trailing zeros: `10:15:00.000+02:00` and `08:15:00Z` are one instant.
     """
+    if len(text) == 20 and text[-1] == "Z":  # without an offset and a fraction there is nothing to change
+        return text
     found = _FULL.fullmatch(text)
     if not found:
         return text

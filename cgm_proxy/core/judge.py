@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+import msgspec
+
 from cgm_proxy.core import policies
 from cgm_proxy.core.bundle import Entry, Submission, shown
 from cgm_proxy.core.errors import Issue, Json
@@ -57,7 +59,7 @@ class Judging:
         verdicts = list(self._by_references(verdicts))
         self._present.update(profile for verdict in verdicts for profile in verdict.profiles)
         if self._context.observe:
-            verdicts = [replace(v, issues=_warnings(v.issues)) if v.issues else v for v in verdicts]
+            verdicts = [msgspec.structs.replace(v, issues=_warnings(v.issues)) if v.issues else v for v in verdicts]
         self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
         return verdicts
 
@@ -95,7 +97,7 @@ class Judging:
         self._lost |= circular
         for verdict in verdicts:
             found = tuple(_lost(verdict.entry, circular, reasons))
-            yield replace(verdict, issues=verdict.issues + found) if found else verdict
+            yield msgspec.structs.replace(verdict, issues=verdict.issues + found) if found else verdict
 
 
 def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve: Resolve) -> Verdict:
@@ -120,7 +122,7 @@ def _claimed(resource: Json, rules: Rules, dialect: str) -> tuple[str, ...]:
     meta = resource.get("meta")
     claims = meta.get("profile") if isinstance(meta, dict) else None
     urls = [url.partition("|")[0] for url in claims if isinstance(url, str)] if isinstance(claims, list) else ()
-    return tuple(url for url in urls if (found := rules.profile(url, dialect)) and found.dialect == dialect)
+    return tuple([url for url in urls if (found := rules.profile(url, dialect)) and found.dialect == dialect])
 
 
 def _not_allowed(entry: Entry, submission: Submission, context: Context) -> Iterator[Issue]:

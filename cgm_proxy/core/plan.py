@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
+import msgspec
+
 from cgm_proxy.core.body import encode
 from cgm_proxy.core.bundle import Entry, Submission
 from cgm_proxy.core.errors import Issue, Json
@@ -16,8 +18,7 @@ from cgm_proxy.core.judge import referenced_first
 from cgm_proxy.core.verdicts import Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """What is known of a stored resource: `Observation/7/_history/1` and, where the server says it, its ETag."""
 
     location: str
@@ -69,8 +70,7 @@ Group = tuple[int, ...]
 Seen = dict[tuple[str, str], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Identified:
+class Identified(msgspec.Struct, frozen=True, gc=False):
     """An accepted entry and its identity."""
 
     entry: Entry

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import msgspec
+
 from cgm_proxy.core.bundle import Entry, Submission
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.instants import interval
@@ -110,7 +112,11 @@ def retry_after(schedules: list[Schedule], context: Context) -> timedelta | None
 
 
 def _with(verdict: Verdict, policy: Policy, issue: Issue) -> Verdict:
-    return verdict if policy == "accept" else replace(verdict, issues=(*verdict.issues, _weigh(policy, issue)))
+    return (
+        verdict
+        if policy == "accept"
+        else msgspec.structs.replace(verdict, issues=(*verdict.issues, _weigh(policy, issue)))
+    )
 
 
 def _weigh(policy: Policy, issue: Issue) -> Issue:

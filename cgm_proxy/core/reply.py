@@ -1,9 +1,11 @@
 """The answer to a submission: its entries in order, each with status, location, etag and what is wrong with it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Literal
+
+import msgspec
 
 from cgm_proxy.core.bundle import Kind, objects
 from cgm_proxy.core.errors import Issue, Json, RequestRefused, operation_outcome
@@ -33,8 +35,7 @@ RESPONSE_TYPES: dict[Kind, str] = {
 UNJUDGED = {"forbidden": 403, "business-rule": 422}
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What became of one entry."""
 
     status: int
@@ -90,7 +91,8 @@ def bundle(judgement: Judgement, answers: Sequence[Answer], preferred: Return) -
     """
     first, *others = answers
     entries = [
-        _entry(answer, preferred) for answer in (replace(first, issues=judgement.issues + first.issues), *others)
+        _entry(answer, preferred)
+        for answer in (msgspec.structs.replace(first, issues=judgement.issues + first.issues), *others)
     ]
     return {"resourceType": "Bundle", "type": RESPONSE_TYPES[judgement.submission.kind], "entry": entries}
 

@@ -15,7 +15,7 @@ profiles. Why this borrows no other resource's verdict:
    same content, or nothing again.
 5. Messages may show a leaf. A verdict with issues is remembered only when the stand-ins themselves give the same issues.
 
-The memory is bounded in bytes, keys and content included; the least recently used goes first.
+The memory is bounded in bytes, keys and content included; the oldest goes first.
 """
 
 import re
@@ -26,7 +26,6 @@ from threading import Lock
 from typing import Any
 
 import msgspec
-from cachetools import LRUCache
 
 from cgm_proxy.core.analysis import Analysis, Read
 from cgm_proxy.core.errors import Issue
@@ -35,13 +34,15 @@ from cgm_proxy.core.scope import Json, Resolve
 #: A full timestamp whose day its month has in every year; the 29th of February stays in the key.
 TIMESTAMP = re.compile(
     r"(?!0000)\d{4}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?"
-    r"(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d)"
+    r"(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d)",
+    re.ASCII,
 )
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 #: Bytes of all keys and remembered content; a shape takes about 1 kB.
 MEMORY_BYTES = 16 * 2**20
 #: Larger resources (a PDF) are not worth remembering.
 LARGEST_SHAPE = 32 * 2**10
+_ZEROS = str.maketrans("123456789", "000000000")
 Leaves = tuple[tuple[str, Callable[[Any], Any]], ...]
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -66,7 +67,7 @@ def _timestamp(value: Any) -> Any:
     """Give a timestamp's stand-in of the same length, or None for what is no full timestamp."""
     if type(value) is not str or not TIMESTAMP.fullmatch(value):
         return None
-    return "1000-10-10T10:10:10" + re.sub(r"\d", "0", value[19:])
+    return "1000-10-10T10:10:10" + (value[19:].translate(_ZEROS) if len(value) > 20 else "Z")
 
 
 def _identity(value: Any) -> Any:
@@ -137,39 +138,39 @@ class Shapes:
     """The memory. Safe for several threads."""
 
     def __init__(self, size: int = MEMORY_BYTES) -> None:
-        self._known: LRUCache[Any, Remembered] = LRUCache(size, getsizeof=_size)
+        self._known: dict[Any, Remembered] = {}
+        self._size = self._room = size
         self._lock = Lock()
 
     def recall(self, key: Any, resolve: Resolve) -> tuple[Issue, ...] | None:
         """Give the issues remembered for a key, if what its references mean is the same."""
-        with self._lock:
-            found = self._known.get(key)
+        found = self._known.get(key)
         return found.issues if found is not None and found.holds(resolve) else None
 
     def remember(self, key: Any, issues: tuple[Issue, ...], looked_up: Iterable[tuple[str, Json | None]]) -> None:
-        """Remember a verdict."""
+        """Remember a verdict; the oldest ones give it room."""
         listed = tuple((text, found, b"" if found is None else encode(found)) for text, found in looked_up)
-        made = _Sized(issues, listed, len(key[-1]))
-        if _size(made) <= self._known.maxsize:
-            with self._lock:
-                self._known[key] = made
+        made = Remembered(issues, listed)
+        if _size(key, made) > self._size:
+            return
+        with self._lock:
+            self._forget(key)
+            self._known[key] = made
+            self._room -= _size(key, made)
+            while self._room < 0:
+                self._forget(next(iter(self._known)))
+
+    def _forget(self, key: Any) -> None:
+        if (found := self._known.pop(key, None)) is not None:
+            self._room += _size(key, found)
 
     def __len__(self) -> int:
         return len(self._known)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sized(Remembered):
-    """A verdict that knows the size of its key."""
-
-    key_bytes: int = 0
-
-
-def _size(found: Any) -> int:
+def _size(key: Any, found: Remembered) -> int:
     issues = sum(len(issue.text) + 200 for issue in found.issues)
-    return (
-        500 + int(found.key_bytes) + issues + sum(2 * len(encoded) + len(text) for text, _, encoded in found.looked_up)
-    )
+    return 500 + len(key[-1]) + issues + sum(2 * len(encoded) + len(text) for text, _, encoded in found.looked_up)
 
 
 def shape(resource: Json, leaves: Leaves) -> tuple[bytes, Json]:

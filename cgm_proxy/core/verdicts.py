@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
+import msgspec
+
 from cgm_proxy.core.bundle import Entry, Submission
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve
@@ -81,8 +83,7 @@ class Context:
     observe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What was found about one entry. It is accepted unless an issue refuses it."""
 
     entry: Entry
@@ -92,7 +93,7 @@ class Verdict:
     @property
     def accepted(self) -> bool:
         """Whether the entry may be stored."""
-        return not any(issue.refuses for issue in self.issues)
+        return not self.issues or not any(issue.refuses for issue in self.issues)
 
 
 @dataclass(frozen=True, slots=True)
