@@ -51,6 +51,7 @@ class CuttingRelay:
     port: int = 0
     wanted: deque[tuple[Point, float]] = field(default_factory=deque)
     """What is still to be done, to one Bundle each; and how much later comes what is late or held up (seconds)."""
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -68,8 +69,20 @@ class CuttingRelay:
         self.cuts[point] += 1
         return point, seconds
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Relay one client's exchanges until either side is gone."""
+    def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Relay a client's exchanges in the background."""
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def stop(self) -> None:
+        """End all connections."""
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Relay until either side is gone."""
         there = urlsplit(self.target)
         try:
             server = await asyncio.open_connection(there.hostname, there.port)
@@ -107,6 +120,7 @@ class _Connection:
                 await answers
         finally:
             answers.cancel()
+            await asyncio.wait([answers])
             self._settle()
 
     async def _requests(self) -> None:
@@ -169,3 +183,4 @@ async def cutting_relay(target: str, instead: tuple[bytes, bytes] = (b"", b"")) 
         yield relay
     finally:
         server.close()
+        await relay.stop()

@@ -22,7 +22,6 @@ from cutting import CuttingRelay, cutting_relay
 
 from cgm_proxy.core.errors import Json
 from cgm_proxy.sandbox.resources import Units
-from cgm_proxy.settings import KEYS
 
 #: What makes a run nasty: small transactions, so that a submission is stored in several; short waits.
 SETTINGS = {
@@ -37,7 +36,7 @@ SETTINGS = {
 #: Units and whether there are standing orders, of each patient.
 PATIENTS: tuple[tuple[Units, bool], ...] = (("mass", True), ("mass", False), ("molar", True))
 SUBMITTERS = 6
-REPLICAS = 2
+REPLICAS = ("proxy-1", "proxy-2")
 
 #: How long submissions may take to be answered once nothing goes wrong any more (seconds).
 CALM = 180.0
@@ -104,9 +103,13 @@ def _behind(upstream: str, folder: Path) -> Iterator[tuple[Sequence[servers.Runn
     """Run the replicas, and the Valkey that they share, which keeps what it holds when it is killed."""
     with ExitStack() as stack:
         valkey = stack.enter_context(servers.valkey(folder, "--appendonly", "yes"))
-        settings = {name: value for name, value in {**SETTINGS, "cache.shared": valkey.url}.items() if name in KEYS}
-        names = [f"proxy-{number}" for number in range(REPLICAS)]
-        proxies = [stack.enter_context(servers.proxy(upstream, folder, settings, name)) for name in names]
+        settings = SETTINGS | {"cache.shared": valkey.url}
+        proxies = [
+            stack.enter_context(
+                servers.proxy(upstream, folder, settings | {"jobs.path": folder / f"{name}.sqlite"}, name)
+            )
+            for name in REPLICAS
+        ]
         for proxy in proxies:
             proxy.ready = f"{proxy.ops}/healthz"  # it starts again while the upstream is down, too
         yield proxies, valkey

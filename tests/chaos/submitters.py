@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import aiohttp
-from chaos.checker import Answer, Entry
+from chaos.checker import AGAIN, Answer, Entry
 from chaos.workload import Submission, Workload
 from client import JSON, Client
 
@@ -18,6 +18,9 @@ from cgm_proxy.core.errors import Json
 
 #: Share of the requests whose submitter hangs up soon, and sends them again.
 HANGS_UP = 0.05
+
+#: Share of the requests whose submitter would rather be told later what became of them.
+ASYNCHRONOUS = 0.15
 
 #: Longest wait for an answer, and longest pause before the same is sent again (seconds).
 PATIENCE = 90.0
@@ -60,16 +63,11 @@ class Submitters:
     async def _attempt(self, submission: Submission, random: Random, session: aiohttp.ClientSession) -> bool:
         """Send a submission once and note the answers; whether all of them are final."""
         proxy = random.choice(self.proxies)
-        patience = random.uniform(0, 1) if random.random() < HANGS_UP else PATIENCE
         self.in_flight[proxy] += 1
         try:
-            async with session.post(
-                f"{proxy}/{Client.where(submission.dialect)}".rstrip("/"),
-                data=encode(submission.bundle),
-                headers={"Content-Type": JSON},
-                timeout=aiohttp.ClientTimeout(total=patience),
-            ) as answer:
-                status, said = answer.status, await answer.read()
+            status, said = await self._exchange(
+                f"{proxy}/{Client.where(submission.dialect)}", submission, random, session
+            )
         except aiohttp.ClientConnectorError:
             self.counts["no connection"] += 1
             return False
@@ -83,13 +81,50 @@ class Submitters:
         self.answers += answers
         return all(answer.final for answer in answers)
 
+    async def _exchange(
+        self, url: str, submission: Submission, random: Random, session: aiohttp.ClientSession
+    ) -> tuple[int, Json]:
+        patience = random.uniform(0, 1) if random.random() < HANGS_UP else PATIENCE
+        async with session.post(
+            url.rstrip("/"),
+            data=encode(submission.bundle),
+            headers={"Content-Type": JSON} | ({"Prefer": "respond-async"} if random.random() < ASYNCHRONOUS else {}),
+            timeout=aiohttp.ClientTimeout(total=patience),
+        ) as answer:
+            status, said = answer.status, await answer.json(content_type=JSON)
+        if status != 202:
+            return status, said
+        self.counts["kept, to be answered later"] += 1
+        return await self._later(answer.headers["Content-Location"], random, session)
 
-def read(submission: Submission, status: int, said: bytes) -> list[Answer]:
+    async def _later(self, url: str, random: Random, session: aiohttp.ClientSession) -> tuple[int, Json]:
+        """Ask what became of a submission until that is told, also of a proxy that was killed meanwhile."""
+        while True:
+            await asyncio.sleep(random.uniform(0, PAUSE))
+            try:
+                async with session.get(url, timeout=aiohttp.ClientTimeout(total=PATIENCE)) as answer:
+                    status, said = answer.status, await answer.read()
+            except (aiohttp.ClientError, TimeoutError):
+                continue
+            if status == 200:
+                return self._result(json.loads(said)["entry"][0])
+            if status != 202 and status not in AGAIN:
+                return status, json.loads(said)
+
+    def _result(self, entry: Json) -> tuple[int, Json]:
+        """Read the answer out of a result; a submission that too many kills have met is to be sent again."""
+        status, said = int(entry["response"]["status"][:3]), entry.get("resource") or entry["response"]["outcome"]
+        if "async-given-up" in str(said):
+            self.counts["given up"] += 1
+            return 503, said
+        return status, said
+
+
+def read(submission: Submission, status: int, said: Json) -> list[Answer]:
     """Read the answer to each entry: a refusal of the whole is one of each."""
-    answered = json.loads(said)
     if status != 200:
-        return [Answer(entry, status, why=_why(answered)) for entry in submission.entries]
-    responses = [each["response"] for each in answered["entry"]]
+        return [Answer(entry, status, why=_why(said)) for entry in submission.entries]
+    responses = [each["response"] for each in said["entry"]]
     return [_answer(entry, response) for entry, response in zip(submission.entries, responses, strict=True)]
 
 
