@@ -178,7 +178,7 @@ class Handlers:
         async def later(submission: Submission) -> Told | None:
             if not (self._status and submission.patient and asynchronous.wanted(_preferences(request))):
                 return None
-            return await self._status.keep(request, submission.patient, asked, bytes(raw))
+            return await self._status.keep(request, submission.patient, asked, raw)
 
         told = await self._intake.take(asked, document, dialect, raw, later)
         return await render.told(request, told, asked.request_id)

@@ -92,7 +92,7 @@ class Intake:
             document = bundle.open_operation(document)
         return document, await aside(_weight(raw, content_encoding), self._dialect, document, target)
 
-    async def take(self, asked: Asked, document: Json, dialect: Dialect, raw: Buffer, later: Later) -> Told:
+    async def take(self, asked: Asked, document: Json, dialect: Dialect, raw: bytearray, later: Later) -> Told:
         """Take a submission, or let `later` keep it; log and count what became of it. A refusal is an answer too."""
         size = _weight(raw, asked.content_encoding)
         started = perf_counter()
@@ -103,8 +103,7 @@ class Intake:
                 if kept := await later(submission):
                     fields |= {"outcome": "kept", "entries": len(submission.entries)}
                     return kept
-                if isinstance(raw, bytearray):
-                    raw.clear()  # the entries hold what is needed of it
+                raw.clear()  # the entries hold what is needed of it
                 finished = await self._submissions.take(submission, asked.submitter, asked.preferred)
                 fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
                 return await aside(size, self._told, finished, asked.preferred, size)
@@ -116,14 +115,14 @@ class Intake:
                 metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))
 
-    async def work(self, kept: bytes, raw: bytes) -> Result:
+    async def work(self, kept: bytes, raw: bytearray) -> Result:
         """Take a submission that was kept: what its answer would have been is the result."""
         asked = msgspec.json.decode(kept, type=Asked)
         told = await self._kept(asked, raw)
         made = asynchronous.result(told.status, told.content, told.headers)
         return Result(await aside(told.size, encode, made), told.failed)
 
-    async def _kept(self, asked: Asked, raw: bytes) -> Told:
+    async def _kept(self, asked: Asked, raw: bytearray) -> Told:
         try:
             document, dialect = await self.open(raw, asked.target, asked.content_encoding)
         except RequestRefused as refused:

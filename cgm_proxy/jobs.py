@@ -25,7 +25,7 @@ from typing import TypeVar, TypeVarTuple
 
 from cgm_proxy import metrics, settings
 from cgm_proxy.core import asynchronous
-from cgm_proxy.core.body import encode
+from cgm_proxy.core.body import Buffer, encode
 from cgm_proxy.core.errors import RequestRefused
 from cgm_proxy.jobs_store import Job, JobStore, Kept, SqliteStore, StoreFailed, StoreUnusable
 from cgm_proxy.logs import log
@@ -49,7 +49,7 @@ class Result:
 
 
 #: Works on a submission, given its request and its body as they were kept.
-Work = Callable[[bytes, bytes], Awaitable[Result]]
+Work = Callable[[bytes, bytearray], Awaitable[Result]]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -93,7 +93,7 @@ class Jobs:
             self._begin(key)
         self._sweeping = asyncio.create_task(self._sweep())
 
-    async def accept(self, patient: str, wanted_format: str, asked: bytes, body: bytes) -> str:
+    async def accept(self, patient: str, wanted_format: str, asked: bytes, body: Buffer) -> str:
         """Keep a submission and give its id; raises `StoreFull` or `StoreFailed` with nothing kept."""
         name = secrets.token_urlsafe(32)
         job = Job(_key(name), patient, wanted_format, asked, body)

@@ -11,11 +11,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 from cgm_proxy import settings
+from cgm_proxy.core.body import Buffer
 
 #: Size of a piece (bytes).
 PIECE = 2**20
@@ -62,7 +62,7 @@ class Job:
     patient: str
     format: str
     asked: bytes
-    body: bytes
+    body: Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class JobStore(Protocol):
     def put_back(self, key: str) -> None:
         """Take the last attempt back: it was stopped in good order."""
 
-    def load(self, key: str) -> tuple[bytes, bytes]:
+    def load(self, key: str) -> tuple[bytes, bytearray]:
         """Give the request and the body."""
 
     def finish(self, key: str, result: bytes, expires: float) -> None:
@@ -169,14 +169,14 @@ class SqliteStore:
         with self._transaction():
             self._db.execute("UPDATE job SET attempts = attempts - 1 WHERE key = ? AND expires IS NULL", (key,))
 
-    def load(self, key: str) -> tuple[bytes, bytes]:
+    def load(self, key: str) -> tuple[bytes, bytearray]:
         """See `JobStore`."""
-        body = BytesIO()
+        body = bytearray()
         with self._faults():
             number, asked = self._row("SELECT number, asked FROM job WHERE key = ?", key)
             for (data,) in self._db.execute("SELECT data FROM piece WHERE job = ? ORDER BY place", (number,)):
-                body.write(data)
-        return asked, body.getvalue()
+                body += data
+        return asked, body
 
     def finish(self, key: str, result: bytes, expires: float) -> None:
         """See `JobStore`."""
@@ -239,7 +239,7 @@ class SqliteStore:
             self._db.execute("DELETE FROM job WHERE number = ?", (number,))
             held -= its_size
 
-    def _write(self, number: int | None, data: bytes) -> None:
+    def _write(self, number: int | None, data: Buffer) -> None:
         whole = memoryview(data)
         self._db.executemany(
             "INSERT INTO piece (job, place, data) VALUES (?, ?, ?)",

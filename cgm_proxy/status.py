@@ -33,7 +33,7 @@ class Status:
         self._place = f"{public_url}/{asynchronous.STATUS}"
         self._converting = asyncio.Lock()
 
-    async def keep(self, request: web.BaseRequest, patient: str, asked: Asked, raw: bytes) -> Told | None:
+    async def keep(self, request: web.BaseRequest, patient: str, asked: Asked, raw: body.Buffer) -> Told | None:
         """Keep a submission; None where its patient does not exist upstream: it is refused at once.
 
         Raises `RequestRefused`: the upstream's 401 or 403 for who may not read the patient, 503 where there is no room.
