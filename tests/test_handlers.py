@@ -82,6 +82,30 @@ async def test_expect_is_answered_before_the_body_and_not_sent_upstream() -> Non
         assert not [asked for asked in world.fake.seen if "Expect" in asked.headers]
 
 
+NAMES = {"ASCII": (b"Jose", 200), "UTF-8": ("José".encode(), 200), "Latin-1": ("José".encode("latin-1"), 400)}
+
+
+@pytest.mark.parametrize(("name", "expected"), NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("kind", ["submission", "other"])
+async def test_header_fields_go_upstream_as_the_bytes_that_they_are_or_not_at_all(
+    kind: str, name: bytes, expected: int
+) -> None:
+    async with proxying() as world:
+        bundle = world.readings(1)
+        body = encode(bundle if kind == "submission" else untagged(bundle))
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        with closing(writer):
+            answer = await talk(
+                reader, writer, HEAD + b"X-User: %b\r\nContent-Length: %d\r\n\r\n" % (name, len(body)) + body
+            )
+        seen = {asked.headers.get("X-User", "").encode(errors="surrogateescape") for asked in world.fake.seen}
+        if kind == "submission" and expected == 400:
+            assert (answer.status, world.fake.seen) == (400, [])
+        else:  # what is no submission passes as it came
+            assert answer.status == 200
+            assert seen - {b""} == {name}
+
+
 async def test_a_body_that_will_be_too_large_is_refused_before_it_is_sent() -> None:
     async with proxying(limits__body_bytes=2000) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
