@@ -2,12 +2,15 @@
 
 import asyncio
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from random import Random
+from subprocess import Popen
+from urllib.parse import urlsplit
 
 from cutting import CuttingRelay, Point
 from servers import Running
@@ -15,11 +18,11 @@ from servers import Running
 #: How often each kind of server is killed, against the others. HAPI takes most of a minute to start again.
 SHARES = {"proxy": 10, "valkey": 4, "store": 4, "hapi": 1}
 
-#: Longest pauses: before a kill, before a restart, between two disturbances of connections, between two stops (seconds).
+#: Longest pauses: before a kill, before a restart, between two disturbances of connections, between two vexations (seconds).
 BEFORE_KILL = 5.0
 BEFORE_RESTART = 1.0
 BEFORE_DISTURBANCE = 1.5
-BEFORE_STOP = 40.0
+BEFORE_VEXATION = 20.0
 
 #: Longest time for which a process is stopped that is not killed (seconds), as a machine without memory or a debugger does.
 STOPPED = 6.0
@@ -42,18 +45,18 @@ class Victim:
 
 @dataclass
 class Monkey:
-    """Kills, stops and cuts; `killed` and `stopped` count what was done, by kind of server."""
+    """Kills, stops, flushes and cuts; `killed` counts by kind of server, `vexed` all that is no kill and no cut."""
 
     random: Random
     victims: Sequence[Victim]
     relay: CuttingRelay
     killed: Counter[str] = field(default_factory=Counter)
-    stopped: Counter[str] = field(default_factory=Counter)
+    vexed: Counter[str] = field(default_factory=Counter)
     _restarts: dict[int, asyncio.Task[None]] = field(default_factory=dict)
 
     async def rage(self, kills: int, seconds: float) -> None:
         """Kill that often, or as often as there is time for; at the end all servers run."""
-        others = [asyncio.create_task(self._disturb()), asyncio.create_task(self._stop())]
+        others = [asyncio.create_task(self._disturb()), asyncio.create_task(self._vex())]
         try:
             async with asyncio.timeout(seconds):
                 for kind in self._kinds(kills):
@@ -115,15 +118,29 @@ class Monkey:
                     self.relay.wanted.append((point, self.random.choice(LATER)))
                 await asyncio.sleep(self.random.uniform(0, BEFORE_DISTURBANCE))
 
-    async def _stop(self) -> None:
-        """Stop a proxy or Valkey for a while: it may hold what others wait for, and goes on as if nothing had been."""
+    async def _vex(self) -> None:
+        """Stop a proxy or Valkey for a while: it goes on as if nothing had been, with what it held; or empty Valkey."""
         while True:
-            await asyncio.sleep(self.random.uniform(0, BEFORE_STOP))
+            await asyncio.sleep(self.random.uniform(0, BEFORE_VEXATION))
             victim = self.random.choice([each for each in self.victims if each.kind in {"proxy", "valkey"}])
-            process = victim.server.process
-            process.send_signal(signal.SIGSTOP)
-            self.stopped[victim.kind] += 1
-            try:
-                await asyncio.sleep(self.random.uniform(0, STOPPED))
-            finally:
-                process.send_signal(signal.SIGCONT)
+            if victim.kind == "valkey" and self.random.random() < 0.5:
+                self.vexed["valkey flushed"] += await asyncio.to_thread(_flush, victim.server.url)
+            else:
+                self.vexed[f"{victim.kind} stopped"] += 1
+                await self._stop(victim.server.process)
+
+    async def _stop(self, process: Popen[bytes]) -> None:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self.random.uniform(0, STOPPED))
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+
+def _flush(url: str) -> bool:
+    """Empty a Valkey; whether it was there."""
+    address = urlsplit(url)
+    with suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=1) as connection:
+        connection.sendall(b"FLUSHALL\r\n")
+        return connection.recv(16).startswith(b"+OK")
+    return False

@@ -34,8 +34,8 @@ SETTINGS = {
 }
 
 #: Units and whether there are standing orders, of each patient.
-PATIENTS: tuple[tuple[Units, bool], ...] = (("mass", True), ("mass", False), ("molar", True))
-SUBMITTERS = 6
+PATIENTS: tuple[tuple[Units, bool], ...] = (("mass", True), ("mass", False), ("molar", True), ("molar", False))
+SUBMITTERS = 8
 REPLICAS = ("proxy-1", "proxy-2")
 
 #: How long submissions may take to be answered once nothing goes wrong any more (seconds).
@@ -92,7 +92,7 @@ async def storm(options: Options, upstream: Upstream, folder: Path) -> Report:
         "entries": Counter(f"answered {answer.status}" for answer in submitters.answers),
         "held": Counter(place.partition("/")[0] for place in held),
         "kills": monkey.killed,
-        "stops": monkey.stopped,
+        "vexations": monkey.vexed,
         "cuts": relay.cuts,
     }
     return Report(options, {group: dict(sorted(numbers.items())) for group, numbers in figures.items()}, found)
