@@ -77,15 +77,12 @@ LOOP_LAG = Gauge("cgm_proxy_event_loop_lag_seconds", "How late the event loop la
 
 def count(judgement: Judgement, answers: Sequence[Answer]) -> None:
     """Count the entries of a finished submission, and what was found about them."""
-    entries: Tally[tuple[str, str]] = Tally()
-    issues: Tally[tuple[str, str]] = Tally()
-    for verdict, answer in zip(judgement.verdicts, answers, strict=True):
-        profile = verdict.profiles[0].rpartition("/")[2] if verdict.profiles else "none"
-        entries[profile, _verdict(answer.status)] += 1
-        issues.update((issue.rule, issue.severity) for issue in answer.issues)
+    judged = zip(judgement.verdicts, answers, strict=True)
+    entries = Tally((verdict.profiles[:1], answer.status) for verdict, answer in judged)
+    issues = Tally((issue.rule, issue.severity) for answer in answers for issue in answer.issues)
     issues.update((issue.rule, issue.severity) for issue in judgement.issues)
-    for labels, number in entries.items():
-        ENTRIES.labels(*labels).inc(number)
+    for (profiles, status), number in entries.items():
+        ENTRIES.labels("".join(profiles).rpartition("/")[2] or "none", _verdict(status)).inc(number)
     for labels, number in issues.items():
         REFUSALS.labels(*labels).inc(number)
 

@@ -4,12 +4,11 @@ Each topic has an epoch, which is another one whenever the topic had to be forgo
 the epoch first and writes under it what was answered: what was asked before a write is never read after it.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import monotonic
 from typing import Literal, Protocol
-
-from cachetools import TTLCache
 
 from cgm_proxy.settings import Cache
 
@@ -77,9 +76,7 @@ class LocalNotes:
 
     def __init__(self, cache: Cache) -> None:
         sizes: dict[Topic, int] = {"known": cache.known, "orders": cache.orders, "submitted": cache.orders}
-        self._values: dict[Topic, TTLCache[str, bytes]] = {
-            topic: TTLCache(size, seconds(cache, topic)) for topic, size in sizes.items()
-        }
+        self._values = {topic: _Values(size, seconds(cache, topic)) for topic, size in sizes.items()}
         self._forgotten: Counter[Topic] = Counter()
         self._under_way: Counter[Topic] = Counter()
 
@@ -95,13 +92,12 @@ class LocalNotes:
 
     async def read(self, topic: Topic, epoch: str, names: Sequence[str]) -> dict[str, bytes]:
         """Give what is noted, if it is still this epoch."""
-        values = self._values[topic] if epoch == str(self._forgotten[topic]) else {}
-        return {name: value for name in names if (value := values.get(name)) is not None}
+        return self._values[topic].read(names) if epoch == str(self._forgotten[topic]) else {}
 
     async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values, if it is still this epoch."""
         if epoch == str(self._forgotten[topic]):
-            self._values[topic].update(values)
+            self._values[topic].write(values)
 
     @asynccontextmanager
     async def forgetting(self, topics: Collection[Topic]) -> AsyncIterator[None]:
@@ -119,3 +115,37 @@ class LocalNotes:
     async def turn(self, name: str, patience: float) -> AsyncIterator[Turn]:  # noqa: ARG002 -- others wait
         """Give the turn at once: those of this process wait for one another before."""
         yield Turn()
+
+
+class _Values:
+    """At most `size` values, each for `seconds`; they go in the batches in which they came, the oldest first."""
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._size = size
+        self._seconds = seconds
+        self._values: dict[str, bytes] = {}
+        self._batches: deque[tuple[float, Mapping[str, bytes]]] = deque()
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Give the values of those names that have one."""
+        while self._batches and self._batches[0][0] <= monotonic():
+            self._drop()
+        return {name: value for name in names if (value := self._values.get(name)) is not None}
+
+    def write(self, values: Mapping[str, bytes]) -> None:
+        """Keep a batch; it is not to be changed any more."""
+        self._values.update(values)
+        self._batches.append((monotonic() + self._seconds, values))
+        while len(self._values) > self._size:
+            self._drop()
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()
+        self._batches.clear()
+
+    def _drop(self) -> None:
+        _, batch = self._batches.popleft()
+        for name, value in batch.items():
+            if self._values.get(name) is value:  # it has not come again since then
+                del self._values[name]

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -85,8 +86,10 @@ class Submission:
         named = names(self.entries)
         return {r: named[r] for r in {r for entry in self.entries for r in entry.references} if r in named}
 
-    def linked(self, entry: Entry) -> set[int]:
+    def linked(self, entry: Entry) -> AbstractSet[int]:
         """Give the indices of the entries that an entry references."""
+        if not self.links:
+            return frozenset()
         return {self.links[reference] for reference in entry.references if reference in self.links}
 
 

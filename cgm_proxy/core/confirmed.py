@@ -5,6 +5,7 @@ What does not fit is left out of a search and is no confirmation of a transactio
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -24,6 +25,30 @@ VERSION = re.compile(r"[\x21\x23-\x7e]+")
 
 #: What stands for itself in the query of a link; all else is percent-encoded.
 _IN_QUERY = "!$%&'()*+,-./:;=?@_~|"
+
+
+class _Response(msgspec.Struct, gc=False):
+    """What is read of `Bundle.entry.response`; the outcome, most of its text, is passed over."""
+
+    status: Any = None
+    location: Any = None
+    etag: Any = None
+
+
+class _Answered(msgspec.Struct, gc=False):
+    """An entry of a transaction-response."""
+
+    response: _Response
+    resource: Any = None
+
+
+class _Responses(msgspec.Struct):
+    """A transaction-response."""
+
+    entry: list[_Answered]
+
+
+_responses = msgspec.json.Decoder(_Responses, float_hook=Decimal)
 
 
 def document(data: bytes) -> Json | None:
@@ -77,23 +102,21 @@ def about(resource: Json) -> str | None:
 
 def confirmation(data: bytes, count: int) -> list[Stored] | None:
     """Read a transaction-response to `count` conditional creates: 201 or 200, and a location, for each; else None."""
-    entries = (document(data) or {}).get("entry")
-    if not isinstance(entries, list) or len(entries) != count:
+    try:
+        entries = _responses.decode(data).entry
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
         return None
     stored = [one for entry in entries if (one := _stored(entry))]
-    return stored if len(stored) == count else None
+    return stored if len(stored) == len(entries) == count else None
 
 
-def _stored(entry: Any) -> Stored | None:
-    response = entry.get("response") if isinstance(entry, dict) else None
-    if not isinstance(response, dict):
-        return None
-    status, place = str(response.get("status"))[:3], LOCATION.search(str(response.get("location")))
+def _stored(entry: _Answered) -> Stored | None:
+    response = entry.response
+    status, place = str(response.status)[:3], LOCATION.search(str(response.location))
     if status not in {"200", "201"} or place is None:
         return None
-    resource = entry.get("resource")
-    kept = resource if isinstance(resource, dict) else None
-    return Stored(place[1], etag(response.get("etag")), status == "201", kept)
+    kept = entry.resource if isinstance(entry.resource, dict) else None
+    return Stored(place[1], etag(response.etag), status == "201", kept)
 
 
 def etag(value: Any) -> str | None:

@@ -78,7 +78,7 @@ def foreign_identity(entry: Entry, identity: str) -> bool:
 def stamp(entry: Entry, identity: str, locations: Mapping[str, str]) -> bytes:
     """Serialise an entry's resource as it is stored: with its identity, and with references replaced by `locations`."""
     encoded = _identified(entry, identity)
-    if not any(reference in locations for reference in entry.references):
+    if locations.keys().isdisjoint(entry.references):
         return encoded
     return REFERENCE.sub(lambda found: _relocate(found[1], found[0], locations), encoded)
 

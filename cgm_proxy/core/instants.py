@@ -4,6 +4,7 @@ import re
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import Any
 
+_SECOND = timedelta(seconds=1)
 _PARTIAL = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?", re.ASCII)
 _FULL = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -39,7 +40,7 @@ def interval(text: Any) -> tuple[datetime, datetime] | None:
     try:
         if _FULL.fullmatch(text):
             start = datetime.fromisoformat(text).astimezone(UTC)
-            return start, LAST if start.year == MAXYEAR else start + timedelta(seconds=1)
+            return start, LAST if start.year == MAXYEAR else start + _SECOND
         if found := _PARTIAL.fullmatch(text):
             return _span(*(int(part) for part in found.groups() if part))
     except (ValueError, OverflowError):

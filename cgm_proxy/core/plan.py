@@ -160,13 +160,15 @@ def _same_as(identified: Iterable[Identified], first: Seen) -> dict[int, int]:
     """Map entries to earlier ones that they repeat: by identity, or by their own ifNoneExist, which the earlier one fulfils."""
     same_as: dict[int, int] = {}
     for one in identified:
-        condition = one.entry.request.get("ifNoneExist")
-        keys = [("identity", one.identity), *([(one.entry.type, condition)] if condition else [])]
-        earlier = min((first[key] for key in keys if key in first), default=one.entry.index)
-        for key in keys:
-            first.setdefault(key, earlier)
-        if earlier != one.entry.index:
-            same_as[one.entry.index] = earlier
+        index, condition = one.entry.index, one.entry.request.get("ifNoneExist")
+        identity = "identity", one.identity
+        earlier = first.get(identity, index)
+        if condition:
+            earlier = min(earlier, first.get((one.entry.type, condition), index))
+            first.setdefault((one.entry.type, condition), earlier)
+        first.setdefault(identity, earlier)
+        if earlier != index:
+            same_as[index] = earlier
     return same_as
 
 
@@ -181,12 +183,15 @@ def body(groups: Iterable[Group], plan: Plan, locations: Mapping[str, str], *, t
 
 
 def _create(one: Identified, locations: Mapping[str, str], *, typed: bool) -> bytes:
-    kind = one.entry.type
-    condition = f"{kind}?identifier={token(one.identity)}" if typed else f"identifier={token(one.identity)}"
-    # the type is one of the allow-list's, and an identity is a UUID: nothing here needs escapes
-    request = f'{{"method":"POST","url":"{kind}","ifNoneExist":"{condition}"}}'.encode()
-    resource = stamp(one.entry, one.identity, locations)
-    return b'{"fullUrl":%b,"resource":%b,"request":%b}' % (encode(one.url), resource, request)
+    kind = one.entry.type.encode()
+    # the type is one of the allow-list's, and an identity is a UUID: nothing but the fullUrl needs escapes
+    return b'{"fullUrl":%b,"resource":%b,"request":{"method":"POST","url":"%b","ifNoneExist":"%bidentifier=%b"}}' % (
+        encode(one.url),
+        stamp(one.entry, one.identity, locations),
+        kind,
+        kind + b"?" if typed else b"",
+        token(one.identity).encode(),
+    )
 
 
 def _aliases(

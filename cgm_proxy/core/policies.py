@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -11,6 +12,16 @@ from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.instants import interval
 from cgm_proxy.core.orders import Schedule
 from cgm_proxy.core.verdicts import Context, Policy, Verdict
+
+
+class _Times(msgspec.Struct, rename="camel", gc=False):
+    """What is read of a resource here: the rest is passed over."""
+
+    effective_date_time: Any = None
+    effective_period: Any = None
+
+
+_times = msgspec.json.Decoder(_Times)
 
 
 def schedules(submission: Submission, context: Context) -> list[Schedule]:
@@ -54,11 +65,10 @@ def _asks(schedule: Schedule, verdict: Verdict, context: Context) -> bool:
 
 
 def _effective(entry: Entry) -> tuple[datetime, datetime] | None:
-    resource = entry.resource
-    if span := interval(resource.get("effectiveDateTime")):
+    times = _times.decode(entry.encoded)
+    if span := interval(times.effective_date_time):
         return span
-    period = resource.get("effectivePeriod")
-    bounds = period if isinstance(period, dict) else {}
+    bounds = times.effective_period if isinstance(times.effective_period, dict) else {}
     start, end = interval(bounds.get("start")), interval(bounds.get("end"))
     return (start[0], end[1]) if start and end else None
 

@@ -6,13 +6,12 @@ it finds: base validity (`core/validity.py`), invariants of the specification, e
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from cachetools import LRUCache
-
 from cgm_proxy.core.analysis import Analysis, analyse
+from cgm_proxy.core.body import decode
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.examination import Examination
 from cgm_proxy.core.fhirpath import FhirPathError, expression
@@ -35,10 +34,9 @@ class RuleBook:
         self, model: Model, profiles: Iterable[Profile], codes: Mapping[str, Sequence[Path]] | None = None
     ) -> None:
         self.shapes: Shapes | None = Shapes()
-        self._lock = Lock()  # several threads judge at once
         self._whens: dict[tuple[str, str], tuple[list[Profile], list[str], Leaves]] = {}
-        self._implied: LRUCache[Any, tuple[str, ...]] = LRUCache(4096)
-        self._leaves: LRUCache[Any, Leaves] = LRUCache(1024)
+        self._implied = lru_cache(4096)(self._find_implied)
+        self._leaves = lru_cache(1024)(self._find_leaves)
         common = [path for dialect in COMMON for path in (codes or {}).get(dialect, ())]
         self._model = model.with_codes(*common)
         self._models = {d: self._model.with_codes(*paths) for d, paths in (codes or {}).items() if d not in COMMON}
@@ -149,20 +147,19 @@ class RuleBook:
 
     def _free_leaves(self, resource: Json, demanded: tuple[str, ...], dialect: str | None) -> Leaves:
         """Give the leaves that no rule of the profiles, and no invariant, reads."""
-        meta = resource.get("meta")
+        type_, meta = resource.get("resourceType"), resource.get("meta")
         claims = meta.get("profile") if type(meta) is dict else None
-        claimed = tuple(claims) if type(claims) is list and all(type(c) is str for c in claims) else ()
-        key = (resource.get("resourceType"), dialect, demanded, claimed)
-        if (claims is not None and not claimed) or type(key[0]) is not str or "contained" in resource:
+        if type(type_) is not str or "contained" in resource:
             return ()
-        with self._lock:
-            leaves = self._leaves.get(key)
-        if leaves is None:
-            profiles = [found for url in (*demanded, *claimed) if (found := self.profile(url, dialect))]
-            leaves = free_leaves(key[0], self._analyses(key[0], profiles, self.model(dialect)))
-            with self._lock:
-                self._leaves[key] = leaves
-        return leaves
+        if claims is not None and (type(claims) is not list or set(map(type, claims)) != {str}):
+            return ()
+        return self._leaves(type_, dialect, demanded, tuple(claims or ()))
+
+    def _find_leaves(
+        self, type_: str, dialect: str | None, demanded: tuple[str, ...], claimed: tuple[str, ...]
+    ) -> Leaves:
+        profiles = [found for url in (*demanded, *claimed) if (found := self.profile(url, dialect))]
+        return free_leaves(type_, self._analyses(type_, profiles, self.model(dialect)))
 
     def _analyses(self, type_: str, profiles: Iterable[Profile], model: Model) -> Iterator[Analysis]:
         """Analyse all that is evaluated on a resource of a type or on what is above its free leaves."""
@@ -187,18 +184,15 @@ class RuleBook:
             return ()
         if (dialect, type_) not in self._whens:
             self._whens[dialect, type_] = self._when(dialect, type_)
-        profiles, members, leaves = self._whens[dialect, type_]
+        _, members, leaves = self._whens[dialect, type_]
         read = {member: resource[member] for member in members if member in resource}
-        key = (dialect, type_, shape(read, leaves)[0])
-        with self._lock:
-            found = self._implied.get(key)
-        if found is None:
-            made = {"resourceType": type_, **read}
-            found = tuple(profile.url for profile in profiles if _holds(profile.when or "", made))
-            if len(key[2]) < LARGEST_SHAPE:
-                with self._lock:
-                    self._implied[key] = found
-        return found
+        skeleton, _ = shape(read, leaves)
+        find = self._implied if len(skeleton) < LARGEST_SHAPE else self._find_implied
+        return find(dialect, type_, skeleton)
+
+    def _find_implied(self, dialect: str, type_: str, skeleton: bytes) -> tuple[str, ...]:
+        made = {"resourceType": type_, **decode(skeleton)}
+        return tuple(profile.url for profile in self._whens[dialect, type_][0] if _holds(profile.when or "", made))
 
     def _when(self, dialect: str, type_: str) -> tuple[list[Profile], list[str], Leaves]:
         """Give a type's profiles with `when`, the members that a `when` names anywhere, and the leaves that none reads."""
