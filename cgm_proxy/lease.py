@@ -15,7 +15,7 @@ from cgm_proxy.notes import Turn
 from cgm_proxy.valkey import Valkey
 
 #: How long a lease lasts that is not renewed (seconds); it is renewed after a third of that.
-LEASE = 10.0
+LEASE = 5.0
 
 #: The part of a lease in which it is believed in, for clocks that do not run alike.
 BELIEVED = 0.9

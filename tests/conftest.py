@@ -103,10 +103,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[servers.Running]:
-    """Run a Valkey (or Redis) that holds nothing."""
+@pytest.fixture(scope="session")
+def valkey_here() -> None:
+    """Skip where there is neither Valkey nor Redis; never in CI."""
     if not CI and not (shutil.which("valkey-server") or shutil.which("redis-server")):
         pytest.skip("there is no valkey-server and no redis-server")
+
+
+@pytest.fixture
+def valkey(tmp_path: Path, valkey_here: None) -> Iterator[servers.Running]:  # noqa: ARG001
+    """Run a Valkey (or Redis) that holds nothing."""
     with servers.valkey(tmp_path) as server:
         yield server
