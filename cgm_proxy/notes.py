@@ -125,6 +125,7 @@ class _Values:
         self._seconds = seconds
         self._values: dict[str, bytes] = {}
         self._batches: deque[tuple[float, Mapping[str, bytes]]] = deque()
+        self._held = 0  # values in batches, also those that came again since then
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         """Give the values of those names that have one."""
@@ -136,16 +137,19 @@ class _Values:
         """Keep a batch; it is not to be changed any more."""
         self._values.update(values)
         self._batches.append((monotonic() + self._seconds, values))
-        while len(self._values) > self._size:
+        self._held += len(values)
+        while self._held > self._size:
             self._drop()
 
     def clear(self) -> None:
         """Keep nothing."""
         self._values.clear()
         self._batches.clear()
+        self._held = 0
 
     def _drop(self) -> None:
         _, batch = self._batches.popleft()
+        self._held -= len(batch)
         for name, value in batch.items():
             if self._values.get(name) is value:  # it has not come again since then
                 del self._values[name]
