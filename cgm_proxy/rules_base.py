@@ -6,11 +6,16 @@ DIRECTORY holds the definitions in XML (profiles-types.xml, profiles-resources.x
 v2-tables.xml, v3-codesystems.xml, valuesets.xml), for example the unpacked hapi-fhir-validation-resources-r4. What is
 written is one JSON object a line, so that a reviewer sees what changed:
 
-- `types.ndjson`: a type's elements as `"status": "1..1 code =observation-status"` and its invariants as FHIRPath;
+- `types.ndjson`: a type's elements as `"status": "1..1 code =observation-status"` (`~` where the binding is not required)
+  and its invariants as FHIRPath;
 - `codes.ndjson`: the code systems' codes, and the value sets that a required binding names, expanded;
 - `extensions.ndjson`: where an extension of HL7 may stand and what values it may have.
+
+`common.ndjson` beside them is kept by hand: the codes of ISO 4217 (in either case), ISO 3166 and the USPS; UCUM's prefixes
+and units.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +29,12 @@ FHIR = "{http://hl7.org/fhir}"
 CORE = "http://hl7.org/fhir/StructureDefinition/"
 VALUE_SET = "http://hl7.org/fhir/ValueSet/"
 MAX_VALUE_SET = CORE + "elementdefinition-maxValueSet"
+#: Extensions that the HL7 validator lets stand anywhere, because their lists of places are known to lack some.
+ANYWHERE = frozenset(
+    {"capabilitystatement-expectation", "capabilitystatement-prohibited", "structuredefinition-normative-version"}
+)
+#: The languages that the HL7 validator takes, though R4 allows all of BCP 47: those that the preferred set lists.
+LANGUAGES = "languages"
 #: Elements of a definition that occur at most once here; every other one is read as a list.
 SINGLE = frozenset(
     [
@@ -109,8 +120,17 @@ def bound_set(element: Json) -> str | None:
         return short(binding["valueSet"])
     for extension in binding.get("extension") or []:
         if extension["url"] == MAX_VALUE_SET:
-            return short(extension.get("valueCanonical") or extension["valueUri"])
+            largest = short(extension.get("valueCanonical") or extension["valueUri"])
+            return LANGUAGES if largest == f"all-{LANGUAGES}" else largest
     return None
+
+
+def weakly_bound_set(element: Json) -> str | None:
+    """Give the value set that codes should come from: of several codings, the one in it is the one that counts."""
+    binding = element.get("binding") or {}
+    coded = {"CodeableConcept", "Coding"} & {type_["code"] for type_ in element.get("type", [])}
+    weak = binding.get("strength") in {"preferred", "extensible"} and binding.get("valueSet")
+    return short(binding["valueSet"]) if coded and weak else None
 
 
 def element_line(element: Json, *, nested: bool) -> str:
@@ -122,8 +142,10 @@ def element_line(element: Json, *, nested: bool) -> str:
     else:
         types = "|".join(dict.fromkeys(type_of(type_) for type_ in element.get("type", [])))
     line = f"{element['min']}..{element['max']} {types}"
-    bound = bound_set(element)
-    return f"{line} ={bound}" if bound else line
+    if bound := bound_set(element):
+        return f"{line} ={bound}"
+    weak = weakly_bound_set(element)
+    return f"{line} ~{weak}" if weak else line
 
 
 def invariants(element: Json) -> list[list[str]]:
@@ -201,6 +223,8 @@ def extension_line(definition: Json) -> Json:
         if name and name.rsplit(".")[-1].split(":")[0] not in {"id", "url"}:
             elements[name] = element_line(element, nested=False)
     contexts = [f"{c.get('type', ['element'])[0]}:{c['expression']}" for c in definition.get("context", [])]
+    if definition["url"].removeprefix(CORE) in ANYWHERE:
+        contexts = ["element:Element"]
     modifier = "true" in {str(e.get("isModifier", ["false"])[0]) for e in definition["snapshot"]["element"][:1]}
     return {"extension": definition["url"], "context": contexts, "modifier": modifier, "elements": elements}
 
@@ -284,7 +308,8 @@ def write(path: Path, lines: Iterable[Json]) -> None:
 
 def named_sets(lines: Iterable[Json]) -> set[str]:
     """Give the value sets that lines of elements bind to."""
-    bound = {text.rpartition(" =")[2] for line in lines for text in line["elements"].values() if " =" in text}
+    found = (re.search(r" [=~](\S+)$", text) for line in lines for text in line["elements"].values())
+    bound = {match[1] for match in found if match}
     return {name if "/" in name else VALUE_SET + name for name in bound}
 
 

@@ -127,7 +127,7 @@ class Compiler:
         if f"{name} = {quoted(found[1])}" in parent:
             return  # by this the slice was found
         if not isinstance(found[1], dict):
-            test = f"{name}.empty() or {name} = {quoted(found[1])}"
+            test = f"{name}.hasValue() implies {name} = {quoted(found[1])}"
             self.rule(definition, parent, test, quoted_text(found[1]), name)
             return
         for test in tests(found[1]):
@@ -138,7 +138,13 @@ class Compiler:
         """Compile a required binding that R4 does not have."""
         binding = definition.get("binding", {})
         url = str(binding.get("valueSet", "")).split("|")[0]
-        if binding.get("strength") != "required" or not url or (base and base.binding and url.endswith(base.binding)):
+        if base and url.endswith((base.binding or "-", base.weak_binding or "-")):
+            return
+        known = url in self.guide.sets or self.model.value_set(url) is not None
+        if known and binding.get("strength") in {"extensible", "preferred"} and "CodeableConcept" in types(definition):
+            test = f"memberOf({quoted(url)}) or knownCodes()"
+            self.rule(definition, here, test, "codes that their code systems have", "coding.code")
+        if binding.get("strength") != "required" or not url:
             return
         self.rule(definition, here, f"memberOf({quoted(url)})", f"a code of the value set {url}")
 
@@ -306,7 +312,7 @@ def number(rules: list[Json]) -> None:
             continue  # an invariant keeps its key
         base = re.sub(r"\[x\]", "", rule["element"].partition(".")[2] or rule["element"])
         base = re.sub(r"[^A-Za-z0-9]+", "-", base).strip("-")
-        if found := re.fullmatch(r"(\w+)(?:\.empty\(\) or \w+)? = '.*'", rule["expression"]):
+        if found := re.fullmatch(r"(\w+)(?:\.hasValue\(\) implies \w+)? = '.*'", rule["expression"]):
             base = base if base.endswith(found[1]) else f"{base}-{found[1]}"
         seen[base] = seen.get(base, 0) + 1
         rule["id"] = base if seen[base] == 1 else f"{base}-{seen[base]}"

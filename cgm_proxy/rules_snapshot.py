@@ -95,7 +95,9 @@ class Guide:
 
     def __init__(self, model: Model, definitions: Iterable[Json]) -> None:
         self.model = model
-        self.by_url = {d["url"]: d for d in definitions if d["resourceType"] == "StructureDefinition"}
+        listed = list(definitions)
+        self.by_url = {d["url"]: d for d in listed if d["resourceType"] == "StructureDefinition"}
+        self.sets = {d["url"] for d in listed if d["resourceType"] == "ValueSet"}
         self.trees = {url: grow(d["snapshot"]["element"]) for url, d in self.by_url.items()}
 
     def code_tests(self, url: str, path: str = "code") -> list[str]:

@@ -78,6 +78,7 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("not", "allTrue", "anyTrue", "allFalse", "anyFalse"), Function((0,), BOOLEAN)),
     **dict.fromkeys(("contains", "startsWith", "endsWith", "matches"), Function((1,), BOOLEAN)),
     **dict.fromkeys(("conformsTo", "memberOf"), Function((1,), BOOLEAN)),
+    "knownCodes": Function((0,), BOOLEAN),
     **dict.fromkeys(
         ("toInteger", "toDecimal", "abs", "ceiling", "floor", "round", "truncate"), Function((0, 1), NUMBER)
     ),

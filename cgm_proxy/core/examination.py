@@ -16,7 +16,7 @@ from cgm_proxy.core.findings import Findings, Node, last
 from cgm_proxy.core.model import CORE, Model
 from cgm_proxy.core.primitives import show
 from cgm_proxy.core.rulebook import Profile, Rule
-from cgm_proxy.core.scope import Json, Scope
+from cgm_proxy.core.scope import Json, Scope, resources_of
 from cgm_proxy.core.validity import walk
 
 #: Base faults after which a FHIRPath engine would read nonsense: the profile's rules wait until these are mended.
@@ -55,7 +55,9 @@ class Examination:
         self._kept: list[Json] = []
         self._bases: dict[int, Base] = {}
         self._within: list[Json] = [scope.root]
-        self._functions = fhirpath.functions(self._resolve, self._target_type, self._conforms_to, self._member_of)
+        self._functions = fhirpath.functions(
+            self._resolve, self._target_type, self._conforms_to, self._member_of, self._known_codes
+        )
 
     def examine(self, resource: Json, profiles: Sequence[str]) -> Iterator[Issue]:
         """Judge a resource by base R4, by the profiles it and its parts claim, and by `profiles`."""
@@ -111,6 +113,9 @@ class Examination:
             profile = self.book.profile(url, self.dialect) if self.dialect else self.book.profile(url)
             if profile is not None:
                 yield from self.judge(profile, node.data, node.path, node.data)
+            elif url.startswith(CORE) and self.model.type(url.removeprefix(CORE)) not in (None, node.type):
+                text = f"{last(node.path)}.meta.profile is {show(url)}, which is for other resources; leave it out"
+                yield Issue("r4-profile", text, f"{node.path}.meta.profile")
 
     def judge(self, profile: Profile, data: Json, path: str, within: Json) -> Iterator[Issue]:
         """Evaluate a profile's rules on a resource or extension."""
@@ -168,7 +173,7 @@ class Examination:
         return self.scope.find(text, self._within[-1]) if isinstance(text, str) else None
 
     def _target_type(self, item: Any) -> str | None:
-        return self.scope.target_type(item, self._within[-1])
+        return self.scope.target_type(item, self._within[-1], self.model)
 
     def _conforms_to(self, item: Any, url: str) -> bool:
         if not isinstance(item, dict):
@@ -199,6 +204,11 @@ class Examination:
         for rule in profile.rules:
             if rule.at == "code" and not any(key.startswith("_") for key in item):
                 yield from self._rule(profile, rule, selected, profile.type)
+
+    def _known_codes(self, item: Any) -> bool:
+        """Whether no coding has a code that its code system lacks."""
+        codings = resources_of(item.get("coding")) if isinstance(item, dict) else []
+        return not any(self.model.has_code(coding) is False for coding in codings)
 
     def _member_of(self, item: Any, url: str) -> bool:
         allowed = self.model.value_set(url)

@@ -1,9 +1,10 @@
-"""FHIRPath, as the rules use it: fhirpathpy with R4's types and four functions of FHIR.
+"""FHIRPath, as the rules use it: fhirpathpy with R4's types and these functions.
 
 - `resolve()`: what References mean (contained resources, the Bundle's entries, what lies outside);
 - `targetType()`: the type of what a Reference means, by resolution or else by its literal reference;
 - `conformsTo(url)`: whether a resource conforms to a profile;
-- `memberOf(url)`: whether a code, Coding or CodeableConcept is in a value set.
+- `memberOf(url)`: whether a code, Coding or CodeableConcept is in a value set;
+- `knownCodes()`: whether a CodeableConcept has no code that its code system lacks; systems that are not known lack none.
 
 An expression holds only if it gives exactly `true`: an empty result does not hold.
 """
@@ -16,6 +17,8 @@ from fhirpathpy import apply_parsed_path
 from fhirpathpy.engine.nodes import ResourceNode
 from fhirpathpy.models import models
 from fhirpathpy.parser import parse
+
+from cgm_proxy.core.uris import BLANK
 
 R4 = models["r4"]
 Functions = Mapping[str, Mapping[str, Any]]
@@ -30,6 +33,7 @@ def functions(
     target_type: Callable[[Any], Any],
     conforms_to: Callable[[Any, str], bool],
     member_of: Callable[[Any, str], bool],
+    known_codes: Callable[[Any], bool],
 ) -> Functions:
     """Give the functions of FHIR to `evaluate`, over one examination's resources."""
 
@@ -44,8 +48,14 @@ def functions(
         "targetType": {"fn": each(target_type), "arity": {0: []}},
         "conformsTo": {"fn": every(conforms_to), "arity": {1: ["String"]}},
         "memberOf": {"fn": every(member_of), "arity": {1: ["String"]}},
-        "hasValue": {"fn": lambda inputs: [len(inputs) == 1 and not isinstance(inputs[0], dict)], "arity": {0: []}},
+        "knownCodes": {"fn": lambda inputs: [all(map(known_codes, inputs))], "arity": {0: []}},
+        "hasValue": {"fn": lambda inputs: [len(inputs) == 1 and _is_value(inputs[0])], "arity": {0: []}},
     }
+
+
+def _is_value(item: Any) -> bool:
+    """Whether an element has a value: not extensions alone, and more than white space, as the HL7 validator reads it."""
+    return not isinstance(item, dict) and not (isinstance(item, str) and (not item or BLANK.fullmatch(item)))
 
 
 def _silent(_values: Any, _label: Any) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 
 import msgspec
 
+from cgm_proxy.core.ucum import Ucum
+
 CORE = "http://hl7.org/fhir/StructureDefinition/"
 VALUE_SET = "http://hl7.org/fhir/ValueSet/"
+UCUM = "http://unitsofmeasure.org"
 ValueSet = Mapping[str, frozenset[str] | None]
-_LINE = re.compile(r"^(\d+)\.\.(\d+|\*) ?(.*?)(?: =(\S+))?$")
+_LINE = re.compile(r"^(\d+)\.\.(\d+|\*) ?(.*?)(?: =(\S+))?(?: ~(\S+))?$")
 _TYPE = re.compile(r"([^|(]+)(?:\(([^)]*)\))?")
 
 #: Types whose JSON is a string, number or boolean (https://hl7.org/fhir/R4/datatypes.html#primitive).
@@ -66,6 +69,8 @@ class Element:
     types: Mapping[str, tuple[str, ...]]
     binding: str | None = None
     invariants: tuple[Invariant, ...] = ()
+    weak_binding: str | None = None
+    """The value set that codes should, but need not, come from."""
 
     @property
     def many(self) -> bool:
@@ -99,9 +104,9 @@ def parse_element(name: str, line: str, invariants: tuple[Invariant, ...] = ()) 
     found = _LINE.match(line)
     if found is None:
         raise ValueError(f"{name}: {line!r} is no element")
-    least, most, types, binding = found.groups()
+    least, most, types, binding, weak = found.groups()
     targets = {t: tuple(r.split("|")) if r else () for t, r in _TYPE.findall(types)}
-    return Element(name, int(least), None if most == "*" else int(most), targets, binding, invariants)
+    return Element(name, int(least), None if most == "*" else int(most), targets, binding, invariants, weak)
 
 
 def json_names(element: Element) -> Iterator[tuple[str, str]]:
@@ -132,8 +137,10 @@ class Model:
     def __init__(self, directory: Path) -> None:
         self._types = _lines(directory / "types.ndjson", "type")
         self._extensions = _lines(directory / "extensions.ndjson", "extension")
-        self._systems = _lines(directory / "codes.ndjson", "system")
+        common = directory / "common.ndjson"
+        self._systems = _lines(directory / "codes.ndjson", "system") | _lines(common, "system")
         self._sets = _lines(directory / "codes.ndjson", "valueSet")
+        self.ucum = _parse_ucum(_lines(common, "ucum"))
         self._read: dict[tuple[str, str], Any] = {}
         self._codes: dict[tuple[str, str], Any] = {}
 
@@ -181,6 +188,14 @@ class Model:
         found: frozenset[str] | None = self._once("system", url, self._systems, lambda line: frozenset(line["codes"]))
         return found
 
+    def has_code(self, coding: Mapping[str, Any]) -> bool | None:
+        """Tell whether a coding's system has its code; None if that can't be known."""
+        system, code = coding.get("system"), coding.get("code")
+        if not isinstance(system, str) or not isinstance(code, str):
+            return None
+        codes = self.ucum if system == UCUM else self.system(system)
+        return None if codes is None else code in codes
+
     def value_set(self, name: str) -> ValueSet | None:
         """Give a value set's codes by system (None: any code of it), or None if the set is not known."""
         url = name if "/" in name else VALUE_SET + name
@@ -204,6 +219,11 @@ class Model:
         members = {json: (element, type_) for element in elements.values() for json, type_ in json_names(element)}
         rules = {rule.key: rule for rule in (*(base.invariants if base else ()), *_invariants(line["invariants"]))}
         return Type(line["type"], line["of"], elements, members, tuple(rules.values()))
+
+
+def _parse_ucum(lines: Mapping[str, bytes]) -> Ucum:
+    (line,) = (msgspec.json.decode(line) for line in lines.values())
+    return Ucum(line["prefixes"], frozenset(line["metric"]), frozenset(line["others"]))
 
 
 def _invariants(rows: Any) -> tuple[Invariant, ...]:

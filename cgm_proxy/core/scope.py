@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from cgm_proxy.core.model import Model
+
 Json = dict[str, Any]
 Resolve = Callable[[str], Json | None]
 #: `Patient/1`, `http://example.org/fhir/Patient/1`, `Patient/1/_history/2`
@@ -73,13 +75,21 @@ class Scope:
             self._own(found)
         return found
 
-    def target_type(self, reference: Any, within: Json) -> str | None:
-        """Give the type of what a Reference means: of the resource found, else as its literal reference says."""
+    def target_type(self, reference: Any, within: Json, model: Model) -> str | None:
+        """Give the type of what a Reference means: of the resource found, else as its literal reference says; or None."""
         text = reference.get("reference") if isinstance(reference, dict) else None
         if not isinstance(text, str):
             return None
         found = self.find(text, within)
         if found is not None:
             return str(found.get("resourceType"))
-        literal = LITERAL.fullmatch(text)
-        return literal[1] if literal else None
+        said = literal_type(text)
+        return said if said and "." not in said and model.type(said) else None
+
+
+def literal_type(reference: str) -> str | None:
+    """Give the type that a literal reference names, whatever its id looks like; None where it names none."""
+    parts = reference.rstrip("/").split("/")
+    if len(parts) < 2 or reference.startswith("#"):
+        return None
+    return parts[-4] if len(parts) >= 4 and parts[-2] == "_history" else parts[-2]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cgm_proxy.core.extensions import Fault
-from cgm_proxy.core.primitives import ABSOLUTE_URI, fault, show
+from cgm_proxy.core.primitives import fault, show
 from cgm_proxy.core.scope import Json, resources_of
+from cgm_proxy.core.uris import SEARCH, SYSTEMS, UUID, absolute
 
 
 def _attachment(data: Json) -> Iterator[Fault]:
@@ -23,7 +24,8 @@ def _attachment(data: Json) -> Iterator[Fault]:
         yield "r4-attachment-hash", "hash", "is not the SHA-1 of the data in base64"
 
 
-UUID = re.compile(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: What makes a text a full URI.
+SCHEME_OF = re.compile(r"[A-Za-z][A-Za-z0-9_\[\]]*:")
 ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
 RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
 
@@ -31,7 +33,7 @@ RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
 def _bundle(data: Json) -> Iterator[Fault]:
     """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique, #references)."""
     seen: dict[Any, int] = {}
-    posted = data.get("type") in {"transaction", "batch"}
+    posted = data.get("type") in ("transaction", "batch")
     for index, entry in enumerate(resources_of(data.get("entry"))):
         url, resource = entry.get("fullUrl"), entry.get("resource")
         where = f"entry[{index}].fullUrl"
@@ -39,10 +41,23 @@ def _bundle(data: Json) -> Iterator[Fault]:
             yield "r4-full-url", f"entry[{index}]", "has no fullUrl, by which its references could be understood"
         if not isinstance(url, str):
             continue
+        yield from _relative(index, resource, posted=posted)
         if wrong := _full_url(url, resource if isinstance(resource, dict) else {}):
             yield "r4-full-url", where, f"is {show(url)}; {wrong}"
         if seen.setdefault(url, index) != index:
             yield "bdl-7", where, f"is {show(url)}, as entry[{seen[url]}] has; every entry wants its own"
+
+
+def _relative(index: int, resource: Any, *, posted: bool) -> Iterator[Fault]:
+    """Check that an entry's relative references are Type/id, or a search where it is posted."""
+    for text in _references(resource):
+        if text.startswith("#") or absolute(text) or text.count("/") in {1, 3} or (posted and SEARCH.fullmatch(text)):
+            continue
+        yield (
+            "r4-reference",
+            f"entry[{index}].resource",
+            f"refers to {show(text)}; in a Bundle R4 wants Type/id or a URL",
+        )
 
 
 def _references(value: Any) -> Iterator[str]:
@@ -60,7 +75,7 @@ def _references(value: Any) -> Iterator[str]:
 def _full_url(url: str, resource: Json) -> str | None:
     if not ABSOLUTE.fullmatch(url):
         return "R4 wants an absolute URL"
-    if url.startswith("urn:uuid:") and not UUID.fullmatch(url):
+    if url.startswith("urn:uuid:") and not UUID.fullmatch(url.removeprefix("urn:uuid:")):
         return "R4 wants a lower-case UUID after urn:uuid:"
     restful = RESTFUL.fullmatch(url)
     if restful and resource and (restful[1], restful[2]) != (resource.get("resourceType"), resource.get("id")):
@@ -75,24 +90,32 @@ def _extension(data: Json) -> Iterator[Fault]:
         yield "ext-1", "", "must have either a value[x] or extensions, not both and not neither"
 
 
-def _unit_system(data: Json) -> Iterator[Fault]:
-    """Check that the system of a unit's code is an absolute URI."""
-    system = data.get("system")
-    if "code" in data and isinstance(system, str) and not fault("uri", system) and not system.startswith(ABSOLUTE_URI):
+def _identifier(data: Json) -> Iterator[Fault]:
+    """Check the system of an identifier, and that what is said to be a URI is one."""
+    system, value = data.get("system"), data.get("value")
+    if isinstance(system, str) and system and not system.startswith((*SYSTEMS, "ldap:")):
         yield "r4-value", "system", f"is {show(system)}; R4 wants an absolute URI"
+    if not isinstance(value, str) or not value:
+        return
+    if system == "urn:ietf:rfc:3986" and not SCHEME_OF.match(value):
+        yield "r4-value", "value", f"is {show(value)}; with the system urn:ietf:rfc:3986 it must be a full URI"
+    if system == "https://tools.ietf.org/html/rfc4122" and not UUID.fullmatch(value.removeprefix("urn:uuid:")):
+        yield "r4-value", "value", f"is {show(value)}; with the system of RFC 4122 it must be a UUID"
 
 
-def _literal(data: Json) -> Iterator[Fault]:
-    """Check that a literal reference is one word."""
-    reference = data.get("reference")
-    if isinstance(reference, str) and re.search(r"\s", reference):
-        yield "r4-reference", "reference", f"is {show(reference)}; R4 wants a URL without spaces"
+def _meta(data: Json) -> Iterator[Fault]:
+    """Check that security labels are a set."""
+    seen: set[tuple[str, str]] = set()
+    for index, label in enumerate(resources_of(data.get("security"))):
+        key = (str(label.get("system")), str(label.get("code")))
+        if key in seen:
+            yield "r4-duplicate-label", f"security[{index}]", f"is {key[0]}#{key[1]} once more; leave one of them out"
+        seen.add(key)
 
 
-QUANTITIES = ("Quantity", "SimpleQuantity", "MoneyQuantity", "Age", "Count", "Distance", "Duration")
 SPECIAL: Mapping[str, Callable[[Json], Iterator[Fault]]] = {
-    **dict.fromkeys(QUANTITIES, _unit_system),
-    "Reference": _literal,
+    "Identifier": _identifier,
+    "Meta": _meta,
     "Attachment": _attachment,
     "Bundle": _bundle,
     "Extension": _extension,

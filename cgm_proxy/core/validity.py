@@ -10,22 +10,23 @@ as text, references of wrong types, `{}`) and cost 30 times as much; all that th
 how XML and JSON differ (`core/elements.py`).
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from cgm_proxy.core import extensions
+from cgm_proxy.core import contained, extensions
 from cgm_proxy.core.findings import Findings, Node, last
 from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model
-from cgm_proxy.core.primitives import ABSOLUTE_URI, fault, not_after, show
+from cgm_proxy.core.primitives import fault, not_after, show
+from cgm_proxy.core.references import References
 from cgm_proxy.core.scope import Json, Scope
 from cgm_proxy.core.special import SPECIAL
+from cgm_proxy.core.terminology import Codes
+from cgm_proxy.core.uris import BLANK, absolute, uri_fault
 from cgm_proxy.core.xhtml import narrative_fault
 
-#: The languages' code system and the form of its codes (https://www.rfc-editor.org/info/bcp47).
-LANGUAGES = "urn:ietf:bcp:47"
-LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+#: Primitives that are no text, or text of a form of its own.
+UNTEXTUAL = frozenset({"boolean", "decimal", "integer", "positiveInt", "unsignedInt", "xhtml"})
 #: Deepest nesting that is looked at; deeper is refused.
 DEEPEST = 60
 
@@ -37,6 +38,8 @@ class Walk:
         self.model = model
         self.scope = scope
         self.found = Findings()
+        self._codes = Codes(model, self.found)
+        self._references = References(model, scope, self.found)
         self._ids: set[tuple[int, str]] = set()
 
     def resource(self, data: Json, path: str, parent: str | None = None) -> None:
@@ -53,7 +56,8 @@ class Walk:
         if "_id" in data and "id" not in data:
             self.found.add("r4-value", f"{path}.id", f"{last(path)}.id has no value; R4 wants one or no id at all")
         if parent is None or "Bundle" in parent:
-            self._contained(node)
+            for rule, at, text in contained.faults(node):
+                self.found.add(rule, at, text)
 
     def _object(self, node: Node) -> None:
         if not node.data:
@@ -68,7 +72,10 @@ class Walk:
             self._member(node, key, seen)
         self._required(node, seen)
         self._special(node)
-        for rule in node.type.invariants:
+        borrowed = (
+            "." in node.type.name and node.parent != node.type.name
+        )  # another element's content has its rules not
+        for rule in () if borrowed else node.type.invariants:
             self._invariant(node, rule)
 
     def _own_id(self, node: Node) -> None:
@@ -140,49 +147,86 @@ class Walk:
             inner = replace(inner, places=frozenset())
         self._object(inner)
         if type_ == "Reference":
-            self._target(inner, element.types[type_])
+            self._references.check(inner, element.types[type_])
         if within != "CodeableConcept.coding":  # there one valid coding of several is enough
-            self._bound(element, type_, value, where)
+            self._codes.bound(element, type_, value, where)
         for rule in element.invariants:
             self._invariant(inner, rule)
 
     def _extension(self, node: Node) -> None:
         self.found.extensions.append(node)
         url = node.data.get("url")
-        definition = self.model.extension(url) if isinstance(url, str) else None
+        if not isinstance(url, str):
+            return
+        nested = node.parent == "Extension.extension"  # parts of an extension have plain names
+        if wrong := uri_fault(url) or (None if nested or absolute(url) else "an absolute URL"):
+            self.found.add("r4-value", f"{node.path}.url", f"{last(node.path)}.url is {show(url)}; R4 wants {wrong}")
+        definition = self.model.extension(url)
         if definition is None:
             return
         for rule, below, text in extensions.faults(definition, node.data, node.places, modifier=node.modifier):
             at = f"{node.path}.{below}" if below else node.path
             self.found.add(rule, at, f"{last(at)} {text}")
         if code := extensions.bound(definition, node.data):
-            self._code(*code, f"{node.path}.valueCode")
+            self._codes.code(*code, f"{node.path}.valueCode")
 
     def _primitive(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
         if isinstance(value, dict | list) or value is None:
             self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
             return
+        if self._is_blank(node, element, type_, value) or (value == "" and self._is_extended(node, element, where)):
+            self._codes.missing(element, where)
+            return
         if type_ == "xhtml":
-            wrong = fault("string", value) or narrative_fault(value)
+            pointed = self._ids_of_all() if '"#' in str(value) else frozenset[str]()
+            wrong = fault("string", value) or narrative_fault(value, pointed)
         else:
             wrong = fault(self._pattern(node, element, type_), value)
+        if type_ == "canonical" and not wrong:
+            wrong = self._canonical(element, value)
         if wrong:
             self.found.add("r4-value", where, f"{last(where)} is {show(value)}; R4 wants {wrong}")
         elif element.binding and type_ == "code":
-            self._code(element.binding, value, where)
+            self._codes.code(element.binding, value, where)
+
+    def _canonical(self, element: Element, url: str) -> str | None:
+        """Say what a canonical must mean: something in the resource after a `#`, and no resource of another type."""
+        if url.startswith("#"):
+            return None if url[1:] in self._ids_of_all() else "the # and id of something in the resource"
+        allowed, plain = element.types["canonical"], url.partition("|")[0]
+        for kind, known in (("CodeSystem", self.model.system), ("ValueSet", self.model.value_set)):
+            if (
+                allowed
+                and kind not in allowed
+                and "Resource" not in allowed
+                and ":" in plain
+                and known(plain) is not None
+            ):
+                return f"the URL of a {' or '.join(allowed)}, not of a {kind}"
+        return None
+
+    def _ids_of_all(self) -> frozenset[str]:
+        """Give the ids of all elements and resources."""
+        return frozenset(str(held["id"]) for held in contained.objects(self.scope.root) if "id" in held)
+
+    def _is_blank(self, node: Node, element: Element, type_: str, value: Any) -> bool:
+        """Whether a text is of white space only, which the HL7 validator warns of and does not look into."""
+        if not isinstance(value, str) or type_ in UNTEXTUAL or not BLANK.fullmatch(value):
+            return False
+        return self._pattern(node, element, type_) != "id"
+
+    def _is_extended(self, node: Node, element: Element, where: str) -> bool:
+        """Whether an empty primitive has extensions, which say then what it means; a resource's id never has."""
+        if element.name == "id" and node.data is node.resource:
+            return False
+        name, _, index = where.rpartition(".")[2].rstrip("]").partition("[")
+        beside = node.data.get(f"_{name}")
+        if index and isinstance(beside, list):
+            beside = beside[int(index)] if int(index) < len(beside) else None
+        return isinstance(beside, dict) and "extension" in beside
 
     def _pattern(self, node: Node, element: Element, type_: str) -> str:
         return "id" if type_ == "String" and element.name == "id" and node.data is node.resource else type_
-
-    def _code(self, binding: str, value: str, where: str) -> None:
-        allowed = self.model.value_set(binding)
-        if allowed is not None and LANGUAGES in allowed and not LANGUAGE.fullmatch(value):
-            self.found.add("r4-code", where, f"{last(where)} is {show(value)}; R4 wants a language such as en or en-US")
-        if allowed is None or any(codes is None or value in codes for codes in allowed.values()):
-            return
-        listed = sorted(code for codes in allowed.values() for code in codes or ())
-        some = ", ".join(listed[:12]) + (", …" if len(listed) > 12 else "")
-        self.found.add("r4-code", where, f"{last(where)} is {show(value)}; R4 wants one of {some}")
 
     def _companion(self, node: Node, key: str, element: Element, type_: str, where: str) -> None:
         value = node.data[key]
@@ -202,7 +246,10 @@ class Walk:
             elif base := self.model.type("Element"):
                 places = extensions.places(self.model, type_, f"{node.type.name}.{element.name}")
                 self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}", places=places))
-                self._alone(item, plain[index] if isinstance(plain, list) and index < len(plain) else plain, at)
+                beside = plain[index] if isinstance(plain, list) and index < len(plain) else plain
+                self._alone(item, beside, at)
+                if beside is None:
+                    self._codes.missing(element, at)
 
     def _alone(self, companion: Json, plain: Any, where: str) -> None:
         """Check ele-1 of a primitive: an id alone is no content."""
@@ -225,106 +272,12 @@ class Walk:
         elif not native(self, node):
             self.found.add(rule.key, node.path, f"{last(node.path)}: {rule.human} ({rule.key})")
 
-    def _bound(self, element: Element, type_: str, value: Json, where: str) -> None:
-        codings = value.get("coding") if type_ == "CodeableConcept" else [value] if type_ == "Coding" else []
-        listed = [coding for coding in codings if isinstance(coding, dict)] if isinstance(codings, list) else []
-        if not any(self._known(coding) for coding in listed):
-            for index, coding in enumerate(listed):
-                self._unknown(coding, f"{where}.coding[{index}]" if type_ == "CodeableConcept" else where)
-        allowed = self.model.value_set(element.binding) if element.binding else None
-        if type_ == "Quantity" and allowed:
-            listed = [value] if "code" in value else []
-        if allowed and (listed or type_ == "CodeableConcept") and not any(_within_set(allowed, c) for c in listed):
-            text = f"{last(where)} has no code of the value set {element.binding}, which R4 requires"
-            self.found.add("r4-binding", where, text)
-
-    def _known(self, coding: Json) -> bool:
-        """Whether a coding is in its code system, as far as that is known; of several codings one is enough."""
-        system, code = coding.get("system"), coding.get("code")
-        if not isinstance(system, str) or not isinstance(code, str):
-            return True
-        codes = self.model.system(system)
-        return system.startswith(ABSOLUTE_URI) if codes is None else code in codes
-
-    def _unknown(self, coding: Json, where: str) -> None:
-        code, system = show(coding.get("code")), show(coding.get("system"))
-        text = f"{last(where)}.code is {code}, which the code system {system} does not have"
-        if not str(coding.get("system")).startswith(ABSOLUTE_URI):
-            text = f"{last(where)}.system is {system}; R4 wants an absolute URI"
-        self.found.add("r4-coding", f"{where}.code", text)
-
-    def _target(self, node: Node, allowed: tuple[str, ...]) -> None:
-        said = node.data.get("type")
-        known = self.model.system("http://hl7.org/fhir/resource-types") or frozenset()
-        if isinstance(said, str) and ":" not in said and said not in known:
-            text = f"{last(node.path)}.type is {show(said)}, which is no resource type"
-            self.found.add("r4-reference", f"{node.path}.type", text)
-        type_ = self.scope.target_type(node.data, node.resource)
-        if isinstance(said, str) and said in known and type_ in known and said != type_:
-            text = f"{last(node.path)}.type is {show(said)}, but the reference is to a {type_}"
-            self.found.add("r4-reference", f"{node.path}.type", text)
-        if not allowed or "Resource" in allowed:
-            return
-        if isinstance(said, str) and said not in allowed and "reference" in node.data:
-            text = f"{last(node.path)}.type is {show(said)}; R4 wants {' or '.join(allowed)}"
-            self.found.add("r4-reference", f"{node.path}.type", text)
-        if type_ in self.model.resources and type_ not in allowed:
-            reference = show(node.data.get("reference"))
-            text = f"{last(node.path)}.reference is {reference}, a {type_}; R4 wants {' or '.join(allowed)}"
-            self.found.add("r4-reference", f"{node.path}.reference", text)
-
     def _special(self, node: Node) -> None:
         check = SPECIAL.get(node.type.name)
         if check:
             for rule, where, text in check(node.data):
                 at = f"{node.path}.{where}" if where else node.path
                 self.found.add(rule, at, f"{last(at)} {text}")
-
-    def _contained(self, node: Node) -> None:
-        """Check dom-2 to dom-5 (https://hl7.org/fhir/R4/domainresource.html#invs)."""
-        held = node.data.get("contained")
-        names = [inner.get("id") for inner in held if isinstance(inner, dict)] if isinstance(held, list) else []
-        for index, inner in enumerate(held if isinstance(held, list) else []):
-            if not isinstance(inner, dict):
-                continue
-            at, name = f"{node.path}.contained[{index}]", inner.get("id")
-            meta = inner.get("meta") if isinstance(inner.get("meta"), dict) else {}
-            if name in names[:index]:
-                self.found.add(
-                    "r4-duplicate-id", f"{at}.id", f"{last(at)}.id is {show(name)}, as another contained resource's"
-                )
-            if "contained" in inner:
-                self.found.add("dom-2", at, f"{last(at)} contains resources itself; put them beside it")
-            for key, rule in (("versionId", "dom-4"), ("lastUpdated", "dom-4"), ("security", "dom-5")):
-                if key in (meta or {}):
-                    self.found.add(rule, f"{at}.meta.{key}", f"{last(at)}.meta.{key} is not allowed; leave it out")
-            if not _mentioned(node.data, inner, name):
-                text = f"{last(at)} is referred to from nowhere; refer to it as #{name} or leave it out"
-                self.found.add("dom-3", at, text)
-
-
-def _mentioned(container: Json, inner: Json, name: Any) -> bool:
-    wanted = f"#{name}"
-    return any(text == wanted for text in _texts(container)) or any(text == "#" for text in _texts(inner))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, dict):
-            todo.extend(item.values())
-        elif isinstance(item, list):
-            todo.extend(item)
-        elif isinstance(item, str):
-            yield item
-
-
-def _within_set(allowed: Any, coding: Json) -> bool:
-    system, code = coding.get("system"), coding.get("code")
-    if system not in allowed:
-        return False
-    return allowed[system] is None or code in allowed[system]
 
 
 def _kind(value: Any) -> str:
@@ -348,7 +301,13 @@ def _reference(walk: Walk, node: Node) -> bool:
     text = node.data.get("reference")
     if not isinstance(text, str) or not text.startswith("#"):
         return True
+    if text == "#":  # the container, said by what is contained
+        return walk.scope.home(node.resource) is not node.resource
     return walk.scope.find(text, node.resource) is not None
+
+
+def _has(data: Json, name: str) -> bool:
+    return name in data or f"_{name}" in data
 
 
 def _always(_walk: Walk, _node: Node) -> bool:
@@ -361,7 +320,7 @@ NATIVE: dict[str, Callable[[Walk, Node], bool]] = {
     "per-1": _period,
     "ref-1": _reference,
     **dict.fromkeys(("dom-2", "dom-3", "dom-4", "dom-5", "txt-1", "txt-2"), _always),
-    "qty-3": lambda _walk, node: "code" not in node.data or "system" in node.data,
+    "qty-3": lambda _walk, node: not _has(node.data, "code") or _has(node.data, "system"),
     **dict.fromkeys(("bdl-7", "bdl-8"), _always),
     "att-1": lambda _walk, node: "data" not in node.data or "contentType" in node.data,
 }

@@ -1,123 +1,77 @@
-"""The narrative's div: limited XHTML (https://hl7.org/fhir/R4/narrative.html#xhtml)."""
+"""The narrative's div: limited XHTML (https://hl7.org/fhir/R4/narrative.html#xhtml), with the structure of HTML.
 
+What may stand where is what the HL7 validator (its XhtmlValidator) lets stand there.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree as ET
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
-ELEMENTS = frozenset(
-    [
-        "p",
-        "br",
-        "div",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "a",
-        "span",
-        "b",
-        "em",
-        "i",
-        "strong",
-        "small",
-        "big",
-        "tt",
-        "dfn",
-        "q",
-        "var",
-        "abbr",
-        "acronym",
-        "cite",
-        "blockquote",
-        "hr",
-        "address",
-        "bdo",
-        "kbd",
-        "sub",
-        "sup",
-        "ul",
-        "ol",
-        "li",
-        "dl",
-        "dt",
-        "dd",
-        "pre",
-        "table",
-        "caption",
-        "colgroup",
-        "col",
-        "thead",
-        "tr",
-        "tfoot",
-        "tbody",
-        "th",
-        "td",
-        "code",
-        "samp",
-        "img",
-        "map",
-        "area",
-        "del",
-        "ins",
-    ]
-)
-ATTRIBUTES = frozenset(
-    [
-        "title",
-        "style",
-        "class",
-        "id",
-        "lang",
-        "dir",
-        "accesskey",
-        "tabindex",
-        "span",
-        "width",
-        "align",
-        "valign",
-        "char",
-        "charoff",
-        "abbr",
-        "axis",
-        "headers",
-        "scope",
-        "rowspan",
-        "colspan",
-        "alt",
-        "src",
-        "href",
-        "name",
-        "rel",
-        "rev",
-        "type",
-        "charset",
-        "hreflang",
-        "cite",
-        "shape",
-        "coords",
-        "longdesc",
-        "height",
-        "usemap",
-        "ismap",
-        "border",
-        "cellspacing",
-        "cellpadding",
-        "frame",
-        "rules",
-        "summary",
-        "datetime",
-        "compact",
-        "bgcolor",
-        "start",
-        "value",
-        "idref",
-    ]
-)
+XML = "{http://www.w3.org/XML/1998/namespace}"
 
 
-def narrative_fault(text: str) -> str | None:
-    """Say what narrative must be when `text` is not that: a div of XHTML with content, no scripts, no entities."""
+def words(text: str) -> frozenset[str]:
+    """Give the words of a text."""
+    return frozenset(text.split())
+
+
+ELEMENTS = words(
+    "p br div h1 h2 h3 h4 h5 h6 a span b em i strong small big tt dfn q var abbr acronym cite blockquote hr "
+    "address bdo kbd sub sup ul ol li dl dt dd pre table caption colgroup col thead tr tfoot tbody th td code "
+    "samp img map area"
+)
+#: Attributes of any element, then those of single ones.
+ATTRIBUTES = words(
+    "title style class id lang dir accesskey tabindex span width align valign char charoff abbr axis headers "
+    "scope rowspan colspan"
+)
+OWN_ATTRIBUTES: Mapping[str, frozenset[str]] = {
+    "a": words("href name charset type hreflang rel rev shape coords"),
+    "img": words("src border alt longdesc height width usemap ismap"),
+    "area": words("shape coords href nohref alt"),
+    "table": words("summary width border frame rules cellspacing cellpadding"),
+    "blockquote": frozenset({"cite"}),
+    "q": frozenset({"cite"}),
+    "map": frozenset({"name"}),
+    "pre": frozenset({"space"}),
+    "td": frozenset({"nowrap"}),
+}
+#: Elements that only these may stand in.
+PARENTS: Mapping[str, frozenset[str]] = {
+    "tr": frozenset({"table", "thead", "tfoot", "tbody"}),
+    **dict.fromkeys(("tbody", "thead", "tfoot", "caption", "colgroup"), frozenset({"table"})),
+    "col": frozenset({"colgroup", "table"}),
+    **dict.fromkeys(("th", "td"), frozenset({"tr", "thead", "tfoot"})),
+    "li": frozenset({"ul", "ol"}),
+    **dict.fromkeys(("dd", "dt"), frozenset({"dl"})),
+}
+#: Elements that hold only these, and no text.
+CHILDREN: Mapping[str, frozenset[str]] = {
+    "table": frozenset({"tbody", "tr", "caption", "thead", "tfoot", "col", "colgroup"}),
+    "tr": frozenset({"td", "th"}),
+    **dict.fromkeys(("tbody", "thead", "tfoot"), frozenset({"tr"})),
+    **dict.fromkeys(("ul", "ol"), frozenset({"li"})),
+    "dl": frozenset({"dd", "dt"}),
+    "map": frozenset({"area"}),
+    **dict.fromkeys(("br", "img", "hr", "area"), frozenset[str]()),
+}
+#: Elements that hold no block, and of these the ones that do not hold themselves.
+INLINE = words("a b em i strong small big sub sup code tt dfn q var abbr acronym cite bdo kbd samp")
+FLAT = INLINE | words("p h1 h2 h3 h4 h5 h6 pre address span caption dd dt")
+BLOCKS = frozenset({"div", "pre", "table", "ul", "ol"})
+#: What may not stand in a paragraph however deep.
+NOT_IN_P = frozenset({"div", "blockquote", "table", "ol", "ul", "p"})
+#: Schemes of links that do something, or lead nowhere.
+ACTIVE = re.compile(r"(?:javascript|vbscript|urn|cid):.")
+DATA = re.compile(r"data:[^,]*,[^,]+")
+#: What XML takes for white space; a no-break space is text.
+SPACES = " \t\r\n"
+URL = re.compile(r"[\w;?:@&=+$.,/%\-~#\[\]!'()*|]+")
+
+
+def narrative_fault(text: str, ids: frozenset[str] = frozenset()) -> str | None:
+    """Say what narrative must be when `text` is not that; `ids` are those of the resource, to which it may point."""
     if "<!" in text.replace("<!--", ""):
         return "XHTML without DOCTYPE or entities"
     try:
@@ -126,10 +80,60 @@ def narrative_fault(text: str) -> str | None:
         return "well-formed XHTML"
     if div.tag != f"{XHTML}div":
         return 'a <div xmlns="http://www.w3.org/1999/xhtml">'
-    for node in div.iter():
-        tag = str(node.tag).removeprefix(XHTML)
-        if tag not in ELEMENTS or any(name.split("}")[-1] not in ATTRIBUTES for name in node.attrib):
-            return "only the XHTML of R4's narrative, without scripts, forms or events"
-    if not "".join(div.itertext()).strip() and not any(node.tag == f"{XHTML}img" for node in div.iter()):
+    if not "".join(div.itertext()).strip(SPACES) and not any(node.tag == f"{XHTML}img" for node in div.iter()):
         return "a div that is not empty"
-    return None
+    known = ids | {node.get(key, "") for node in div.iter() for key in ("id", "name")}
+    return next(_faults(div, frozenset(), known), None)
+
+
+def _faults(node: ET.Element, above: frozenset[str], ids: frozenset[str]) -> Iterator[str]:
+    """Give what an element must be, and each one in it; `above` are the names of those around it."""
+    name = _name(node)
+    own = ATTRIBUTES | OWN_ATTRIBUTES.get(name, frozenset())
+    if name not in ELEMENTS or any(key.removeprefix(XML) not in own for key in node.attrib if key != f"{XML}space"):
+        yield "only the XHTML of R4's narrative, without scripts, forms or events"
+    yield from _structure(node, name, above)
+    yield from _links(node, name, ids)
+    for child in node:
+        yield from _faults(child, above | {name}, ids)
+
+
+def _structure(node: ET.Element, name: str, above: frozenset[str]) -> Iterator[str]:
+    names = [_name(child) for child in node]
+    for child in names:
+        if child in PARENTS and name not in PARENTS[child]:
+            yield f"<{child}> in {' or '.join(f'<{parent}>' for parent in sorted(PARENTS[child]))}"
+    wanted = CHILDREN.get(name)
+    if wanted is not None and (set(names) - wanted or _has_text(node, wanted)):
+        yield (
+            f"in <{name}> only {', '.join(f'<{child}>' for child in sorted(wanted))}"
+            if wanted
+            else f"an empty <{name}/>"
+        )
+    if name in BLOCKS and above & FLAT:
+        yield f"no <{name}> in <{min(above & FLAT)}>"
+    if (name in NOT_IN_P and "p" in above) or (name in INLINE and name in above):
+        yield f"no <{name}> in <{'p' if name in NOT_IN_P else name}>"
+
+
+def _links(node: ET.Element, name: str, ids: frozenset[str]) -> Iterator[str]:
+    for element, key in (("a", "href"), ("img", "src")):
+        url = node.get(key) if name == element else None
+        if url is None:
+            continue
+        if not url or not (DATA if url.startswith("data:") else URL).fullmatch(url):
+            yield f"a URL in {key}, not {url[:40]!r}"
+        elif name == "a" and ACTIVE.match(url):
+            yield "links that lead somewhere, without scripts"
+        elif url.startswith("#") and (name == "img" or url != "#") and url[1:] not in ids:
+            yield f"an element with the id {url[1:][:40]!r}, to which it refers"
+
+
+def _has_text(node: ET.Element, wanted: frozenset[str]) -> bool:
+    """Whether there is text in an element; where nothing may be, white space is text too."""
+    texts = [text for text in (node.text, *(child.tail for child in node)) if text]
+    return any(text.strip(SPACES) for text in texts) if wanted else bool(texts)
+
+
+def _name(node: ET.Element) -> str:
+    return str(node.tag).removeprefix(XHTML)

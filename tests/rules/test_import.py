@@ -47,7 +47,7 @@ ELEMENTS = {
     ),
     "a fixed value": (
         element("Observation.language", max="1", fixedCode="en"),
-        "language.empty() or language = 'en'",
+        "language.hasValue() implies language = 'en'",
         "",
     ),
     "a reference's target": (
