@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos.checker import KINDS, Answer, Checker, Entry, Violation
+from chaos.checker import KINDS, Answer, Checker, Entry, Submission, Violation
 from chaos.report import Options, Report
 from chaos.storm import Upstream, storm
 from chaos.workload import Patient, Workload, sent
@@ -24,12 +24,15 @@ class World:
     """A submission, a store that holds it, and the answers that say so, until a case spoils something."""
 
     def __init__(self) -> None:
-        entries = submission("argo", "Patient/p", readings=2)["entry"]
+        bundle = submission("argo", "Patient/p", readings=2)
+        entries = bundle["entry"]
         self.sent = list(sent("0.0", entries, BEFORE))
+        self.submissions = [Submission("0.0", "argo", bundle, self.sent)]
         kinds = [entry["resource"]["resourceType"] for entry in entries]
         self.places = {e["fullUrl"]: f"{kind}/{n}" for n, (e, kind) in enumerate(zip(entries, kinds, strict=True))}
         self.held = {place: self.stored(entry) for place, entry in zip(self.places.values(), self.sent, strict=True)}
         self.answers = [Answer(entry, 201, place) for place, entry in zip(self.held, self.sent, strict=True)]
+        self.abandoned: set[str] = set()
 
     def stored(self, entry: Entry) -> Any:
         """Give a resource as a server holds it: stamped, and with references to what is stored."""
@@ -48,18 +51,19 @@ class World:
         self.answers[number] = Answer(self.sent[number], status, place)
 
     def found(self) -> set[str]:
-        return {violation.kind for violation in Checker(self.sent, self.answers, self.held, BEFORE).violations()}
+        checker = Checker(self.submissions, self.answers, self.held, BEFORE, self.abandoned)
+        return {violation.kind for violation in checker.violations()}
 
 
 #: Where the submission's entries are stored: the device, two readings, ten members, the summary and the report.
-DEVICE, FIRST, SECOND, MEMBER, SUMMARY, REPORT = (
+DEVICE, FIRST, SECOND, SUMMARY, REPORT = (
     "Device/0",
     "Observation/1",
     "Observation/2",
-    "Observation/3",
     "Observation/13",
     "DiagnosticReport/14",
 )
+MEMBER, *_ = MEMBERS = [f"Observation/{number}" for number in range(3, 13)]
 
 
 def same_in_other_words(world: World) -> None:
@@ -93,10 +97,17 @@ def member_gone(world: World) -> None:
     del world.held[MEMBER]
 
 
-def half_stored(world: World) -> None:
-    for place in (SUMMARY, REPORT):
+def not_all_stored(world: World, *places: str) -> None:
+    """A submitter that gave up after a 503 left a part of what it sent."""
+    world.answers = [Answer(entry, 503) for entry in world.sent]
+    world.abandoned = {"0.0"}
+    for place in places:
         del world.held[place]
-        world.answer(int(place.rpartition("/")[2]), 503)
+
+
+def atomic(world: World, *places: str) -> None:
+    world.submissions[0].bundle["type"] = "transaction"
+    not_all_stored(world, *places)
 
 
 def faulty_stored(world: World) -> None:
@@ -118,7 +129,7 @@ CASES: dict[str, tuple[Callable[[World], object], set[str]]] = {
     "answered at last": (answered_late, set()),
     "sent again in other words": (same_in_other_words, set()),
     "a reading is gone": (lambda world: world.held.pop(FIRST), {"lost"}),
-    "a report is gone": (lambda world: world.held.pop(REPORT), {"lost"}),
+    "a report is gone": (lambda world: world.held.pop(REPORT), {"lost", "half group"}),
     "a reading is there twice": (lambda world: world.held.update({"Observation/99": world.held[FIRST]}), {"stored twice"}),
     "a device is there twice": (lambda world: world.held.update({"Device/99": world.held[DEVICE]}), {"stored twice"}),
     "a summary is there twice": (lambda world: world.held.update({"Observation/99": world.held[SUMMARY]}), {"stored twice"}),
@@ -137,8 +148,13 @@ CASES: dict[str, tuple[Callable[[World], object], set[str]]] = {
         lambda world: world.change(FIRST, device={"reference": "urn:uuid:0"}),
         {"wrong location", "dangling reference", "never sent"},
     ),
-    "a summary's member is gone": (member_gone, {"lost", "wrong location", "dangling reference", "never sent"}),
-    "members without their summary": (half_stored, {"half group", "unanswered"}),
+    "a summary's member is gone": (member_gone, {"lost", "wrong location", "dangling reference", "half group", "never sent"}),
+    "a part is stored that stands for itself": (lambda world: not_all_stored(world, FIRST, SECOND), set()),
+    "the group is not stored": (lambda world: not_all_stored(world, REPORT, SUMMARY, *MEMBERS), set()),
+    "members without their summary": (lambda world: not_all_stored(world, REPORT, SUMMARY), {"half group"}),
+    "a summary without its report": (lambda world: not_all_stored(world, REPORT), {"half group"}),
+    "an atomic submission without a reading": (lambda world: atomic(world, FIRST), {"half group"}),
+    "an atomic submission that is not stored": (lambda world: atomic(world, *world.held), set()),
     "something unlike": (unlike, {"never sent"}),
     "a faulty one is stored": (faulty_stored, {"wrongly accepted", "never sent"}),
     "a sound one is refused": (lambda world: world.answer(1, 422), {"wrongly refused"}),

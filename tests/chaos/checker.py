@@ -1,6 +1,6 @@
 """Compare what a store holds with what was sent and answered. Pure: the tests give it stores with each kind of fault."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ KINDS = {
     "stored twice": "one content, several resources",
     "wrong location": "something else is at the location that was answered",
     "dangling reference": "a stored resource refers to what is not stored",
-    "half group": "members are stored without their summary",
+    "half group": "part of what belongs together is stored: a summary, its members and reports; an atomic submission",
     "altered": "what is stored is not what was sent: digits, elements, profiles",
     "never sent": "what is stored was not sent, or had to be refused",
     "wrongly accepted": "a faulty entry was answered 200 or 201",
@@ -40,8 +40,38 @@ class Entry:
         return key(self.resource, self.resolve)
 
     @cached_property
+    def whole(self) -> frozenset[str]:
+        """The keys of what is stored with it or not at all: itself, and what it is made of."""
+        made_of = [self.resource.get("hasMember"), self.resource.get("result")]
+        parts = [self.resolve(reference) for reference in references(made_of)]
+        return frozenset({self.key}).union(*(Entry("", part, self.resolve).whole for part in parts if part))
+
+    @cached_property
     def digits(self) -> str:
         return digits(self.resource, self.resolve)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is posted at once; an `atomic` one is stored whole or not at all."""
+
+    name: str
+    dialect: str
+    bundle: Json
+    entries: Sequence[Entry]
+
+    @property
+    def atomic(self) -> bool:
+        return self.dialect == "argo" and self.bundle["type"] == "transaction"
+
+    @cached_property
+    def groups(self) -> list[frozenset[str]]:
+        """The keys of what is stored together or not at all."""
+        sound = [entry for entry in self.entries if not entry.faulty]
+        if self.atomic:
+            return [frozenset(entry.key for entry in sound)]
+        parts = frozenset().union(*(entry.whole - {entry.key} for entry in sound))
+        return [entry.whole for entry in sound if entry.key not in parts]
 
 
 @dataclass(frozen=True)
@@ -70,17 +100,27 @@ class Violation:
 
 
 class Checker:
-    """Judges one run: `held` is by `Type/id` what the store holds, `before` what it held before the run."""
+    """Judges one run.
+
+    `held` is by `Type/id` what the store holds, `before` what it held before the run; `abandoned` are the names of
+    submissions of which the submitters did not want to know the answer any more.
+    """
 
     def __init__(
-        self, sent: Iterable[Entry], answers: Iterable[Answer], held: Mapping[str, Json], before: Mapping[str, Json]
+        self,
+        submissions: Sequence[Submission],
+        answers: Sequence[Answer],
+        held: Mapping[str, Json],
+        before: Mapping[str, Json],
+        abandoned: Collection[str] = (),
     ) -> None:
-        self.sent = list(sent)
-        self.answers = list(answers)
+        self.submissions = submissions
+        self.answers = answers
         self.held = held
+        self.abandoned = abandoned
         self.resolve = {**before, **held}.get
         self.keys = {place: key(resource, self.resolve) for place, resource in held.items()}
-        self.sound = {entry.key for entry in self.sent if not entry.faulty}
+        self.sound = [e for submission in submissions for e in submission.entries if not e.faulty]
 
     def violations(self) -> list[Violation]:
         """Give all that is wrong, in the order of `KINDS`."""
@@ -123,24 +163,18 @@ class Checker:
                     yield Violation("dangling reference", f"{place} refers to {reference}")
 
     def _half_groups(self) -> Iterator[Violation]:
-        """A member that was only ever sent with a summary is stored with one."""
-        has = {reference for resource in self.held.values() for reference in references(resource.get("hasMember"))}
-        members = {e.key for e in self._summaries() for e in self._members(e)}
+        """Whatever is stored belongs to a group, of those that were sent, that is stored whole."""
+        there = set(self.keys.values())
+        groups = {group for submission in self.submissions for group in submission.groups}
+        sent = frozenset().union(*groups)
+        whole = frozenset().union(*(group for group in groups if group <= there))
         for place, name in self.keys.items():
-            if name in members and place not in has:
-                yield Violation("half group", f"no summary has {place}: {name}")
-
-    def _summaries(self) -> list[Entry]:
-        return [entry for entry in self.sent if "hasMember" in entry.resource]
-
-    def _members(self, summary: Entry) -> Iterator[Entry]:
-        for reference in references(summary.resource["hasMember"]):
-            if member := summary.resolve(reference):
-                yield Entry(summary.where, member, summary.resolve)
+            if name in sent - whole:
+                yield Violation("half group", f"without what belongs to it, {place} is there: {name}")
 
     def _altered(self) -> Iterator[Violation]:
         sent: dict[str, set[str]] = {}
-        for entry in self.sent:
+        for entry in self.sound:
             sent.setdefault(entry.key, set()).add(entry.digits)
         for place, name in self.keys.items():
             is_now = digits(self.held[place], self.resolve)
@@ -148,12 +182,14 @@ class Checker:
                 yield Violation("altered", f"{place} is {is_now}, sent was {' or '.join(sent[name])}")
 
     def _never_sent(self) -> Iterator[Violation]:
+        sent = {entry.key for entry in self.sound}
         for place, name in self.keys.items():
-            if name not in self.sound:
+            if name not in sent:
                 yield Violation("never sent", f"{place}: {name}")
 
     def _unanswered(self) -> Iterator[Violation]:
         answered = {id(answer.entry) for answer in self.answers if answer.final}
-        for entry in self.sent:
-            if id(entry) not in answered and not entry.faulty:
-                yield Violation("unanswered", f"{entry.where}: {entry.key}")
+        for submission in self.submissions:
+            for entry in submission.entries if submission.name not in self.abandoned else ():
+                if id(entry) not in answered and not entry.faulty:
+                    yield Violation("unanswered", f"{entry.where}: {entry.key}")

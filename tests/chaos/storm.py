@@ -85,10 +85,15 @@ async def storm(options: Options, upstream: Upstream, folder: Path) -> Report:
             await _rage(options, submitters, monkey)
         await _calm(relay)
     held = await asyncio.to_thread(_held, store, patients, before)
-    found = Checker(submitters.sent, submitters.answers, held, before).violations()
+    found = Checker(submitters.sent, submitters.answers, held, before, submitters.abandoned).violations()
     figures = {
         "seconds": {"in all": time.monotonic() - started},
-        "sent": {"entries": len(submitters.sent), **submitters.counts},
+        "sent": {
+            "submissions": len(submitters.sent),
+            "entries": sum(len(submission.entries) for submission in submitters.sent),
+            "abandoned": len(submitters.abandoned),
+            **submitters.counts,
+        },
         "entries": Counter(f"answered {answer.status}" for answer in submitters.answers),
         "held": Counter(place.partition("/")[0] for place in held),
         "kills": monkey.killed,

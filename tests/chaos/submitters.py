@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 import aiohttp
-from chaos.checker import AGAIN, Answer, Entry
-from chaos.workload import Submission, Workload
+from chaos.checker import AGAIN, Answer, Entry, Submission
+from chaos.workload import Workload
 from client import JSON, Client
 
 from cgm_proxy.core.body import encode
@@ -18,6 +18,9 @@ from cgm_proxy.core.errors import Json
 
 #: Share of the requests whose submitter hangs up soon, and sends them again.
 HANGS_UP = 0.05
+
+#: Share of the failures after which a submitter never comes back.
+GIVES_UP = 0.02
 
 #: Share of the requests whose submitter would rather be told later what became of them.
 ASYNCHRONOUS = 0.15
@@ -35,7 +38,9 @@ class Submitters:
 
     workload: Workload
     proxies: Sequence[str]
-    sent: list[Entry] = field(default_factory=list)
+    sent: list[Submission] = field(default_factory=list)
+    abandoned: set[str] = field(default_factory=set)
+    """Names of the submissions that were not sent again, although they were not answered for good."""
     answers: list[Answer] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     in_flight: Counter[str] = field(default_factory=Counter)
@@ -53,9 +58,11 @@ class Submitters:
         random, step = Random(f"{self.workload.seed} {number}"), 0
         while not self.ending:
             submission = self.workload.submission(number, step)
-            self.sent += submission.entries
-            self.counts["submissions"] += 1
+            self.sent.append(submission)
             while not await self._attempt(submission, random, session):
+                if random.random() < GIVES_UP:
+                    self.abandoned.add(submission.name)
+                    break
                 self.counts["again"] += 1
                 await asyncio.sleep(random.uniform(0, PAUSE))
             step += 1
@@ -115,7 +122,7 @@ class Submitters:
         """Read the answer out of a result; a submission that too many kills have met is to be sent again."""
         status, said = int(entry["response"]["status"][:3]), entry.get("resource") or entry["response"]["outcome"]
         if "async-given-up" in str(said):
-            self.counts["given up"] += 1
+            self.counts["given up by a proxy"] += 1
             return 503, said
         return status, said
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import Literal
 from uuid import UUID
 
-from chaos.checker import Entry
+from chaos.checker import Entry, Submission
 
 from cgm_proxy.core.errors import Json
 from cgm_proxy.sandbox.readings import START, STEP_MINUTES, Reading, figures, glucose
@@ -74,16 +74,6 @@ class Patient:
         identifier = [{"system": "http://acme.example/cgm/serial", "value": serial}]
         resource = submitter.device()["resource"] | {"serialNumber": serial, "identifier": identifier}
         return submitter.entry({name: value for name, value in resource.items() if name != "id"})
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A Bundle, the way that it goes, and its entries as the checker wants them."""
-
-    name: str
-    dialect: Dialect
-    bundle: Json
-    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
