@@ -4,7 +4,7 @@ A line is `{"id", "profile", "resource"}`, with `"context"` (a list of resources
 (which version a canonical means that two dialects share; `canonical|version` says the same) where they are wanted.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,3 @@ def check_line(line: bytes, book: RuleBook) -> Checked:
     resolve = among(resources_of(asked.get("context")))
     of = dialect if isinstance(dialect, str) else None
     return Checked(asked.get("id"), book.examine(resource, [profile], resolve, dialect=of))
-
-
-def check_lines(lines: Iterable[bytes], book: RuleBook) -> Iterator[Checked]:
-    """Judge NDJSON lines one by one; empty lines are skipped."""
-    for line in lines:
-        if line.strip():
-            yield check_line(line, book)

@@ -1,15 +1,15 @@
 """Check files as `cgm-proxy check` gets them: Bundles, single resources, or NDJSON of resources and of asked lines.
 
 A Bundle or resource gets the verdicts that an online submission would get; what only the upstream knows (orders, patients,
-stored resources) is taken as not being in the way.
+stored resources) is taken as not being in the way. Asked by dialect, it is judged by the rules of its profiles alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
-from cgm_proxy.check import Checked, check_line
+from cgm_proxy.check import Checked, among, check_line
 from cgm_proxy.core import body, bundle, detect
 from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.dialects import BY_ID
@@ -29,6 +29,22 @@ def check_file(name: str, data: bytes, book: RuleBook, settings: Settings) -> It
             yield from _check_line(f"{name}:{number}", line, book, settings)
     else:
         yield from _check_line(name, data, book, settings)
+
+
+def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, settings: Settings) -> Iterator[Checked]:
+    """Judge each file's resource by what it claims and by the profile that a dialect implies; they may refer to one another."""
+    read: dict[str, Json | RequestRefused] = {}
+    for name, data in files.items():
+        try:
+            read[name] = body.parse(data, settings.limits.depth)
+        except RequestRefused as refused:
+            read[name] = refused
+    resolve = among(one for one in read.values() if isinstance(one, dict))
+    for name, one in read.items():
+        if isinstance(one, RequestRefused):
+            yield Checked(name, one.issues)
+        else:
+            yield Checked(name, book.examine(one, book.implied(one, dialect), resolve, dialect=dialect))
 
 
 def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings) -> Iterator[Checked]:

@@ -5,7 +5,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,14 +13,16 @@ import uvloop
 
 from cgm_proxy import __version__
 from cgm_proxy.app import RELOADING, load_rules, serve, shipped_rules
-from cgm_proxy.check_files import check_file
-from cgm_proxy.core.rules import RulesError
+from cgm_proxy.check import Checked
+from cgm_proxy.check_files import check_file, check_resources
+from cgm_proxy.core.dialects import BY_ID
+from cgm_proxy.core.rules import RuleBook, RulesError
 from cgm_proxy.demo import demo, print_submission
 from cgm_proxy.logs import start as start_logs
 from cgm_proxy.rules_import import import_guide
 from cgm_proxy.rules_lint import lint
 from cgm_proxy.rules_samples import list_profile, run_samples
-from cgm_proxy.settings import load, printable
+from cgm_proxy.settings import Settings, load, printable
 from cgm_proxy.settings_keys import SettingsError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 -- it has no public name
@@ -64,6 +66,11 @@ def _add_check(commands: Commands) -> None:
     checking = commands.add_parser("check", help="judge Bundles, resources or NDJSON as an online submission would be")
     checking.add_argument("files", nargs="+", metavar="FILE", help="JSON, XML or NDJSON; - is standard input")
     checking.add_argument("--output", choices=("text", "ndjson"), default="text")
+    checking.add_argument(
+        "--dialect",
+        choices=BY_ID,
+        help="judge single resources by this version's rules alone; they may refer to one another",
+    )
     checking.add_argument("--settings", type=Path, metavar="FILE", help="YAML settings: own rules, limits")
     checking.set_defaults(run=_check)
 
@@ -115,11 +122,18 @@ def _check(given: argparse.Namespace) -> int:
     settings = load(given.settings)
     book = load_rules(settings)
     failed = False
-    for name in given.files:
-        for checked in check_file(name, _content(name), book, settings):
-            sys.stdout.write(f"{checked.as_line(given.output)}\n")
-            failed |= not checked.passed
+    for checked in _checked(given, book, settings):
+        sys.stdout.write(f"{checked.as_line(given.output)}\n")
+        failed |= not checked.passed
     return 1 if failed else 0
+
+
+def _checked(given: argparse.Namespace, book: RuleBook, settings: Settings) -> Iterator[Checked]:
+    if given.dialect:
+        yield from check_resources({name: _content(name) for name in given.files}, book, given.dialect, settings)
+        return
+    for name in given.files:
+        yield from check_file(name, _content(name), book, settings)
 
 
 def _content(name: str) -> bytes:

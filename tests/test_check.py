@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cgm_proxy.check import check_line, check_lines
+from cgm_proxy.check import check_line
 from cgm_proxy.core.rules import RuleBook
 
 DEVICE = "http://argo.run/cgm/StructureDefinition/cgm-device"
@@ -71,11 +71,6 @@ def test_references_mean_what_the_context_has(book: RuleBook) -> None:
     nameless = {"resourceType": "Patient", "id": "1"}
     assert check_line(line(reading, profile=profile), book).passed
     assert not check_line(line(reading, profile=profile, context=[nameless]), book).passed
-
-
-def test_lines_come_out_in_order_and_empty_ones_are_skipped(book: RuleBook) -> None:
-    lines = [line(GOOD, id=1), b"\n", b"nope", line(GOOD, id=2)]
-    assert [(c.id, c.passed) for c in check_lines(lines, book)] == [(1, True), (None, False), (2, True)]
 
 
 def test_text_shows_each_issue_with_its_rule(book: RuleBook) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from cgm_proxy.check import among
+from cgm_proxy.check_files import check_resources
 from cgm_proxy.core.body import decode
 from cgm_proxy.core.rules import RuleBook
+from cgm_proxy.settings import Settings
 
 GUIDE = Path(__file__).parents[3] / "shared" / "guide"
 CORPUS = GUIDE / "corpus" / "public.ndjson"
@@ -55,18 +57,22 @@ def test_every_case_gets_the_validators_verdict(
     assert not wrong
 
 
-#: The guide's own examples that the validator refuses, with its reason.
+#: The guide's own examples that the validator refuses, with its reason. None is known: the Bundles of 0.1.0 and 1.0.0-ballot,
+#: which match two slices of the profiles as they were published, pass the repaired ones that the rules are made from.
 REFUSED_EXAMPLES: dict[tuple[str, str], str] = {}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_guides_own_examples_pass(book: RuleBook, dialect: str) -> None:
-    resolve = among(examples(dialect))
-    refused = {}
-    for path in sorted((GUIDE / "ig" / dialect / "examples").glob("*.json")):
-        example = decode(path.read_bytes())
-        profiles = book.implied(example, dialect)
-        issues = [i.text for i in book.examine(example, profiles, resolve, dialect=dialect) if i.refuses]
-        if issues:
-            refused[dialect, path.stem] = issues[0]
-    assert refused.keys() == {key for key in REFUSED_EXAMPLES if key[0] == dialect}, refused
+def test_the_guides_own_examples_pass(
+    book: RuleBook, dialect: str, record_property: Callable[[str, object], None]
+) -> None:
+    """As a user checks them: `cgm-proxy check --dialect D examples/*.json`."""
+    files = {path.stem: path.read_bytes() for path in sorted((GUIDE / "ig" / dialect / "examples").glob("*.json"))}
+    judged = {book.implied(decode(data), dialect) for data in files.values()}
+    refused = {c.id: c.issues for c in check_resources(files, book, dialect, Settings()) if not c.passed}
+    record_property(
+        "the guide's own examples", f"{dialect:14} examples {len(files):3} passed {len(files) - len(refused):3}"
+    )
+    assert refused.keys() == {name for of, name in REFUSED_EXAMPLES if of == dialect}, refused
+    defined = {p.url for p in book.profiles.values() if p.dialect == dialect and p.when}
+    assert len({url for profiles in judged for url in profiles}) >= len(defined) - 1
