@@ -1,7 +1,8 @@
 """Settings: one frozen object, read once at the start from a YAML file and the environment.
 
-This module is the only reader of the environment. Every field below is a key of the YAML file (`section: {key: value}`)
-and an environment variable (`CGM_PROXY_SECTION_KEY`, for example `CGM_PROXY_UPSTREAM_URL`), which wins over the file.
+This module is the only reader of the environment. Every field of `Settings` and of its sections is a key of the YAML file
+(`section: {key: value}`) and an environment variable (`CGM_PROXY_SECTION_KEY`, for example `CGM_PROXY_UPSTREAM_URL`),
+which wins over the file.
 A secret can come from a file as well (`CGM_PROXY_UPSTREAM_TOKEN_FILE`). Whatever is unknown, out of range or at odds
 with another setting stops the start, with all faults at once. The README's table is made from the fields' metadata.
 """
@@ -18,147 +19,42 @@ import yaml
 
 from cgm_proxy.settings_file import given_in
 from cgm_proxy.settings_keys import MASK, PREFIX, Given, Key, SettingsError, keys_of, read, suggestion
+from cgm_proxy.settings_sections import Cache, Forward, Jobs, Limits, Listen, Policies, Policy, Upstream, setting
 
-__all__ = ["FACTS", "KEYS", "Settings", "SettingsError", "load", "printable", "table"]
-
-Policy = Literal["accept", "warn", "reject"]
-
-
-def _key(default: Any, doc: str, at_least: float | None = None, at_most: float | None = None, **more: Any) -> Any:
-    metadata = {"doc": doc, "at_least": at_least, "at_most": at_most, **more}
-    return field(default=default, metadata=metadata, repr=not more.get("secret"))
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """The FHIR server behind the proxy."""
-
-    url: str = _key("http://127.0.0.1:8081/fhir", "Base URL of the FHIR server", form="url")
-    token: str | None = _key(
-        None,
-        "Service token for the proxy's own reads (standing orders); without it the submitter's Authorization is used",
-        secret=True,
-        form="token",
-    )
-    connect_timeout: float = _key(5.0, "Seconds to connect before 503", 0.01, 300)
-    read_timeout: float = _key(60.0, "Seconds of silence before 504", 0.01, 3600)
-    retries: int = _key(4, "How often a chunk is sent again after 5xx, 409, reset or timeout", 0, 20)
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where the proxy listens."""
-
-    host: str = _key("0.0.0.0", "Address of the public port", form="address")
-    port: int = _key(8080, "Public port; 0 takes a free one", 0, 65535)
-    public_url: str = _key(
-        "http://localhost:8080/fhir",
-        "Base URL that submitters use; links and locations in answers point here",
-        form="url",
-    )
-    ops_host: str = _key("0.0.0.0", "Address of the operations port", form="address")
-    ops_port: int = _key(9090, "Port of /metrics, /healthz and /readyz; never expose it publicly", 0, 65535)
-    stop_timeout: float = _key(30.0, "Seconds that a stopping proxy gives to what is in flight", 0, 3600)
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """What a finding about a standing order does: `accept`, `warn` (an information issue in the answer) or `reject`."""
-
-    no_order: Policy = _key("accept", "The patient has no active order")
-    incomplete: Policy = _key("reject", "No schedule has all of its profiles in the submission")
-    unsolicited: Policy = _key("reject", "No order asks for the entry's profile")
-    outside_lookback: Policy = _key("warn", "The entry is older than the order's lookback period")
-    too_often: Policy = _key("warn", "The patient's last submission is more recent than the order's period")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one submission may cost."""
-
-    body_bytes: int = _key(64 * 2**20, "Largest body of a submission, compressed or inflated (bytes)", 1024, 4 * 2**30)
-    entries: int = _key(50_000, "Most entries in a submission", 1, 1_000_000)
-    atomic_entries: int = _key(
-        500, "Most entries in an atomic (tagged `transaction`) submission, which goes upstream in one piece", 1, 10_000
-    )
-    depth: int = _key(64, "Deepest nesting of JSON or XML", 16, 256)
-    in_flight: int = _key(8, "Submissions worked on at once, before 503 with Retry-After", 1, 10_000)
-    seconds: float = _key(600.0, "Longest time for one submission (seconds)", 1, 86_400)
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """How accepted entries go upstream."""
-
-    chunk: int = _key(100, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000)
-    concurrency: int = _key(
-        8,
-        "Transactions under way at once, at most: it begins with 2, and more while that costs the upstream no time",
-        1,
-        64,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """What is remembered; caches only save work."""
-
-    orders_seconds: float = _key(
-        300.0, "How long a patient's standing orders are remembered, also that there are none (seconds)", 0, 86_400
-    )
-    orders: int = _key(10_000, "Patients whose orders are remembered", 1, 10_000_000)
-    known_seconds: float = _key(
-        600.0,
-        "How long the location of a stored entry is remembered (seconds); 0 asks upstream every time",
-        0,
-        604_800,
-    )
-    known: int = _key(200_000, "Stored entries that are remembered, about 0.5 kB each", 1, 100_000_000)
-    shared: str | None = _key(
-        None,
-        "URL of the Valkey or Redis that replicas share: `redis://`, `rediss://` (TLS) or `unix://`; without it each replica "
-        "remembers for itself",
-        secret=True,
-        form="valkey url",
-    )
-    shared_timeout: float = _key(
-        0.25, "Seconds to wait for an answer of the shared memory, before it is done without", 0.01, 5
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Jobs:
-    """Submissions with `Prefer: respond-async`, which are kept in a file and answered later."""
-
-    path: str | None = _key(
-        None,
-        "SQLite file on a volume, of this replica alone, that keeps submissions with `Prefer: respond-async`; without it"
-        " they are answered as any other",
-        form="file",
-    )
-    at_once: int = _key(2, "Kept submissions worked on at once, beside `limits.in_flight` others", 1, 1000)
-    waiting: int = _key(100, "Most submissions that are kept and not done, before 503 with Retry-After", 1, 1_000_000)
-    waiting_bytes: int = _key(2**30, "Most bytes of their bodies, before 503 with Retry-After", 1024, 2**40)
-    patience: float = _key(
-        900.0, "How long a kept submission is tried again while the upstream fails (seconds)", 0, 604_800
-    )
-    kept_seconds: float = _key(86_400.0, "How long a result is kept (seconds)", 1, 31_536_000)
-    kept_bytes: int = _key(2**28, "Most bytes of results; the oldest make room for new ones", 1024, 2**40)
+__all__ = [
+    "FACTS",
+    "KEYS",
+    "Cache",
+    "Forward",
+    "Jobs",
+    "Limits",
+    "Listen",
+    "Policies",
+    "Policy",
+    "Settings",
+    "SettingsError",
+    "Upstream",
+    "load",
+    "printable",
+    "table",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings; see each section."""
 
-    mode: Literal["enforce", "observe"] = _key("enforce", "`observe` judges and counts, and rejects nothing")
-    detection: Literal["tag", "content"] = _key("tag", "`content` judges untagged Bundles and single CGM resources too")
-    allow: tuple[str, ...] = _key(
+    mode: Literal["enforce", "observe"] = setting("enforce", "`observe` judges and counts, and rejects nothing")
+    detection: Literal["tag", "content"] = setting(
+        "tag", "`content` judges untagged Bundles and single CGM resources too"
+    )
+    allow: tuple[str, ...] = setting(
         ("Observation", "DiagnosticReport", "Device"),
         "Resource types that a submission may create: Observation, DiagnosticReport, Device or some of them",
         form="resource type",
     )
-    rules: str | None = _key(None, "Directory of a hospital's own rules, added to the shipped ones", form="path")
-    log_level: Literal["debug", "info", "warning", "error"] = _key("info", "Least severe log line written")
+    rules: str | None = setting(None, "Directory of a hospital's own rules, added to the shipped ones", form="path")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least severe log line written")
     listen: Listen = field(default_factory=Listen)
     upstream: Upstream = field(default_factory=Upstream)
     policies: Policies = field(default_factory=Policies)
