@@ -30,6 +30,7 @@ import msgspec
 from cgm_proxy.core.analysis import Analysis, Read
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.scope import Json, Resolve
+from cgm_proxy.core.special import URI_SYSTEMS
 
 #: A full timestamp whose day its month has in every year; the 29th of February stays in the key.
 TIMESTAMP = re.compile(
@@ -75,13 +76,15 @@ def _identity(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    return 0 if type(value) in {int, Decimal} else None
+    # 0e0 is no valid decimal, and its JSON here is 0: so the stand-in is another number
+    valid = type(value) is int or (type(value) is Decimal and bool(value or value.as_tuple().exponent))
+    return 1 if valid else None
 
 
 def _in_quantity(value: Any) -> Any:
     if type(value) is not dict or _number(value.get("value")) is None:
         return None
-    return {**value, "value": 0}
+    return {**value, "value": 1}
 
 
 def _in_identifiers(value: Any) -> Any:
@@ -92,8 +95,9 @@ def _in_identifiers(value: Any) -> Any:
 
 def _in_identifier(item: Json) -> Json:
     text = item.get("value")
-    # "#…" could be what mentions a contained resource (dom-3)
-    return {**item, "value": "0"} if type(text) is str and text.strip() and not text.startswith("#") else item
+    # "#…" could be what mentions a contained resource (dom-3); some systems say what the value is like
+    free = type(text) is str and text.strip() and not text.startswith("#") and item.get("system") not in URI_SYSTEMS
+    return {**item, "value": "0"} if free else item
 
 
 @dataclass(frozen=True, slots=True)

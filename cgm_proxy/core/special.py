@@ -90,6 +90,10 @@ def _extension(data: Json) -> Iterator[Fault]:
         yield "ext-1", "", "must have either a value[x] or extensions, not both and not neither"
 
 
+#: Systems of identifiers that say what the value must be: a URI, or a UUID.
+ANY_URI, ANY_UUID = URI_SYSTEMS = ("urn:ietf:rfc:3986", "https://tools.ietf.org/html/rfc4122")
+
+
 def _identifier(data: Json) -> Iterator[Fault]:
     """Check the system of an identifier, and that what is said to be a URI is one."""
     system, value = data.get("system"), data.get("value")
@@ -97,10 +101,10 @@ def _identifier(data: Json) -> Iterator[Fault]:
         yield "r4-value", "system", f"is {show(system)}; R4 wants an absolute URI"
     if not isinstance(value, str) or not value:
         return
-    if system == "urn:ietf:rfc:3986" and not SCHEME_OF.match(value):
-        yield "r4-value", "value", f"is {show(value)}; with the system urn:ietf:rfc:3986 it must be a full URI"
-    if system == "https://tools.ietf.org/html/rfc4122" and not UUID.fullmatch(value.removeprefix("urn:uuid:")):
-        yield "r4-value", "value", f"is {show(value)}; with the system of RFC 4122 it must be a UUID"
+    if system == ANY_URI and not SCHEME_OF.match(value):
+        yield "r4-value", "value", f"is {show(value)}; with the system {ANY_URI} it must be a full URI"
+    if system == ANY_UUID and not UUID.fullmatch(value.removeprefix("urn:uuid:")):
+        yield "r4-value", "value", f"is {show(value)}; with the system {ANY_UUID} it must be a UUID"
 
 
 def _meta(data: Json) -> Iterator[Fault]:
