@@ -18,9 +18,11 @@ from cgm_proxy.jobs import Jobs
 from cgm_proxy.logs import log
 from cgm_proxy.memory import Memory
 from cgm_proxy.ops import ops_application, watch_lag
+from cgm_proxy.peers import Peers
 from cgm_proxy.relay import Relay
 from cgm_proxy.rules_lint import load_linted
 from cgm_proxy.settings import Settings
+from cgm_proxy.status import Status
 from cgm_proxy.submission import Submissions
 from cgm_proxy.upstream import Upstream
 from cgm_proxy.wire import SERVER_OPTIONS
@@ -48,11 +50,13 @@ class Proxy:
         await self._relay.start()
         metrics.show_traffic(self._relay.traffic)
         self._session = _session(self._relay)
+        public = self._relay.bases.public.url
         upstream = Upstream(settings, self._session)
         self._memory = memory = Memory(settings)
         await memory.start()
         self._submissions = Submissions(settings, upstream, self._rules, memory)
-        self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory, self._jobs)
+        status = Status(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
+        self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory, status)
         server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(server, shutdown_timeout=patience)

@@ -19,7 +19,6 @@ from cgm_proxy.core.errors import Json, RequestRefused, refuse
 from cgm_proxy.core.headers import CLAIMED, HOP_BY_HOP, end_to_end, forwarded
 from cgm_proxy.inbound import RETRY_AFTER, Inbound
 from cgm_proxy.intake import Asked, Intake, Told
-from cgm_proxy.jobs import Jobs
 from cgm_proxy.logs import log
 from cgm_proxy.memory import Memory
 from cgm_proxy.relay import Relay
@@ -62,7 +61,7 @@ class Handlers:
         upstream: Upstream,
         submissions: Submissions,
         memory: Memory,
-        jobs: Jobs | None = None,
+        status: Status | None = None,
     ) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
@@ -74,7 +73,7 @@ class Handlers:
         self._memory = memory
         self._inbound = Inbound(settings)
         self._intake = Intake(settings, self._inbound, submissions)
-        self._status = Status(jobs, upstream, relay.bases.public.url) if jobs else None
+        self._status = status
         self.work = self._intake.work
         self._working: set[asyncio.Task[web.StreamResponse]] = set()
 

@@ -95,7 +95,7 @@ class Jobs:
 
     async def accept(self, patient: str, wanted_format: str, asked: bytes, body: Buffer) -> str:
         """Keep a submission and give its id; raises `StoreFull` or `StoreFailed` with nothing kept."""
-        name = secrets.token_urlsafe(32)
+        name = ".".join([*([self._limits.replica] if self._limits.replica else []), secrets.token_urlsafe(32)])
         job = Job(_key(name), patient, wanted_format, asked, body)
         await self._ask(self._store.add, job, time.time())
         if not self._stopping:

@@ -114,6 +114,11 @@ FACTS = (
         lambda settings: settings.jobs.path is not None and settings.jobs.waiting_bytes < settings.limits.body_bytes,
         "jobs.waiting_bytes is below limits.body_bytes: the largest submission would never be kept; raise it",
     ),
+    Fact(
+        ("jobs.peers", "jobs.replica"),
+        lambda settings: settings.jobs.peers is not None and settings.jobs.replica is None,
+        "jobs.peers needs jobs.replica, by which this replica's own submissions are known; name it",
+    ),
 )
 
 KEYS: dict[str, Key] = {key.name: key for key in keys_of(Settings)}

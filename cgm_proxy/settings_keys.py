@@ -49,6 +49,11 @@ FORMS = {
     "address": Form(r"[A-Za-z0-9._:-]+", "a host name or IP address, without scheme, port or brackets"),
     "path": Form(r"[^\x00]+", "the path of a directory"),
     "file": Form(r"[^\x00]+", "the path of a file"),
+    "replica": Form(r"[a-z0-9-]{0,58}[0-9]", "a name of small letters, digits and hyphens that ends in a number"),
+    "replica url": Form(
+        r"https?://[A-Za-z0-9._:-]*\{replica\}[A-Za-z0-9._:-]*(?:/[A-Za-z0-9._~-]+)*",
+        "an http or https URL with {replica} in its host, or port, and a plain path",
+    ),
     "resource type": Form(
         "Observation|DiagnosticReport|Device", "some of Observation, DiagnosticReport and Device, as a list"
     ),

@@ -136,3 +136,12 @@ class Jobs:
     )
     kept_seconds: float = setting(86_400.0, "How long a result is kept (seconds)", 1, 31_536_000)
     kept_bytes: int = setting(2**28, "Most bytes of results; the oldest make room for new ones", 1024, 2**40)
+    replica: str | None = setting(
+        None, "Name of this replica among several, ending in its number; it is part of status URLs", form="replica"
+    )
+    peers: str | None = setting(
+        None,
+        "Public base URL of any replica as the others reach it, with `{replica}` for its name: polls go to the one that"
+        " keeps the submission",
+        form="replica url",
+    )

@@ -18,6 +18,7 @@ from cgm_proxy.inbound import RETRY_AFTER
 from cgm_proxy.intake import Asked, Told, aside
 from cgm_proxy.jobs import Jobs
 from cgm_proxy.jobs_store import Kept, StoreFailed, StoreFull
+from cgm_proxy.peers import Peers
 from cgm_proxy.upstream import Submitter, Upstream
 
 #: Answers are for who asked, and change.
@@ -27,8 +28,9 @@ _NOT_STORED = {"Cache-Control": "no-store"}
 class Status:
     """Keep submissions and answer who asks for them."""
 
-    def __init__(self, jobs: Jobs, upstream: Upstream, public_url: str) -> None:
+    def __init__(self, jobs: Jobs, peers: Peers, upstream: Upstream, public_url: str) -> None:
         self._jobs = jobs
+        self._peers = peers
         self._upstream = upstream
         self._place = f"{public_url}/{asynchronous.STATUS}"
         self._converting = asyncio.Lock()
@@ -54,6 +56,8 @@ class Status:
         if request.method not in {"GET", "HEAD", "DELETE"}:
             text = "the status of a submission can be read (GET) and deleted (DELETE)"
             raise refuse(405, "async-method", text, code="not-supported", Allow="GET, HEAD, DELETE")
+        if url := self._peers.url(request, name):
+            return await self._peers.ask(request, url, submitter)
         try:
             kept = await self._jobs.find(name)
             if kept is None or not await self._upstream.patient(kept.patient, submitter):

@@ -139,6 +139,24 @@ BAD_FILES = [
             " raise it"
         ),
     ),
+    (
+        "jobs: {peers: 'http://{replica}:8080/fhir'}",
+        ("s.yaml, line 1: jobs.peers needs jobs.replica, by which this replica's own submissions are known; name it"),
+    ),
+    (
+        "jobs: {replica: Proxy}",
+        (
+            's.yaml, line 1: jobs.replica is "Proxy"; write a name of small letters, digits and hyphens that ends in a'
+            " number"
+        ),
+    ),
+    (
+        "jobs: {replica: p-0, peers: 'http://p/{replica}'}",
+        (
+            's.yaml, line 1: jobs.peers is "http://p/{replica}"; write an http or https URL with {replica} in its host, or'
+            " port, and a plain path"
+        ),
+    ),
     ("jobs: {path: '', kept_seconds: 0}", "s.yaml, line 1: jobs.kept_seconds is 0; write a number from 1 to 31536000"),
     (
         "upstream: {url: 'http://localhost:8080/r4'}",

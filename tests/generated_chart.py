@@ -16,7 +16,13 @@ from cgm_proxy.settings_keys import Key
 
 CHART = Path(__file__).parents[1] / "helm"
 #: JSON Schema in helm is matched by Go's regular expressions, which have no look-ahead; the proxy itself is stricter.
-PATTERNS = {"url": r"^(https?://[^?#@\s]+)?$", "address": r"^[A-Za-z0-9._:-]+$", "path": r"^/", "file": r"^/"}
+PATTERNS = {
+    "url": r"^(https?://[^?#@\s]+)?$",
+    "address": r"^[A-Za-z0-9._:-]+$",
+    "path": r"^/",
+    "file": r"^/",
+    "replica url": r"^https?://",
+}
 MARKED = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- /values -->)", re.DOTALL)
 
 

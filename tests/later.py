@@ -81,3 +81,12 @@ def files(path: Path) -> bytes:
 def largest(path: Path) -> int:
     """The size of the largest file that the store has (bytes)."""
     return max(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
+async def raw(port: int, method: bytes, target: str) -> bytes:
+    """Ask for a target as it is written, without a client's own clean-up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"%b %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % (method, target.encode()))
+    data = await reader.read()
+    writer.close()
+    return data

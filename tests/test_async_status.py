@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from client import JSON, XML
 from fake_upstream import Asked, Gate, before, gets, transactions
-from later import files, keep, polled, result, rules, status, statuses
+from later import files, keep, polled, raw, result, rules, status, statuses
 from proxying import metric, proxying
 from proxying import statuses as now
 
@@ -141,15 +141,6 @@ async def test_any_spelling_of_the_path_is_the_same_one(keeping) -> None:
             assert (answer.startswith(b"HTTP/1.1 200") and b"201 Created" in answer) is ours, spelling
             seen = [asked.path for asked in world.fake.of(gets(""))[before_:]]
             assert (seen == [world.about]) is ours, spelling
-
-
-async def raw(port: int, method: bytes, target: str) -> bytes:
-    """Ask for a target as it is written, without a client's own clean-up."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"%b %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % (method, target.encode()))
-    data = await reader.read()
-    writer.close()
-    return data
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "OPTIONS"])

@@ -157,6 +157,8 @@ def values(key: Key) -> st.SearchStrategy:
     return {
         "address": st.sampled_from(["127.0.0.1", "::1", "on"]),
         "path": st.sampled_from([None, ".", "/"]),
+        "replica": st.sampled_from([None, "cgm-proxy-0", "1"]),
+        "replica url": st.sampled_from([None, "http://{replica}.ops.ns.svc:8080/fhir"]),
         "file": st.sampled_from([None, "/var/lib/jobs.sqlite", "jobs"]),
         "resource type": st.lists(st.from_regex(FORMS["resource type"].pattern, fullmatch=True), min_size=1).map(tuple),
         "token": st.none(),
