@@ -60,8 +60,13 @@ def one(found: dict[tuple[str, str], dict], kind: str) -> dict:
     return only
 
 
+def workload(found: dict[tuple[str, str], dict]) -> dict:
+    """The Deployment, or the StatefulSet where the pods keep submissions."""
+    return one(found, "StatefulSet" if any(kind == "StatefulSet" for kind, _ in found) else "Deployment")
+
+
 def pod(found: dict[tuple[str, str], dict]) -> dict:
-    return one(found, "Deployment")["spec"]["template"]["spec"]
+    return workload(found)["spec"]["template"]["spec"]
 
 
 def settings_of(found: dict[tuple[str, str], dict], directory: Path) -> Settings:
@@ -110,6 +115,7 @@ def test_the_validator_refuses_what_an_api_server_refuses(tools, good, bad, mess
 
 KINDS = {
     "minimal": {"ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount"},
+    "jobs": {"ConfigMap", "NetworkPolicy", "PodDisruptionBudget", "Service", "ServiceAccount", "StatefulSet"},
     "observe": {"ConfigMap", "Deployment", "Service", "ServiceAccount"},
     "everything": {
         "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Service",
@@ -259,6 +265,39 @@ def test_a_pod_that_autoscaling_counts_has_no_fixed_number(tools):
     assert one(objects(tools, "minimal"), "Deployment")["spec"]["replicas"] == 2
 
 
+@needs_go
+def test_pods_that_keep_submissions_have_a_volume_each_and_find_one_another(tools):
+    found = objects(tools, "jobs")
+    kept, spec = workload(found)["spec"], pod(found)
+    (claim,), (container,) = kept["volumeClaimTemplates"], spec["containers"]
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "encrypted",
+        "resources": {"requests": {"storage": "5Gi"}},
+    }
+    environ = {each["name"]: each.get("value") for each in container["env"]}
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    assert Path(environ["CGM_PROXY_JOBS_PATH"]).parent == Path(mounts["jobs"])
+    service = found["Service", kept["serviceName"]]["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"]
+    peers = environ["CGM_PROXY_JOBS_PEERS"]
+    assert peers == f"http://{{replica}}.{kept['serviceName']}.cgm.svc:8080/r4/fhir"
+    name = f"{workload(found)['metadata']['name']}-12"
+    read = load(None, {"CGM_PROXY_JOBS_PEERS": peers, "CGM_PROXY_JOBS_REPLICA": name})
+    assert (read.jobs.peers, read.jobs.replica) == (peers, name)
+
+
+@needs_go
+def test_pods_that_keep_submissions_reach_one_another_and_nobody_else_does_more(tools):
+    policy = one(objects(tools, "jobs"), "NetworkPolicy")["spec"]
+    own = [{"podSelector": policy["podSelector"]}]
+    assert [rule["from"] for rule in policy["ingress"] if rule["ports"][0]["port"] == "http"][1] == own
+    assert [rule["to"] for rule in policy["egress"] if rule["ports"][0]["port"] == "http"] == [own]
+    without = one(objects(tools, "minimal"), "NetworkPolicy")["spec"]
+    assert not [rule for rule in without["egress"] if rule["ports"][0]["port"] == "http"]
+
+
 REFUSED_VALUES = [
     ("settings.upstream.url=", "settings.upstream.url: write the base URL of the FHIR server"),
     ("settings.listen.public_url=", "settings.listen.public_url: write the base URL that submitters use"),
@@ -270,6 +309,11 @@ REFUSED_VALUES = [
     ("settings.upstream.url=http://user:pw@hapi/fhir", "does not match pattern"),
     ("replicas=3", "additional properties 'replicas' not allowed"),
     ("replicaCount=0", "minimum: got 0, want 1"),
+    (
+        "jobs.enabled=true,autoscaling.enabled=true",
+        "a pod that is scaled away takes the submissions that it keeps with it",
+    ),
+    ("jobs.size=3", "got number, want string"),
     ("image.digest=latest", "does not match pattern"),
     ("extraEnv[0].name=CGM_PROXY_LISTEN_PORT", "'not' failed"),
     ("extraEnv[0].name=CGM_PROXY_UPSTREAM_TOKEN", "'not' failed"),

@@ -44,6 +44,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ dig "listen" "stop_timeout" 30 .Values.settings | ceil | int }}
 {{- end }}
 
+{{- define "cgm-proxy.kind" -}}
+{{ ternary "StatefulSet" "Deployment" .Values.jobs.enabled }}
+{{- end }}
+
+{{/* The public base URL of a pod as the other pods reach it; "{replica}" stands for its name. */}}
+{{- define "cgm-proxy.peers" -}}
+{{- $path := (urlParse .Values.settings.listen.public_url).path | trimSuffix "/" -}}
+http://{replica}.{{ include "cgm-proxy.fullname" . }}-ops.{{ .Release.Namespace }}.svc:{{ include "cgm-proxy.port" . }}{{ $path }}
+{{- end }}
+
 {{- define "cgm-proxy.upstreamPort" -}}
 {{- $url := urlParse .Values.settings.upstream.url -}}
 {{- $named := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) -}}

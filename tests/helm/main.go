@@ -13,6 +13,7 @@ import (
 
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	apps "k8s.io/api/apps/v1"
+	"k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -28,6 +29,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/networking/install"
 	_ "k8s.io/kubernetes/pkg/apis/policy/install"
 	"k8s.io/kubernetes/pkg/registry/apps/deployment"
+	"k8s.io/kubernetes/pkg/registry/apps/statefulset"
 	"k8s.io/kubernetes/pkg/registry/autoscaling/horizontalpodautoscaler"
 	"k8s.io/kubernetes/pkg/registry/core/configmap"
 	"k8s.io/kubernetes/pkg/registry/core/service"
@@ -49,6 +51,7 @@ var strategies = map[string]rest.RESTCreateStrategy{
 	"PodDisruptionBudget":     poddisruptionbudget.Strategy,
 	"Service":                 service.Strategy,
 	"ServiceAccount":          serviceaccount.Strategy,
+	"StatefulSet":             statefulset.Strategy,
 }
 
 func main() {
@@ -129,10 +132,15 @@ func created(object runtime.Object, kind *schema.GroupVersionKind) []string {
 	return strategy.WarningsOnCreate(ctx, internal)
 }
 
-// insecure says how a Deployment's pods break the "restricted" pod security standard.
+// insecure says how the pods of a Deployment or a StatefulSet break the "restricted" pod security standard.
 func insecure(object runtime.Object) []string {
-	deployed, ok := object.(*apps.Deployment)
-	if !ok {
+	var pod v1.PodTemplateSpec
+	switch workload := object.(type) {
+	case *apps.Deployment:
+		pod = workload.Spec.Template
+	case *apps.StatefulSet:
+		pod = workload.Spec.Template
+	default:
 		return nil
 	}
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
@@ -140,7 +148,6 @@ func insecure(object runtime.Object) []string {
 		return []string{err.Error()}
 	}
 	level := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
-	pod := deployed.Spec.Template
 	var found []string
 	for _, result := range evaluator.EvaluatePod(level, &pod.ObjectMeta, &pod.Spec) {
 		if !result.Allowed {
