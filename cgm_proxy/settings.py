@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
-from cgm_proxy.settings_file import given_in
+from cgm_proxy.settings_file import content, given_in, secret
 from cgm_proxy.settings_keys import MASK, PREFIX, Given, Key, SettingsError, keys_of, read, suggestion
 from cgm_proxy.settings_sections import Cache, Forward, Jobs, Limits, Listen, Policies, Policy, Upstream, setting
 
@@ -87,7 +87,18 @@ def _no_rules(settings: Settings) -> bool:
     return settings.rules is not None and not (Path(settings.rules).is_dir() and os.access(settings.rules, os.R_OK))
 
 
+def _no_certificates(settings: Settings) -> bool:
+    """Whether the shared memory's URL names a file that can't be read: the replicas would never share anything."""
+    named = parse_qsl(urlsplit(settings.cache.shared or "").query)
+    return not all(os.access(path, os.R_OK) for option, path in named if option.startswith("ssl_"))
+
+
 FACTS = (
+    Fact(
+        ("cache.shared",),
+        _no_certificates,
+        "cache.shared names a file that can't be read; correct its ssl_ options, or leave them out",
+    ),
     Fact(("rules",), _no_rules, "rules names no directory that can be read; correct the path, or leave it out"),
     Fact(
         ("upstream.url", "listen.public_url", "listen.port", "listen.ops_port"),
@@ -181,7 +192,7 @@ def _disagreements(settings: Settings, given: Mapping[str, Given]) -> list[str]:
 
 
 def _from_file(path: Path | None) -> list[Given]:
-    return given_in(_content("settings", path), str(path), KEYS) if path else []
+    return given_in(content("settings", path), str(path), KEYS) if path else []
 
 
 def _from_environ(environ: Mapping[str, str]) -> list[Given]:
@@ -199,7 +210,7 @@ def _from_environ(environ: Mapping[str, str]) -> list[Given]:
         ]
     )
     return [
-        Given(files[name].name, _secret(name, Path(environ[name])), name, text=True)
+        Given(files[name].name, secret(name, Path(environ[name])), name, text=True)
         if name in files
         else Given(variables[name].name, environ[name], name, text=True)
         for name in ours
@@ -210,24 +221,6 @@ def _unknown_variable(name: str, known: set[str]) -> str:
     if _SERVICE_LINK.fullmatch(name):
         return f"{name}: set by Kubernetes for a Service, and no setting; set enableServiceLinks: false in the pod"
     return f"{name}: unknown variable; {suggestion(name.upper(), {*known, SETTINGS_FILE})}"
-
-
-def _secret(where: str, path: Path) -> str:
-    secret = _content(where, path).strip()
-    if not secret:
-        raise SettingsError(f"{where}: {path} is empty; write the secret into it, or unset the variable")
-    return secret
-
-
-def _content(where: str, path: Path) -> str:
-    """Read a small text file; `where` says who named it."""
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise SettingsError(f"{where}: can't read {path}: {reason}; name a readable file") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{where}: {path} is not UTF-8 text; save it as such") from None
 
 
 def printable(settings: Settings) -> str:
@@ -246,21 +239,7 @@ def printable(settings: Settings) -> str:
 def table(settings_type: type = Settings) -> str:
     """Give the README's table: setting, environment variable, default, meaning."""
     rows = [
-        f"| `{key.name}` | `{key.variable}` | {_default(key)} | {_meaning(key)} |".replace("\n", " ")
+        f"| `{key.name}` | `{key.variable}` | {key.shown_default} | {key.meaning} |".replace("\n", " ")
         for key in keys_of(settings_type)
     ]
     return "\n".join(["| setting | environment variable | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
-
-
-def _default(key: Key) -> str:
-    if key.default is None:
-        return "none"
-    return f"`{','.join(key.default) if key.kind is tuple else key.default}`"
-
-
-def _meaning(key: Key) -> str:
-    """Give a key's doc, then what may be written, where limits or choices say it."""
-    choices = ", ".join(f"`{choice}`" for choice in key.choices)
-    limits = f" ({choices or key.limits})" if choices or key.limits else ""
-    secret = f"; secret, also from a file named by `{key.variable}_FILE`" if key.secret else ""
-    return key.doc + limits + secret

@@ -6,6 +6,7 @@ repeated without the words that it quotes from the file, for they may be a secre
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -86,3 +87,22 @@ def _value(node: yaml.Node) -> Any:
         return yaml.SafeLoader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError):
         return Unreadable()
+
+
+def secret(where: str, path: Path) -> str:
+    """Read a secret from its file; `where` says who named it."""
+    found = content(where, path).strip()
+    if not found:
+        raise SettingsError(f"{where}: {path} is empty; write the secret into it, or unset the variable")
+    return found
+
+
+def content(where: str, path: Path) -> str:
+    """Read a small text file; raises SettingsError where it can't be."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise SettingsError(f"{where}: can't read {path}: {reason}; name a readable file") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{where}: {path} is not UTF-8 text; save it as such") from None

@@ -43,8 +43,9 @@ class Form:
 
 
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@-]+"
+_HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _USER = r"(?:[^\s/?#@:]*(?::[^\s/?#@]*)?@)?"
-_OPTION = r"(?:(?:ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&#\s]+|db=[0-9]{1,5})"
+_FILE = r"ssl_(?:ca_certs|certfile|keyfile)=[^&#\s]+"
 FORMS = {
     "address": Form(r"[A-Za-z0-9._:-]+", "a host name or IP address, without scheme, port or brackets"),
     "path": Form(r"[^\x00]+", "the path of a directory"),
@@ -58,12 +59,12 @@ FORMS = {
         "Observation|DiagnosticReport|Device", "some of Observation, DiagnosticReport and Device, as a list"
     ),
     "token": Form(r"[\x21-\x7e]+", 'the token alone, without "Bearer", blanks or line breaks'),
-    # As redis-py reads it; of its options those alone that a connection may need, and that weaken nothing.
+    # As redis-py reads it, without the options that would weaken something.
     "valkey url": Form(
-        rf"(?:rediss?://{_USER}(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?(?:/[0-9]{{0,5}})?"
-        rf"|unix://{_USER}/[^?#\s]+)(?:\?{_OPTION}(?:&{_OPTION})*)?",
-        "a URL like redis://:PASSWORD@HOST:6379/0, rediss://HOST (TLS) or unix:///PATH, special characters of the password "
-        "%-escaped; as options ssl_ca_certs, ssl_certfile, ssl_keyfile and db",
+        rf"redis://{_USER}{_HOST}(?:/[0-9]{{0,5}})?|unix://{_USER}/[^?#\s]+(?:\?db=[0-9]{{1,5}})?"
+        rf"|rediss://{_USER}{_HOST}(?:/[0-9]{{0,5}})?(?:\?{_FILE}(?:&{_FILE})*)?",
+        "a URL like redis://USER:PASSWORD@HOST:6379/0, unix://:PASSWORD@/PATH?db=0, or rediss://HOST for TLS, there with the "
+        "options ssl_ca_certs, ssl_certfile and ssl_keyfile if need be; special characters of the password %-escaped",
     ),
     # RFC 3986, less what a base URL must not have: user, query, fragment, escapes, empty and dot segments.
     "url": Form(
@@ -117,6 +118,21 @@ class Key:
     def limits(self) -> str:
         """The least and the greatest number, or nothing."""
         return "" if self.at_least is None else f"{self.at_least} to {self.at_most}"
+
+    @property
+    def shown_default(self) -> str:
+        """The default, for the README."""
+        if self.default is None:
+            return "none"
+        return f"`{','.join(self.default) if self.kind is tuple else self.default}`"
+
+    @property
+    def meaning(self) -> str:
+        """The doc, for the README, then what may be written, where limits or choices say it."""
+        choices = ", ".join(f"`{choice}`" for choice in self.choices)
+        limits = f" ({choices or self.limits})" if choices or self.limits else ""
+        secret = f"; secret, also from a file named by `{self.variable}_FILE`" if self.secret else ""
+        return self.doc + limits + secret
 
 
 def alternatives(choices: Iterable[str]) -> str:

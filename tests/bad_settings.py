@@ -3,6 +3,11 @@
 from cgm_proxy.settings_keys import MASK
 
 BASE_URL = "write an http or https URL with a host and a plain path, without user, query, fragment and %-escapes"
+VALKEY_URL = (
+    "has a value that can't be used (not shown: it is a secret); write a URL like redis://USER:PASSWORD@HOST:6379/0,"
+    " unix://:PASSWORD@/PATH?db=0, or rediss://HOST for TLS, there with the options ssl_ca_certs, ssl_certfile and"
+    " ssl_keyfile if need be; special characters of the password %-escaped"
+)
 BAD_FILES = [
     # not a settings file
     (
@@ -114,7 +119,33 @@ BAD_FILES = [
         f"upstream: {{token: '{MASK}'}}",
         "s.yaml, line 1: upstream.token is the mask that is printed for a secret; write the secret",
     ),
+    *(
+        (f"cache: {{shared: '{url}'}}", f"s.yaml, line 1: cache.shared {VALKEY_URL}")
+        for url in (
+            "valkey:6379",
+            "http://valkey:6379",
+            "redis://",
+            "redis:/valkey",
+            "redis://s3cr3t@",
+            "redis://:s3cr3t@valkey:70000",
+            "redis://:s3cr3t@valkey:0",
+            "redis://:s3cr3t@@valkey",
+            "redis://:s3cr3t@valkey/a",
+            "redis://valkey?socket_timeout=99",
+            "redis://valkey?ssl_ca_certs=s.yaml",
+            "rediss://valkey?ssl_cert_reqs=none",
+            "rediss://valkey?ssl_ca_certs=s.yaml&ssl_check_hostname=false",
+            "rediss://valkey#s3cr3t",
+            "unix://run/valkey.sock",
+            "unix:///run/valkey.sock?ssl_ca_certs=s.yaml",
+            "redis://one,redis://other",
+        )
+    ),
     # settings that disagree, with one another or with the machine
+    (
+        "cache: {shared: 'rediss://:s3cr3t@valkey?ssl_ca_certs=none.pem'}",
+        ("s.yaml, line 1: cache.shared names a file that can't be read; correct its ssl_ options, or leave them out"),
+    ),
     ("rules: none", "s.yaml, line 1: rules names no directory that can be read; correct the path, or leave it out"),
     ("rules: s.yaml", "s.yaml, line 1: rules names no directory that can be read; correct the path, or leave it out"),
     (

@@ -162,7 +162,7 @@ def values(key: Key) -> st.SearchStrategy:
         "file": st.sampled_from([None, "/var/lib/jobs.sqlite", "jobs"]),
         "resource type": st.lists(st.from_regex(FORMS["resource type"].pattern, fullmatch=True), min_size=1).map(tuple),
         "token": st.none(),
-        "valkey url": st.none(),
+        "valkey url": st.none(),  # a secret is masked
         "url": st.sampled_from(["https://[::1]:1/a", "http://h", "https://h.example/a/b"]),
     }[key.form]
 
@@ -188,6 +188,26 @@ def test_what_is_printed_reads_back_the_same(tmp_path_factory, made):
     path = tmp_path_factory.mktemp("printed") / "s.yaml"
     path.write_text(printable(made), "utf-8")
     assert load(path, {}) == made
+
+
+VALKEY_URLS = [
+    "redis://valkey",
+    "redis://valkey.fhir.svc:6379/2",
+    "redis://:p%40ss@10.0.0.1:6379",
+    "redis://cgm:p:ss@[fd00::1]:6379/0",
+    "rediss://cgm@valkey/",
+    "rediss://valkey:6380/0?ssl_ca_certs=s.yaml&ssl_certfile=s.yaml&ssl_keyfile=s.yaml",
+    "unix:///run/valkey.sock",
+    "unix://cgm:pw@/run/valkey.sock?db=3",
+]
+
+
+@pytest.mark.parametrize("url", VALKEY_URLS)
+def test_a_url_of_a_shared_memory_is_taken_as_it_is(write, url):
+    write("\n")
+    assert load(None, {"CGM_PROXY_CACHE_SHARED": url}).cache.shared == url
+    assert load(None, {"CGM_PROXY_CACHE_SHARED_FILE": str(write(f"{url}\n", "secret"))}).cache.shared == url
+    assert url not in printable(load(None, {"CGM_PROXY_CACHE_SHARED": url}))
 
 
 def test_secrets_are_masked_wherever_settings_are_shown():
