@@ -140,6 +140,38 @@ def test_the_proxy_accepts_the_settings_that_the_chart_gives_it(tools, values, t
 
 
 @needs_go
+def test_a_hospitals_rules_are_mounted_and_their_change_rolls_the_pods(tools, tmp_path):
+    def release(text: str) -> dict[tuple[str, str], dict]:
+        (tmp_path / "range.yaml").write_text(text)
+        return objects(tools, "minimal", "--set-file", f"rules.range\\.yaml={tmp_path / 'range.yaml'}")
+
+    text = (ROOT / "tests" / "rules" / "hospital" / "range.yaml").read_text("utf-8")
+    found = release(text)
+    assert found["ConfigMap", "cgm-proxy-rules"]["data"] == {"range.yaml": text}
+    settings = yaml.safe_load(found["ConfigMap", "cgm-proxy"]["data"]["settings.yaml"])
+    (container,) = pod(found)["containers"]
+    assert {"name": "rules", "mountPath": settings["rules"], "readOnly": True} in container["volumeMounts"]
+    assert {"name": "rules", "configMap": {"name": "cgm-proxy-rules"}} in pod(found)["volumes"]
+    first, changed = (
+        one(each, "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/rules"]
+        for each in (found, release(text.replace("600", "500")))
+    )
+    assert first != changed
+
+
+@needs_go
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("rules.a=x", "does not match"), ("rules.a\\.yaml=x,settings.rules=/etc/mine", "use one of both")],
+)
+def test_rules_that_would_not_be_read_are_refused(tools, value, message):
+    given = ("--kube-version", KUBERNETES[0], "--values", "helm/ci/minimal-values.yaml", "--set", value)
+    made = helm(tools, "template", "cgm-proxy", "helm", *given)
+    assert made.returncode != 0
+    assert message in made.stderr
+
+
+@needs_go
 @pytest.mark.parametrize("values", VALUE_SETS)
 def test_ports_and_grace_period_follow_the_settings(tools, values, tmp_path):
     found = objects(tools, values)

@@ -63,5 +63,6 @@ http://{replica}.{{ include "cgm-proxy.fullname" . }}-ops.{{ .Release.Namespace 
 {{- define "cgm-proxy.settings" -}}
 {{- $_ := required "settings.upstream.url: write the base URL of the FHIR server" .Values.settings.upstream.url -}}
 {{- $_ := required "settings.listen.public_url: write the base URL that submitters use" .Values.settings.listen.public_url -}}
-{{ toYaml .Values.settings }}
+{{- if and .Values.rules .Values.settings.rules }}{{ fail "rules: settings.rules names another directory; use one of both" }}{{ end -}}
+{{ toYaml (ternary (merge (dict "rules" "/etc/cgm-proxy-rules") .Values.settings) .Values.settings (not (empty .Values.rules))) }}
 {{- end }}
