@@ -19,7 +19,10 @@ Judging goes part by part (`core/parts.py`), and what is sure not to be refused 
 judged: `storing.py` runs find known → plan → forward for each part. How much goes upstream at once follows what the upstream
 takes (`pace.py`).
 
-Dependencies run `cli → app → handlers → submission → storing → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
+`intake.py` is the way of a submission from its request to its answer without HTTP, the same now and later: with
+`Prefer: respond-async` a submission is kept first (`status.py`, `jobs.py`, `jobs_store.py`), and its story is told by a worker.
+
+Dependencies run `cli → app → handlers → intake → submission → storing → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
 clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value (`core.errors.Issue`);
 exceptions are for faults of the whole request.
 
