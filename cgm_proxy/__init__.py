@@ -22,9 +22,9 @@ takes (`pace.py`).
 `intake.py` is the way of a submission from its request to its answer without HTTP, the same now and later: with
 `Prefer: respond-async` a submission is kept first (`status.py`, `jobs.py`, `jobs_store.py`), and its story is told by a worker.
 
-Dependencies run `cli → app → handlers → intake → submission → storing → {upstream, core}`. `core` imports nothing but `core` and has no I/O,
-clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value (`core.errors.Issue`);
-exceptions are for faults of the whole request.
+Dependencies run `cli → app → handlers → intake → submission → storing → {upstream, core}`. `core` imports nothing but `core`
+and has no I/O, clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value
+(`core.errors.Issue`); exceptions are for faults of the whole request.
 
 Invariants, which the tests hold:
 
