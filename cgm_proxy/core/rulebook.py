@@ -19,7 +19,7 @@ A profile's file (`rules/<dialect>/<profile>.yaml`):
         text: '"mg/dl" (the code stays "mg/dL")'  # after "… wants"
         severity: error                         # error (the default), warning or information
     ---
-    pass: / fail:                # samples (rules_cli.py); not read at the start
+    samples: [...]               # rules_samples.py; read by the linter and by `rules test`
 
 A hospital's file adds to profiles instead of defining one: `extends: [canonical or short name, ...]`, its `rules`, and
 `severity: {rule id: warning}` for rules that stand there already.

@@ -156,6 +156,10 @@ class Walk:
     def _extension(self, node: Node) -> None:
         self.found.extensions.append(node)
         url = node.data.get("url")
+        if not url and "_url" in node.data:
+            self.found.add(
+                "r4-required", node.path, f"{last(node.path)}.url has no value; an extension is nothing without"
+            )
         if not isinstance(url, str):
             return
         nested = node.parent == "Extension.extension"  # parts of an extension have plain names

@@ -62,9 +62,11 @@ FLAT = INLINE | words("p h1 h2 h3 h4 h5 h6 pre address span caption dd dt")
 BLOCKS = frozenset({"div", "pre", "table", "ul", "ol"})
 #: What may not stand in a paragraph however deep.
 NOT_IN_P = frozenset({"div", "blockquote", "table", "ol", "ul", "p"})
-#: Schemes of links that do something, or lead nowhere.
-ACTIVE = re.compile(r"(?:javascript|vbscript|urn|cid):.")
+#: Schemes of links that lead nowhere, or do something: these in any case of letters, as browsers read them.
+ACTIVE = re.compile(r"(?:urn|cid|(?i:javascript|vbscript)):.")
 DATA = re.compile(r"data:[^,]*,[^,]+")
+#: Deepest nesting that is let pass; what reads it later may recurse.
+DEEPEST = 60
 #: What XML takes for white space; a no-break space is text.
 SPACES = " \t\r\n"
 URL = re.compile(r"[\w;?:@&=+$.,/%\-~#\[\]!'()*|]+")
@@ -83,19 +85,23 @@ def narrative_fault(text: str, ids: frozenset[str] = frozenset()) -> str | None:
     if not "".join(div.itertext()).strip(SPACES) and not any(node.tag == f"{XHTML}img" for node in div.iter()):
         return "a div that is not empty"
     known = ids | {node.get(key, "") for node in div.iter() for key in ("id", "name")}
-    return next(_faults(div, frozenset(), known), None)
+    return next(_faults(div, known), None)
 
 
-def _faults(node: ET.Element, above: frozenset[str], ids: frozenset[str]) -> Iterator[str]:
-    """Give what an element must be, and each one in it; `above` are the names of those around it."""
-    name = _name(node)
-    own = ATTRIBUTES | OWN_ATTRIBUTES.get(name, frozenset())
-    if name not in ELEMENTS or any(key.removeprefix(XML) not in own for key in node.attrib if key != f"{XML}space"):
-        yield "only the XHTML of R4's narrative, without scripts, forms or events"
-    yield from _structure(node, name, above)
-    yield from _links(node, name, ids)
-    for child in node:
-        yield from _faults(child, above | {name}, ids)
+def _faults(div: ET.Element, ids: frozenset[str]) -> Iterator[str]:
+    """Give what each element must be that is not so."""
+    todo: list[tuple[ET.Element, int, frozenset[str]]] = [(div, 1, frozenset())]
+    while todo:
+        node, depth, above = todo.pop()
+        name = _name(node)
+        own = ATTRIBUTES | OWN_ATTRIBUTES.get(name, frozenset())
+        if name not in ELEMENTS or any(key.removeprefix(XML) not in own for key in node.attrib if key != f"{XML}space"):
+            yield "only the XHTML of R4's narrative, without scripts, forms or events"
+        if depth > DEEPEST:
+            yield f"elements nested {DEEPEST} deep at most"
+        yield from _structure(node, name, above)
+        yield from _links(node, name, ids)
+        todo += ((child, depth + 1, above | {name}) for child in node)
 
 
 def _structure(node: ET.Element, name: str, above: frozenset[str]) -> Iterator[str]:
