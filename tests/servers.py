@@ -248,7 +248,10 @@ def postgresql(folder: Path) -> Iterator[Running]:
 
     It survives SIGKILL, but not the machine's crash: it does not wait for the disk.
     """
-    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    installed = Path("/usr/lib/postgresql").glob("*/bin")
+    programs = max(installed, key=lambda path: int(path.parent.name), default=None)
+    if programs is None:
+        raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     home = Path(tempfile.mkdtemp(prefix="postgresql-"))
     if user:

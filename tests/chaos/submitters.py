@@ -20,7 +20,7 @@ from cgm_proxy.core.errors import Json
 HANGS_UP = 0.05
 
 #: Share of the failures after which a submitter never comes back.
-GIVES_UP = 0.02
+GIVES_UP = 0.05
 
 #: Share of the requests whose submitter would rather be told later what became of them.
 ASYNCHRONOUS = 0.15
