@@ -81,8 +81,7 @@ class Known:
 
     async def by_identity(self, identified: Sequence[Identified]) -> dict[str, Stored]:
         """Give where entries are stored, by identity; what is missing here may be stored all the same."""
-        epoch = await self._memory.epoch()
-        known = await self._memory.known((one.identity for one in identified), epoch)
+        epoch, known = await self._memory.known(one.identity for one in identified)
         if not await self._still_true(known, identified):
             await self._memory.forget_known()
             epoch, known = await self._memory.epoch(), {}

@@ -67,8 +67,9 @@ class Memory:
 
         A failed look-up is raised to all who wait for it and not remembered.
         """
-        epoch, name = await self._notes.epoch("orders"), _hashed(patient, authorization)
-        if found := await self._noted_orders(epoch, name):
+        name = _hashed(patient, authorization)
+        epoch, found = await self._noted_orders(name)
+        if found:
             ORDER_LOOKUPS.labels("hit").inc()
             return found[0]
         if not epoch:  # a write is under way, or nothing can be noted
@@ -84,7 +85,8 @@ class Memory:
 
     async def _ask(self, epoch: str, name: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
         async with self._notes.turn(f"orders {epoch} {name}", ORDERS_PATIENCE):
-            if found := await self._noted_orders(epoch, name):  # by another replica, meanwhile
+            epoch, found = await self._noted_orders(name)
+            if found:  # by another replica, meanwhile
                 ORDER_LOOKUPS.labels("shared").inc()
                 return found[0]
             ORDER_LOOKUPS.labels("miss").inc()
@@ -92,15 +94,13 @@ class Memory:
             await self._notes.write("orders", epoch, {name: msgspec.json.encode(orders)})
             return orders
 
-    async def _noted_orders(self, epoch: str, name: str) -> tuple[Orders] | None:
-        data = (await self._notes.read("orders", epoch, [name])).get(name)
-        if data is None:
-            return None
+    async def _noted_orders(self, name: str) -> tuple[str, tuple[Orders] | None]:
+        epoch, noted = await self._notes.read("orders", [name])
         try:
-            orders = msgspec.json.decode(data, type=Orders)
-        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
-            return None
-        return (orders,) if orders is None or all(map(_plausible, orders)) else None
+            orders = msgspec.json.decode(noted[name], type=Orders)
+        except (KeyError, msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+            return epoch, None
+        return epoch, (orders,) if orders is None or all(map(_plausible, orders)) else None
 
     def writing(self, method: str, path: Collection[str]) -> AbstractAsyncContextManager[None]:
         """Let a write pass, and forget what it may have changed; `path` are the segments of its path."""
@@ -121,7 +121,7 @@ class Memory:
     async def note_submission(self, patient: str | None, now: datetime) -> None:
         """Note that something new of the patient was stored now."""
         if patient:
-            epoch = await self._notes.epoch("submitted")
+            epoch, _ = await self._notes.read("submitted", ())
             await self._notes.write("submitted", epoch, {_hashed(patient): now.isoformat().encode()})
 
     async def last_submission(self, patient: str | None) -> datetime | None:
@@ -129,7 +129,7 @@ class Memory:
         if not patient:
             return None
         name = _hashed(patient)
-        noted = await self._notes.read("submitted", await self._notes.epoch("submitted"), [name])
+        _, noted = await self._notes.read("submitted", [name])
         try:
             moment = datetime.fromisoformat(noted[name].decode())
         except (KeyError, ValueError):
@@ -138,12 +138,12 @@ class Memory:
 
     async def epoch(self) -> str:
         """Give what changes whenever what is known of stored entries has to be forgotten."""
-        return await self._notes.epoch("known")
+        return (await self._notes.read("known", ()))[0]
 
-    async def known(self, identities: Iterable[str], epoch: str) -> dict[str, Stored]:
-        """Give where those of the identities that are remembered are stored."""
-        noted = await self._notes.read("known", epoch, list(identities))
-        return {identity: stored for identity, value in noted.items() if (stored := _stored(value))}
+    async def known(self, identities: Iterable[str]) -> tuple[str, dict[str, Stored]]:
+        """Give the epoch, and where those of the identities that are remembered are stored."""
+        epoch, noted = await self._notes.read("known", list(identities))
+        return epoch, {identity: stored for identity, value in noted.items() if (stored := _stored(value))}
 
     async def remember(self, stored: Mapping[str, Stored], epoch: str) -> None:
         """Remember where entries are stored, as the upstream has confirmed it.

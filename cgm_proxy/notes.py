@@ -47,11 +47,8 @@ class Notes(Protocol):
     def available(self) -> bool:
         """Whether anything can be noted now."""
 
-    async def epoch(self, topic: Topic) -> str:
-        """Give the topic's epoch, or `UNTRUSTED`."""
-
-    async def read(self, topic: Topic, epoch: str, names: Sequence[str]) -> dict[str, bytes]:
-        """Give the values of those names that have one in this epoch; it may have ended meanwhile."""
+    async def read(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        """Give the topic's epoch, or `UNTRUSTED`, and the values of those names that have one in it."""
 
     async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values in this epoch; if it has ended, nobody will read them."""
@@ -86,13 +83,11 @@ class LocalNotes:
     async def stop(self) -> None:
         """Have nothing to do."""
 
-    async def epoch(self, topic: Topic) -> str:
-        """Give how often the topic was forgotten."""
-        return UNTRUSTED if self._under_way[topic] else str(self._forgotten[topic])
-
-    async def read(self, topic: Topic, epoch: str, names: Sequence[str]) -> dict[str, bytes]:
-        """Give what is noted, if it is still this epoch."""
-        return self._values[topic].read(names) if epoch == str(self._forgotten[topic]) else {}
+    async def read(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        """Give how often the topic was forgotten, and what is noted."""
+        if self._under_way[topic]:
+            return UNTRUSTED, {}
+        return str(self._forgotten[topic]), self._values[topic].read(names)
 
     async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values, if it is still this epoch."""

@@ -32,15 +32,19 @@ LONGEST = 65_536
 #: An epoch as this module makes it: Valkey's run (its beginning), then the topic's token.
 EPOCH = re.compile(r"[0-9a-f]{8}-[0-9a-f]{16}")
 
-#: Give the topic's epoch, or make it; none while a write is under way.
-_EPOCH = """
-if redis.call('EXISTS', KEYS[2]) == 1 then return '' end
+#: Give the topic's epoch, or make it, and the values of names in it; none while a write is under way.
+_READ = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return {''} end
 local token = redis.call('GET', KEYS[1])
 if not token or #token ~= #ARGV[1] then
   token = ARGV[1]
   redis.call('SET', KEYS[1], token)
 end
-return string.sub(string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 1, 8) .. '-' .. token
+local epoch = string.sub(string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 1, 8) .. '-' .. token
+if #ARGV == 2 then return {epoch} end
+local keys = {}
+for i = 3, #ARGV do keys[i - 2] = ARGV[2] .. epoch .. ':' .. ARGV[i] end
+return {epoch, unpack(redis.call('MGET', unpack(keys)))}
 """
 
 #: Begin a write: a Valkey that is full refuses the mark, but forgets.
@@ -74,8 +78,8 @@ class SharedNotes:
         # all keys of an upstream are in one slot of a cluster, should there be one
         self._prefix = f"cgm1:{{{_hash(settings.upstream.url)[:16]}}}"
         self._valkey = Valkey(url, settings.cache.shared_timeout, self._settle)
-        scripts = (_EPOCH, _BEGIN, _END, _WRITE)
-        self._epoch, self._begin, self._end, self._write = map(self._valkey.client.register_script, scripts)
+        scripts = (_READ, _BEGIN, _END, _WRITE)
+        self._read, self._begin, self._end, self._write = map(self._valkey.client.register_script, scripts)
         self._leases = Leases(self._valkey, f"{self._prefix}:run")
         self._owed: dict[Topic, set[str]] = {}
 
@@ -92,22 +96,23 @@ class SharedNotes:
         """Whether Valkey is asked now."""
         return self._valkey.up
 
-    async def epoch(self, topic: Topic) -> str:
-        """Give the topic's epoch."""
-        said = await self._valkey.ask(self._epoch, self._keys(topic), [_token()])
-        text = said.decode("latin-1") if isinstance(said, bytes) else UNTRUSTED
-        return text if EPOCH.fullmatch(text) else UNTRUSTED
-
-    async def read(self, topic: Topic, epoch: str, names: Sequence[str]) -> dict[str, bytes]:
-        """Give what is noted, asked for in bounded parts."""
-        found: dict[str, bytes] = {}
-        for start in range(0, len(names) if epoch else 0, AT_ONCE):
-            part = names[start : start + AT_ONCE]
-            values = await self._valkey.ask(self._valkey.client.mget, [self._name(topic, epoch, n) for n in part])
-            if values is None:
+    async def read(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        """Give the topic's epoch and what is noted, asked for in bounded parts."""
+        epoch, found = await self._read_part(topic, names[:AT_ONCE])
+        for start in range(AT_ONCE, len(names) if epoch else 0, AT_ONCE):
+            later, more = await self._read_part(topic, names[start : start + AT_ONCE])
+            if later != epoch:
                 break
-            found |= {n: v for n, v in zip(part, values, strict=False) if isinstance(v, bytes) and len(v) <= LONGEST}
-        return found
+            found |= more
+        return epoch, found
+
+    async def _read_part(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        arguments = [_token(), self._values(topic), *names]
+        match await self._valkey.ask(self._read, self._keys(topic), arguments):
+            case [bytes(said), *values] if EPOCH.fullmatch(epoch := said.decode("latin-1")):
+                noted = zip(names, values, strict=False)
+                return epoch, {n: v for n, v in noted if isinstance(v, bytes) and len(v) <= LONGEST}
+        return UNTRUSTED, {}
 
     async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values, in bounded parts."""
@@ -115,8 +120,8 @@ class SharedNotes:
         items = [(name, value) for name, value in values.items() if len(value) <= LONGEST]
         for start in range(0, len(items) if epoch and milliseconds else 0, AT_ONCE):
             part = items[start : start + AT_ONCE]
-            names = [self._name(topic, epoch, name) for name, _ in part]
-            if await self._valkey.ask(self._write, names, [milliseconds, *(value for _, value in part)]) is None:
+            keys = [f"{self._values(topic)}{epoch}:{name}" for name, _ in part]
+            if await self._valkey.ask(self._write, keys, [milliseconds, *(value for _, value in part)]) is None:
                 break
 
     @asynccontextmanager
@@ -143,7 +148,7 @@ class SharedNotes:
 
     async def _settle(self) -> None:
         """See that epochs can be had, and forget what could not be forgotten."""
-        await self._epoch(self._keys("known"), [_token()])
+        await self._read(self._keys("known"), [_token(), ""])
         while self._owed:  # looked at last: more may be owed after each answer
             topic, tokens = next(iter(self._owed.items()))
             paid = list(tokens)[:AT_ONCE]
@@ -162,8 +167,9 @@ class SharedNotes:
         """Give the keys of a topic's epoch, and of the writes under way."""
         return [f"{self._prefix}:{topic}:epoch", f"{self._prefix}:{topic}:writes"]
 
-    def _name(self, topic: Topic, epoch: str, name: str) -> str:
-        return f"{self._prefix}:{topic}:{epoch}:{name}"
+    def _values(self, topic: Topic) -> str:
+        """Give what the keys of a topic's values begin with, before epoch, colon and name."""
+        return f"{self._prefix}:{topic}:"
 
 
 def _token() -> str:

@@ -1,7 +1,7 @@
 """Replicas' memories that share a real Valkey (or Redis)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,11 +27,17 @@ async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) ->
         await memory.stop()
 
 
+async def found(memory: Memory, identities: Iterable[str]) -> dict[str, Stored]:
+    """Give what a replica knows of identities."""
+    _, known = await memory.known(identities)
+    return known
+
+
 async def knows(memory: Memory) -> bool:
     """Whether a replica knows what is HERE; it never knows anything else."""
-    found = await memory.known([TWO, ONE], await memory.epoch())
-    assert found in ({}, HERE)
-    return bool(found)
+    here = await found(memory, [TWO, ONE])
+    assert here in ({}, HERE)
+    return bool(here)
 
 
 async def until(holds: Callable[[], bool], seconds: float = 5) -> None:

@@ -5,17 +5,22 @@ import tracemalloc
 import pytest
 
 from cgm_proxy import notes
-from cgm_proxy.notes import UNTRUSTED, LocalNotes
+from cgm_proxy.notes import UNTRUSTED, LocalNotes, Topic
 from cgm_proxy.settings import Cache
 
 
 async def noted(local: LocalNotes, *names: str) -> set[str]:
     """Give those of the names that are noted now."""
-    return set(await local.read("known", await local.epoch("known"), names))
+    _, found = await local.read("known", names)
+    return set(found)
+
+
+async def epoch(local: LocalNotes, topic: Topic = "known") -> str:
+    return (await local.read(topic, ()))[0]
 
 
 async def note(local: LocalNotes, *names: str) -> None:
-    await local.write("known", await local.epoch("known"), {name: f"of {name}".encode() for name in names})
+    await local.write("known", await epoch(local), {name: f"of {name}".encode() for name in names})
 
 
 async def test_the_oldest_go_when_there_are_too_many() -> None:
@@ -60,13 +65,13 @@ async def test_the_same_noted_for_ever_takes_no_more_memory() -> None:
 async def test_nothing_is_trusted_until_the_last_write_is_done() -> None:
     local = LocalNotes(Cache())
     await note(local, "a")
-    asked = await local.epoch("known")
+    asked = await epoch(local)
     async with local.forgetting({"known"}):
-        assert await local.epoch("known") == UNTRUSTED
+        assert await epoch(local) == UNTRUSTED
         async with local.forgetting({"known", "orders"}):
             pass
-        assert await local.epoch("known") == UNTRUSTED
-        assert await local.epoch("orders") != UNTRUSTED
+        assert await epoch(local) == UNTRUSTED
+        assert await epoch(local, "orders") != UNTRUSTED
         await note(local, "b")
         await local.write("known", asked, {"c": b"c"})
     await local.write("known", asked, {"d": b"d"})

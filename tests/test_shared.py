@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import servers
 from redis import Redis
-from sharing import HERE, ONE, TWO, knows, replica
+from sharing import HERE, ONE, TWO, found, knows, replica
 
 from cgm_proxy import shared
 from cgm_proxy.core.orders import FIRST, LAST, Schedule, StandingOrder
@@ -41,35 +41,35 @@ async def two(valkey: servers.Running) -> AsyncIterator[Two]:
 
 async def test_what_one_replica_remembers_another_knows(two: Two) -> None:
     await two.one.remember(HERE, await two.one.epoch())
-    assert await two.other.known([TWO, "none-such", ONE], await two.other.epoch()) == HERE
+    assert await found(two.other, [TWO, "none-such", ONE]) == HERE
 
 
 async def test_more_than_one_question_holds_is_asked_in_parts(two: Two) -> None:
     many = {f"{number:036}": Stored(f"Observation/{number}") for number in range(2500)}
     await two.one.remember(many, await two.one.epoch())
-    assert await two.other.known([*many, "none-such"], await two.other.epoch()) == many
+    assert await found(two.other, [*many, "none-such"]) == many
 
 
 async def test_what_is_remembered_expires(valkey: servers.Running) -> None:
     async with replica(valkey.url, known_seconds=0.3) as one:
         await one.remember(HERE, await one.epoch())
-        assert await one.known([ONE], await one.epoch())
+        assert await found(one, [ONE])
         await asyncio.sleep(0.4)
-        assert await one.known([ONE], await one.epoch()) == {}
+        assert await found(one, [ONE]) == {}
 
 
 async def test_nothing_is_shared_that_is_not_to_be_remembered(valkey: servers.Running) -> None:
     async with replica(valkey.url, known_seconds=0) as one, replica(valkey.url) as other:
         await one.remember(HERE, await one.epoch())
-        assert await other.known([ONE], await other.epoch()) == {}
+        assert await found(other, [ONE]) == {}
 
 
 async def test_proxies_of_different_upstreams_never_mix(valkey: servers.Running) -> None:
     async with replica(valkey.url) as one, replica(valkey.url, "http://hapi/fhir2") as other:
         await one.remember(HERE, await one.epoch())
-        assert await other.known([ONE], await one.epoch()) == {}
+        assert await found(other, [ONE]) == {}
         await other.forget_known()
-        assert await one.known([ONE], await one.epoch())
+        assert await found(one, [ONE])
 
 
 #: Writes that pass through, and whether what is known of stored entries, and of orders, must be forgotten.
@@ -94,7 +94,7 @@ async def test_a_write_through_one_replica_is_noticed_by_all(
     async with two.one.writing(method, path):
         pass
     for memory in (two.one, two.other):
-        assert bool(await memory.known([ONE], await memory.epoch())) is not known
+        assert bool(await found(memory, [ONE])) is not known
     assert await asked_for(two.other) is orders
 
 
@@ -113,11 +113,11 @@ async def asked_for(memory: Memory, patient: str = "Patient/1", credentials: str
 async def test_nothing_is_trusted_while_a_write_is_under_way(two: Two) -> None:
     await two.other.remember(HERE, before := await two.other.epoch())
     async with two.one.writing("DELETE", ["Observation", "7"]):
-        during = await two.other.epoch()
-        assert await two.other.known([ONE], during) == {}
+        during, nothing = await two.other.known([ONE])
+        assert (during, nothing) == ("", {})
         await two.other.remember(HERE, during)
         await two.other.remember(HERE, before)
-    assert await two.other.known([ONE], await two.other.epoch()) == {}
+    assert await found(two.other, [ONE]) == {}
 
 
 async def test_what_was_asked_before_a_write_is_not_read_after_it(two: Two) -> None:
@@ -125,7 +125,7 @@ async def test_what_was_asked_before_a_write_is_not_read_after_it(two: Two) -> N
     async with two.one.writing("DELETE", ["Observation", "7"]):
         pass
     await two.other.remember(HERE, asked)
-    assert await two.other.known([ONE], await two.other.epoch()) == {}
+    assert await found(two.other, [ONE]) == {}
 
 
 async def test_overlapping_writes_end_when_the_last_one_ends(two: Two) -> None:
@@ -144,9 +144,9 @@ async def test_a_write_that_died_with_its_replica_is_forgotten_in_the_end(
     await two.one.writing("DELETE", ["Observation", "7"]).__aenter__()  # and never leaves
     assert await two.other.epoch() == ""
     await asyncio.sleep(1.1)
-    assert await two.other.known([ONE], await two.other.epoch()) == {}
+    assert await found(two.other, [ONE]) == {}
     await two.other.remember(HERE, await two.other.epoch())
-    assert await two.one.known([ONE], await two.one.epoch())
+    assert await found(two.one, [ONE])
 
 
 async def test_a_cancelled_write_is_forgotten_all_the_same(two: Two) -> None:
@@ -160,7 +160,7 @@ async def test_a_cancelled_write_is_forgotten_all_the_same(two: Two) -> None:
     assert await two.other.epoch() == ""
     writing.cancel()
     await asyncio.wait([writing])
-    assert await two.other.known([ONE], await two.other.epoch()) == {}
+    assert await found(two.other, [ONE]) == {}
 
 
 async def test_nothing_of_an_older_run_is_trusted_although_it_was_saved(tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ async def test_a_location_that_looks_like_none_is_ignored(two: Two, value: bytes
     await two.one.remember(HERE, await two.one.epoch())
     (key,) = two.keys(f"*{ONE}")
     two.raw.set(key, value)
-    assert await two.other.known([ONE, TWO], await two.other.epoch()) == {TWO: HERE[TWO]}
+    assert await found(two.other, [ONE, TWO]) == {TWO: HERE[TWO]}
     two.raw.delete(key)
     two.raw.lpush(key, value)
-    assert await two.other.known([ONE, TWO], await two.other.epoch()) == {TWO: HERE[TWO]}
+    assert await found(two.other, [ONE, TWO]) == {TWO: HERE[TWO]}
 
 
 ORDERS = (
@@ -333,7 +333,7 @@ async def test_an_epoch_that_is_none_is_replaced(two: Two) -> None:
     await two.one.remember(HERE, await two.one.epoch())
     (key,) = two.keys("*:known:epoch")
     two.raw.set(key, b"nonsense")
-    assert await two.other.known([ONE], await two.other.epoch()) == {}
+    assert await found(two.other, [ONE]) == {}
     assert await two.other.epoch() == await two.one.epoch() != ""
 
 

@@ -12,7 +12,7 @@ from time import perf_counter
 import pytest
 import servers
 from redis import Redis
-from sharing import HERE, ONE, TWO, knows, replica, until
+from sharing import HERE, ONE, TWO, found, knows, replica, until
 
 from cgm_proxy.memory import Memory
 from cgm_proxy.metrics import REGISTRY
@@ -127,7 +127,7 @@ async def test_what_is_full_is_still_read_and_still_forgets(valkey: servers.Runn
             before = counted("error")
             await one.remember({TWO: HERE[TWO]}, await one.epoch())
             assert counted("error") == before + 1
-            assert await other.known([ONE, TWO], await other.epoch()) == {ONE: HERE[ONE]}
+            assert await found(other, [ONE, TWO]) == {ONE: HERE[ONE]}
             async with one.turn("Patient/1") as turn:
                 assert not turn.held
             async with one.writing("DELETE", ["Observation", "7"]):
