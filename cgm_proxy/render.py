@@ -49,8 +49,9 @@ def resource(request: web.BaseRequest, status: int, content: Json | None, **more
 
 
 def written(content: Json, made: Format) -> bytes:
-    """Write a resource in a format."""
-    return xml.to_xml(content) if made == "xml" else body.encode(content)
+    """Write a resource in a format; it may hold what only serialises to JSON's values."""
+    data = body.encode(content)
+    return xml.to_xml(body.decode(data)) if made == "xml" else data
 
 
 def content_type(made: Format) -> dict[str, str]:

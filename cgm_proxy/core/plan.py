@@ -66,8 +66,8 @@ TOO_LARGE = Refused(
 #: Entries that are stored together or not at all, by index.
 Group = tuple[int, ...]
 
-#: What has been planned by identity, and by type and ifNoneExist: the index of the first that has it.
-Seen = dict[tuple[str, str], int]
+#: What has been planned, by identity and by type and ifNoneExist: the index of the first that has it.
+Seen = dict[str | tuple[str, str], int]
 
 
 class Identified(msgspec.Struct, frozen=True, gc=False):
@@ -161,12 +161,11 @@ def _same_as(identified: Iterable[Identified], first: Seen) -> dict[int, int]:
     same_as: dict[int, int] = {}
     for one in identified:
         index, condition = one.entry.index, one.entry.request.get("ifNoneExist")
-        identity = "identity", one.identity
-        earlier = first.get(identity, index)
+        earlier = first.get(one.identity, index)
         if condition:
             earlier = min(earlier, first.get((one.entry.type, condition), index))
             first.setdefault((one.entry.type, condition), earlier)
-        first.setdefault(identity, earlier)
+        first.setdefault(one.identity, earlier)
         if earlier != index:
             same_as[index] = earlier
     return same_as

@@ -24,6 +24,9 @@ RETURNS: dict[str, Return] = {
 #: Reason phrases of the statuses that have one; an upstream may answer with others.
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
+#: `response.status` of each; an upstream's others stand alone.
+STATUSES = {status: f"{status} {phrase}" for status, phrase in PHRASES.items()}
+
 #: `Bundle.type` of the answer to each way of submitting.
 RESPONSE_TYPES: dict[Kind, str] = {
     "batch": "batch-response",
@@ -85,7 +88,7 @@ def located(issue: Issue, verdict: Verdict) -> Issue:
 
 
 def bundle(judgement: Judgement, answers: Sequence[Answer], preferred: Return) -> Json:
-    """Give the response Bundle; R4 forbids `entry.request` in it.
+    """Give the response Bundle, to be serialised; R4 forbids `entry.request` in it.
 
     What is to be said of the submission as a whole stands in the first entry's outcome, which R4 has no other place for.
     """
@@ -97,20 +100,32 @@ def bundle(judgement: Judgement, answers: Sequence[Answer], preferred: Return) -
     return {"resourceType": "Bundle", "type": RESPONSE_TYPES[judgement.submission.kind], "entry": entries}
 
 
-def _entry(answer: Answer, preferred: Return) -> Json:
-    response: Json = {"status": f"{answer.status} {PHRASES.get(answer.status, '')}".rstrip()}
-    entry: Json = {"response": response}
+class _Response(msgspec.Struct, omit_defaults=True, gc=False):
+    """`Bundle.entry.response`: thousands of them take a quarter of the memory and time that a dict would."""
+
+    status: str
+    location: str | None = None
+    etag: str | None = None
+    outcome: Json | None = None
+
+
+class _Entry(msgspec.Struct, omit_defaults=True, gc=False):
+    """`Bundle.entry` of an answer."""
+
+    response: _Response
+    resource: Json | None = None
+
+
+def _entry(answer: Answer, preferred: Return) -> _Entry | Json:
     if answer.relayed is not None:
         return _with_warnings(answer.relayed, answer.issues)
-    if stored := answer.stored:
-        response["location"] = stored.location
-        if stored.etag:
-            response["etag"] = stored.etag
-        if preferred == "representation" and stored.resource is not None:
-            entry["resource"] = stored.resource
-    if answer.issues or preferred == "OperationOutcome":
-        response["outcome"] = operation_outcome(answer.issues)
-    return entry
+    said = answer.issues or preferred == "OperationOutcome"
+    outcome = operation_outcome(answer.issues) if said else None
+    stored, status = answer.stored, STATUSES.get(answer.status, str(answer.status))
+    if stored is None:
+        return _Entry(_Response(status, outcome=outcome))
+    shown = stored.resource if preferred == "representation" else None
+    return _Entry(_Response(status, stored.location, stored.etag or None, outcome), shown)
 
 
 def _with_warnings(relayed: Json, issues: Sequence[Issue]) -> Json:

@@ -1,16 +1,19 @@
 """The answer: in the entries' order, with statuses that tell the truth."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from made import FakeRules, context, entry, gmi, observation, reading, report, submitted, summary, urn
 
+from cgm_proxy.core import reply
+from cgm_proxy.core.body import decode, encode
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.judge import judge
 from cgm_proxy.core.orders import Schedule, StandingOrder
 from cgm_proxy.core.plan import Outcome, Refused, Relayed, Stored
-from cgm_proxy.core.reply import Answer, answers, bundle, located, preferred_return, refusal
+from cgm_proxy.core.reply import Answer, answers, located, preferred_return, refusal
 from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.settings import Policies
 
@@ -19,6 +22,11 @@ BAD = FakeRules({"bad": Issue("bad", "b", "Observation.code"), "odd": Issue("odd
 
 def judgement(*items: Any, kind: str = "transaction", target: str = "operation", **more: Any) -> Judgement:
     return judge(submitted(*items, kind=kind, target=target), context(**{"rules": BAD, **more}))
+
+
+def bundle(judgement: Judgement, made: Sequence[Answer], preferred: reply.Return) -> dict[str, Any]:
+    """Give the response Bundle as it is written."""
+    return decode(encode(reply.bundle(judgement, made, preferred)))
 
 
 @pytest.mark.parametrize(
