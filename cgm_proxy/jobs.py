@@ -95,7 +95,8 @@ class Jobs:
 
     async def accept(self, patient: str, wanted_format: str, asked: bytes, body: Buffer) -> str:
         """Keep a submission and give its id; raises `StoreFull` or `StoreFailed` with nothing kept."""
-        name = ".".join([*([self._limits.replica] if self._limits.replica else []), secrets.token_urlsafe(32)])
+        secret = secrets.token_urlsafe(32)  # 256 bits
+        name = f"{self._limits.replica}.{secret}" if self._limits.replica else secret
         job = Job(_key(name), patient, wanted_format, asked, body)
         await self._ask(self._store.add, job, time.time())
         if not self._stopping:

@@ -7,11 +7,14 @@ where the guide's material does not lie beside the repository.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import servers
+from proxying import World, proxying
 
 from cgm_proxy.sandbox.app import make_app
 
@@ -60,6 +63,18 @@ def _hapi_of(folder: Path, owner: int) -> str:
 def upstream(request: pytest.FixtureRequest) -> str:
     """Give the base URL of each FHIR server in turn; what one test stored, others may find."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def jobs_path(tmp_path: Path) -> Path:
+    """Name the file in which `keeping` keeps submissions."""
+    return tmp_path / "jobs.sqlite"
+
+
+@pytest.fixture
+def keeping(jobs_path: Path) -> Callable[..., AbstractAsyncContextManager[World]]:
+    """Run a proxy that keeps submissions, with settings as `proxying` takes them."""
+    return partial(proxying, jobs__path=jobs_path)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Submissions with `Prefer: respond-async`, as dialogues: what is kept, who may ask for it, what is left of it."""
 
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,47 +12,10 @@ from proxying import statuses as now
 from cgm_proxy import jobs
 from cgm_proxy.capabilities import EITHER
 from cgm_proxy.core import xml
-from cgm_proxy.core.asynchronous import wanted
 from cgm_proxy.core.body import encode
 from cgm_proxy.sandbox.submissions import faulty_submission, submission
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.sqlite"
-
-
-@pytest.fixture
-def keeping(path: Path):
-    """Run a proxy that keeps submissions."""
-
-    @asynccontextmanager
-    async def run(**settings):
-        async with proxying(jobs__path=path, **settings) as world:
-            yield world
-
-    return run
-
-
 # ---- asking for it
-
-PREFERENCES = {
-    "respond-async": True,
-    "Respond-Async": True,
-    "return=representation, respond-async": True,
-    "respond-async;x=1": True,
-    "return=minimal; respond-async": True,
-    "respond-async, wait=10": True,
-    "respond-asynchronously": False,
-    "return=respond-async": False,
-    "wait=10": False,
-    "": False,
-}
-
-
-@pytest.mark.parametrize(("prefer", "expected"), PREFERENCES.items())
-def test_it_is_asked_for_by_name(prefer: str, expected: bool) -> None:
-    assert wanted(prefer) is expected
 
 
 WAYS = {
@@ -148,7 +110,7 @@ AT_ONCE = {
 
 
 @pytest.mark.parametrize("case", AT_ONCE)
-async def test_what_is_wrong_as_a_whole_is_refused_at_once(keeping, path: Path, case: str) -> None:
+async def test_what_is_wrong_as_a_whole_is_refused_at_once(keeping, jobs_path: Path, case: str) -> None:
     make, headers, expected, rule = AT_ONCE[case]
     async with keeping(limits__entries=6, limits__atomic_entries=6, limits__body_bytes=30_000) as world:
         query = "?_outputFormat=ndjson" if case == "files wanted" else ""
@@ -156,7 +118,7 @@ async def test_what_is_wrong_as_a_whole_is_refused_at_once(keeping, path: Path, 
         assert (answer.status, answer.rules) == (expected, [rule])
         assert not world.fake.of(transactions)
         assert await metric(world, "jobs_waiting") == 0
-        assert b"Observation" not in files(path)
+        assert b"Observation" not in files(jobs_path)
 
 
 async def test_a_patient_that_does_not_exist_is_told_at_once(keeping) -> None:
@@ -167,12 +129,12 @@ async def test_a_patient_that_does_not_exist_is_told_at_once(keeping) -> None:
 
 
 @pytest.mark.parametrize("refused", [401, 403])
-async def test_who_may_not_read_the_patient_is_told_at_once(keeping, path: Path, refused: int) -> None:
+async def test_who_may_not_read_the_patient_is_told_at_once(keeping, jobs_path: Path, refused: int) -> None:
     async with keeping() as world:
         world.fake.script(gets("Patient/"), before(refused, WWW_Authenticate="Bearer"))
         answer = await world.submit(world.readings(1), **ASYNC)
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (refused, "Bearer")
-        assert b"Observation" not in files(path)
+        assert b"Observation" not in files(jobs_path)
 
 
 async def test_a_refused_submission_has_its_outcome_in_the_result(keeping) -> None:

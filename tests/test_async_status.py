@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -10,29 +9,12 @@ import pytest
 from client import JSON, XML
 from fake_upstream import Asked, Gate, before, gets, transactions
 from later import files, keep, polled, raw, result, rules, status, statuses
-from proxying import metric, proxying
+from proxying import metric
 from proxying import statuses as now
 
 from cgm_proxy import jobs
 
 OWN, OTHERS = "Bearer own-s3cr3t", "Bearer other-s3cr3t"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.sqlite"
-
-
-@pytest.fixture
-def keeping(path: Path):
-    """Run a proxy that keeps submissions."""
-
-    @asynccontextmanager
-    async def run(**settings):
-        async with proxying(jobs__path=path, **settings) as world:
-            yield world
-
-    return run
 
 
 # ---- who may ask
@@ -143,6 +125,15 @@ async def test_any_spelling_of_the_path_is_the_same_one(keeping) -> None:
             assert (seen == [world.about]) is ours, spelling
 
 
+async def test_the_url_is_below_the_public_base_wherever_the_upstreams_is(keeping) -> None:
+    async with keeping(listen__public_url="https://fhir.example.org/public/r4") as world:
+        answer = await world.request("POST", "../public/r4", world.readings(1), Prefer="respond-async")
+        base, _, name = answer.headers["Content-Location"].rpartition("/")
+        assert base == "https://fhir.example.org/public/r4/$cgm-submission-status"
+        where = f"../public/r4/$cgm-submission-status/{name}"
+        assert statuses(await result(world, where)) == [201]
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "OPTIONS"])
 async def test_a_status_is_read_and_deleted_and_nothing_else(keeping, method: str) -> None:
     async with keeping() as world:
@@ -189,28 +180,30 @@ async def test_deleting_stops_what_is_under_way(keeping) -> None:
 # ---- what is left
 
 
-async def test_credentials_and_body_are_gone_when_it_is_done_and_all_when_it_is_deleted(keeping, path: Path) -> None:
+async def test_credentials_and_body_are_gone_when_it_is_done_and_all_when_it_is_deleted(
+    keeping, jobs_path: Path
+) -> None:
     async with keeping() as world:
         world.fake.script(transactions, gate := Gate())
         where = await keep(world, world.readings(300), Authorization=OWN)
         await gate.reached.wait()
-        during = files(path)
+        during = files(jobs_path)
         assert b"own-s3cr3t" in during
         assert b"valueQuantity" in during
         assert where.rpartition("/")[2].encode() not in during
         gate.opened.set()
         assert statuses(await result(world, where, Authorization=OWN)) == [201] * 300
-        after = files(path)
+        after = files(jobs_path)
         assert b"own-s3cr3t" not in after
         assert b"valueQuantity" not in after
         assert b"201 Created" in after
         assert (await world.request("DELETE", where)).status == 202
-        over = files(path)
+        over = files(jobs_path)
         assert b"201 Created" not in over
         assert world.about.encode() not in over
 
 
-async def test_a_result_is_removed_when_its_time_is_over(keeping, path: Path, monkeypatch) -> None:
+async def test_a_result_is_removed_when_its_time_is_over(keeping, jobs_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(jobs, "SWEEP_EVERY", 0.1)
     async with keeping(jobs__kept_seconds=1) as world:
         where = await keep(world, world.readings(1))
@@ -219,7 +212,7 @@ async def test_a_result_is_removed_when_its_time_is_over(keeping, path: Path, mo
         gone = await polled(world, where, lambda answer: answer.status != 200)
         assert (gone.status, gone.rules) == (404, ["async-unknown"])
         await asyncio.sleep(0.3)
-        assert world.about.encode() not in files(path)
+        assert world.about.encode() not in files(jobs_path)
 
 
 async def test_the_oldest_results_make_room(keeping) -> None:
