@@ -59,6 +59,16 @@ ELEMENTS = {
         "targetType().empty() or targetType() in ('Patient')",
         "subject",
     ),
+    "a binding that is not required": (
+        element(
+            "Observation.method",
+            max="1",
+            type=[{"code": "CodeableConcept"}],
+            binding={"strength": "extensible", "valueSet": "http://hl7.org/fhir/ValueSet/observation-category"},
+        ),
+        "memberOf('http://hl7.org/fhir/ValueSet/observation-category') or knownCodes()",
+        "method",
+    ),
     "an invariant": (
         element(
             "Observation.method",
