@@ -282,6 +282,20 @@ def test_the_token_is_a_mounted_secret_and_in_no_manifest(tools):
 
 
 @needs_go
+def test_the_url_of_what_replicas_share_is_a_mounted_secret_and_its_peers_can_be_reached(tools):
+    found = objects(tools, "everything")
+    spec = pod(found)
+    (container,) = spec["containers"]
+    files = [each["value"] for each in container["env"] if each["name"] == "CGM_PROXY_CACHE_SHARED_FILE"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    secrets = {each["name"]: each["secret"] for each in spec["volumes"] if "secret" in each}
+    assert files == [f"{mounts['valkey-url']}/shared-url"]
+    assert secrets["valkey-url"]["secretName"] == "valkey"
+    reached = [[port["port"] for port in rule["ports"]] for rule in one(found, "NetworkPolicy")["spec"]["egress"]]
+    assert [6380] in reached
+
+
+@needs_go
 def test_changed_settings_roll_the_pods(tools):
     def checksum(*more: str) -> str:
         deployment = one(objects(tools, "minimal", *more), "Deployment")
@@ -349,6 +363,9 @@ REFUSED_VALUES = [
     ("image.digest=latest", "does not match pattern"),
     ("extraEnv[0].name=CGM_PROXY_LISTEN_PORT", "'not' failed"),
     ("extraEnv[0].name=CGM_PROXY_UPSTREAM_TOKEN", "'not' failed"),
+    ("extraEnv[0].name=CGM_PROXY_CACHE_SHARED", "'not' failed"),
+    ("settings.cache.shared=redis://:s3cr3t@valkey", "additional properties 'shared' not allowed"),
+    ("valkeyUrl.existingSecret=valkey", "networkPolicy.valkeyTo: name the peers behind valkeyUrl"),
 ]
 
 
