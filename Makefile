@@ -45,7 +45,7 @@ hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB='jdbc:h2:file:/PA
 bench: $(READY) ## measure on a real HAPI: make bench JSON=FILE LARGE=3
 	PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json '$(JSON)') $(if $(LARGE),--large $(LARGE)) $(BENCH)
 
-chaos: $(READY) ## kill everything and count what is lost: make chaos SEED=7 KILLS=100 SECONDS=900 STORE=h2 STRIP=1 JSON=FILE
+chaos: $(READY) ## kill -9 all servers and compare what is stored: make chaos SEED=7 KILLS=100 SECONDS=900 STORE=h2 STRIP=1 JSON=FILE
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) \
 	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(STORE),--store $(STORE)) $(if $(STRIP),--strip) $(if $(JSON),--json '$(JSON)')
 

@@ -206,9 +206,10 @@ class TestOnHapi:
     """What is killed here are proxies and Valkey, while the connections to HAPI, which other tests use too, are cut."""
 
     async def test_nothing_is_lost_or_doubled_whatever_is_killed(self, hapi: str, tmp_path: Path) -> None:
-        report = await storm(Options(seed=7, kills=6, seconds=60), Upstream(hapi), tmp_path)
+        report = await storm(Options(seed=7, kills=6, seconds=120), Upstream(hapi), tmp_path)
         assert report.passed, report.table()
+        assert report.figures["cuts"], report.table()
 
     async def test_without_conditional_create_it_finds_what_is_stored_twice(self, hapi: str, tmp_path: Path) -> None:
-        report = await storm(Options(seed=7, kills=4, seconds=60, strip=True), Upstream(hapi), tmp_path)
+        report = await storm(Options(seed=7, kills=4, seconds=120, strip=True), Upstream(hapi), tmp_path)
         assert report.of("stored twice"), report.table()

@@ -98,7 +98,7 @@ class Submitters:
             headers={"Content-Type": JSON} | ({"Prefer": "respond-async"} if random.random() < ASYNCHRONOUS else {}),
             timeout=aiohttp.ClientTimeout(total=patience),
         ) as answer:
-            status, said = answer.status, await answer.json(content_type=JSON)
+            status, said = answer.status, _json(await answer.read())
         if status != 202:
             return status, said
         self.counts["kept, to be answered later"] += 1
@@ -114,9 +114,9 @@ class Submitters:
             except (aiohttp.ClientError, TimeoutError):
                 continue
             if status == 200:
-                return self._result(json.loads(said)["entry"][0])
+                return self._result(_json(said)["entry"][0])
             if status != 202 and status not in AGAIN:
-                return status, json.loads(said)
+                return status, _json(said)
 
     def _result(self, entry: Json) -> tuple[int, Json]:
         """Read the answer out of a result; a submission that too many kills have met is to be sent again."""
@@ -142,3 +142,11 @@ def _answer(entry: Entry, response: Json) -> Answer:
 
 def _why(outcome: Json) -> str:
     return "; ".join(issue["diagnostics"] for issue in outcome.get("issue", ()))
+
+
+def _json(said: bytes) -> Json:
+    """Read an answer; the words of a server that failed (500) are kept as if it were an OperationOutcome."""
+    try:
+        return json.loads(said)
+    except ValueError:
+        return {"issue": [{"diagnostics": said[:200].decode(errors="replace")}]}
