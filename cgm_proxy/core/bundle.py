@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from cgm_proxy.core.body import decode, decode_text, encode
 from cgm_proxy.core.dialects import Dialect
 from cgm_proxy.core.errors import Issue, Json, refuse
+
+T = TypeVar("T")
 
 Kind = Literal["batch", "transaction", "operation", "create"]
 
@@ -162,8 +164,11 @@ def _made(found: Any, localize: Callable[[str], str]) -> Iterable[Entry]:
     return (entry(index, item, localize) for index, item in enumerate(found)) if isinstance(found, list) else ()
 
 
-def entry(index: int, item: Any, localize: Callable[[str], str]) -> Entry:
-    """Make one entry; what is structurally wrong with it becomes its issues."""
+def entry(index: int, item: Any, localize: Callable[[str], str], before: Entry | None = None) -> Entry:
+    """Make one entry; what is structurally wrong with it becomes its issues.
+
+    What it has in common with the one `before` is kept once.
+    """
     fields = item if isinstance(item, dict) else {}
     resource, request, full_url = fields.get("resource"), fields.get("request"), fields.get("fullUrl")
     known = resource if isinstance(resource, dict) else {}
@@ -173,14 +178,18 @@ def entry(index: int, item: Any, localize: Callable[[str], str]) -> Entry:
     return Entry(
         index=index,
         encoded=encoded,
-        type=kind if isinstance(kind, str) else "",
+        type=_kept(before.type if before else None, kind if isinstance(kind, str) else ""),
         id=name if isinstance(name, str) else None,
         full_url=full_url if isinstance(full_url, str) else None,
         request=request if isinstance(request, dict) else {},
-        subject=_subject(known, localize),
-        references=references(encoded),
+        subject=_kept(before.subject if before else None, _subject(known, localize)),
+        references=_kept(before.references if before else None, references(encoded)),
         issues=() if sound else tuple(_structure(item, resource, request, full_url)),
     )
+
+
+def _kept(before: T | None, found: T) -> T:
+    return before if before == found and before is not None else found
 
 
 def references(encoded: bytes) -> tuple[str, ...]:

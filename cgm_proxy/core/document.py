@@ -35,7 +35,7 @@ def read(data: Buffer, depth: int, localize: Callable[[str], str], limit: int) -
     """
     match sniff(data):
         case "json":
-            data = data.removeprefix(BOM)
+            data = data.removeprefix(BOM)  # bytearray.removeprefix copies in any case
         case "xml":
             data = encode(xml.to_json(bytes(data), depth=depth, pack=_packed))
         case _:
@@ -117,7 +117,7 @@ class _Entries:
                 self._request = text, request
             item["request"] = self._request[1]  # one object for all that ask for the same
         if len(self.made) <= self._limit:
-            one = entry(len(self.made), item, self._localize)
+            one = entry(len(self.made), item, self._localize, self.made[-1] if self.made else None)
             self.made.append(one)
             if not one.issues:  # its resource is serialised already
                 del item["resource"]
