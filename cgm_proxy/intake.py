@@ -158,6 +158,7 @@ class Intake:
         shown = stored.resource if stored and preferred == "representation" else None
         headers = {"Location": f"{self._public}/{stored.location}"} if stored else {}
         headers |= {"ETag": stored.etag} if stored and stored.etag else {}
+        headers |= {"WWW-Authenticate": answer.authenticate} if answer.authenticate else {}
         return Told(answer.status, shown or told, headers, failed, size)
 
 

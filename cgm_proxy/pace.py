@@ -40,6 +40,7 @@ class Pace:
 
     def __init__(self, settings: Forward) -> None:
         self._settings = settings
+        self._most = settings.chunk
         self.chunk = settings.chunk
         """Entries in the next transaction."""
         self._few = float(min(FIRST, settings.concurrency))
@@ -71,6 +72,12 @@ class Pace:
         finally:
             self._busy -= 1
             self._wake()
+
+    def at_most(self, entries: int | None) -> None:
+        """Heed how many entries the upstream takes at once; None where it is not known."""
+        self._most = min(entries or self._settings.chunk, self._settings.chunk)
+        self._resize(self.chunk)
+        self._show()
 
     def stored(self, entries: int, seconds: float) -> None:
         """Learn from a transaction that the upstream carried out in `seconds`."""
@@ -110,7 +117,7 @@ class Pace:
         self._limit = min(wanted, self._settings.concurrency)
 
     def _resize(self, entries: int) -> None:
-        self.chunk = min(max(entries, LEAST), self._settings.chunk)
+        self.chunk = min(max(entries, LEAST), self._most)
 
     def _wake(self) -> None:
         while self._waiting and (self._waiting[0].done() or self._busy < int(self._limit)):

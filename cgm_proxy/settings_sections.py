@@ -28,7 +28,23 @@ class Upstream:
     )
     connect_timeout: float = setting(5.0, "Seconds to connect before 503", 0.01, 300)
     read_timeout: float = setting(60.0, "Seconds of silence before 504", 0.01, 3600)
-    retries: int = setting(4, "How often a chunk is sent again after 5xx, 409, reset or timeout", 0, 20)
+    retries: int = setting(
+        4,
+        "How often a chunk is sent again after 429, 5xx, reset or timeout; three such chunks in a row end a submission",
+        0,
+        20,
+    )
+    send: Literal["auto", "transaction", "batch", "single"] = setting(
+        "auto", "How entries are sent: `auto` takes the first of these that the server's CapabilityStatement names"
+    )
+    create: Literal["auto", "conditional", "update", "search"] = setting(
+        "auto",
+        "How each entry is created once: by conditional create, by update at an id made of its identity, or by searching before; "
+        "`auto` takes the first of these that the CapabilityStatement allows",
+    )
+    bundle_entries: int = setting(
+        0, "Entries that the server takes in one Bundle; 0 for no limit that is known", 0, 10_000
+    )
 
 
 @dataclass(frozen=True, slots=True)

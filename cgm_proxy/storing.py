@@ -16,7 +16,8 @@ from cgm_proxy.core.judge import resolver
 from cgm_proxy.core.plan import Identified, Outcome, Refused, Stored
 from cgm_proxy.core.reply import Return
 from cgm_proxy.core.verdicts import Context, Verdict
-from cgm_proxy.forward import UNKNOWN, Forwarding, Way, in_own_words, relay_unjudged, stored_by_identity, twin, unjudged
+from cgm_proxy.delivery import UNKNOWN, Way
+from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, twin, unjudged
 from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory
 from cgm_proxy.notes import Turn
@@ -80,7 +81,16 @@ class Storing:
         """Store a part in the background; those that reference entries of the first one wait for it."""
         forward = self._receiver.settings.forward
         if self._first is None:
-            self._way = Way(self._receiver.upstream, self._submitter, turn, forward.concurrency, self._preferred)
+            self._way = Way(
+                self._receiver.upstream,
+                self._submitter,
+                turn,
+                self._preferred,
+                self._submission.patient or "",
+                concurrency=forward.concurrency,
+                retries=self._receiver.settings.upstream.retries,
+                deadline=self._deadline,
+            )
         self._begun += part.identified
         task = tasks.create_task(self._store_in_time(part, self._first))
         self._first = self._first or task
@@ -154,8 +164,8 @@ class Storing:
         confirmed: dict[int, Outcome] = {}
         try:
             await forwarding.run()
-            doubted = await self._known.not_confirmed(planned.creates.values(), forwarding.outcomes)
-            confirmed = forwarding.outcomes | doubted
+            doubted = await self._known.not_confirmed(planned.creates.values(), forwarding.said)
+            confirmed = {**forwarding.outcomes, **doubted}
         finally:  # when the time is over, too: what was created stands, what was found stored has not been looked at
             sure = {i: o for i, o in forwarding.outcomes.items() if not isinstance(o, Stored) or o.created}
             self._outcomes |= sure | confirmed

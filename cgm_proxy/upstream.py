@@ -1,43 +1,34 @@
-"""The FHIR server behind the proxy, as submissions need it: reads, searches and transactions.
+"""The FHIR server behind the proxy, as submissions need it: reads, searches and writes.
 
 What a submitter may see is decided by the upstream: reads use the submitter's own Authorization, or the configured service
 token; writes always use the submitter's.
 """
 
 import asyncio
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from cgm_proxy.abilities import StrategyInForce
 from cgm_proxy.core import confirmed
 from cgm_proxy.core.body import encode
 from cgm_proxy.core.bundle import localizer, objects
 from cgm_proxy.core.errors import Json, RequestRefused, refuse
 from cgm_proxy.core.identity import SYSTEM, token
 from cgm_proxy.core.plan import Stored
+from cgm_proxy.core.results import CAUSES, Answered
+from cgm_proxy.core.strategy import URN, name
 from cgm_proxy.metrics import UPSTREAM_SECONDS
 from cgm_proxy.pace import Pace
 from cgm_proxy.settings import Settings
-from cgm_proxy.upstream_faults import FAILED, UNAVAILABLE, fault
+from cgm_proxy.upstream_faults import fault
 
 JSON = "application/fhir+json"
-
-#: Statuses below 500 after which the same request may be answered otherwise: a lost race (HAPI-0550, HAPI-2745), overload.
-TRANSIENT = frozenset({408, 409, 425, 429})
-
-#: Statuses from 500 that stay: any other one may be a restart's, a gateway's or an overload's.
-LASTING = frozenset({501, 505})
-
-#: Pause before a request is sent again for the first time, seconds; each further one is three times as long.
-FIRST_PAUSE = 0.05
-
-#: Longest pause before a request is sent again, seconds.
-LONGEST_PAUSE = 5.0
 
 #: Pages of one search that are followed at most.
 MOST_PAGES = 1000
@@ -70,30 +61,16 @@ class Submitter:
         return "\n".join(f"{name}: {self.headers.get(name, '')}" for name in CREDENTIALS)
 
 
-class ChunkRefused(Exception):  # noqa: N818 -- it reads as what happened
-    """The upstream refused a transaction for a reason that sending it again does not change."""
-
-    def __init__(self, status: int, outcome: Json) -> None:
-        super().__init__(status)
-        self.status = status
-        self.outcome = outcome
-
-
-class ChunkFailed(RequestRefused):
-    """The upstream failed at a transaction every time (500), and said so itself: one entry of it may be the reason."""
-
-
 class Upstream:
     """Ask the upstream; every failure is a `RequestRefused` (502, 503, 504) unless a method says otherwise."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self._base = settings.upstream.url.rstrip("/")
         self._token = settings.upstream.token
-        self._retries = settings.upstream.retries
         self._session = session
         self.pace = Pace(settings.forward)
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
-        self._typed: bool | None = None
+        self.strategy = StrategyInForce(settings, self.pace, self._statement)
         self._largest = LARGEST * settings.limits.body_bytes
         self._timeout = aiohttp.ClientTimeout(
             total=settings.limits.seconds,
@@ -164,48 +141,44 @@ class Upstream:
         self, kind: str, identities: Sequence[str], patient: str, submitter: Submitter
     ) -> dict[str, Stored]:
         """Find which identities are stored, as resources of one type about the patient."""
+        holders = await self.holders(kind, identities, submitter)
+        return {
+            identity: place
+            for identity, resources in holders.items()
+            for resource in resources
+            if self.about(resource) in {None, patient} and (place := confirmed.located(resource))
+        }
+
+    async def holders(
+        self, kind: str, identities: Sequence[str], submitter: Submitter, *, by_id: bool = False
+    ) -> dict[str, list[Json]]:
+        """Find the stored resources of one type by identity, as an identifier or, with `by_id`, as the id."""
+        terms = [name(identity) if by_id else token(identity) for identity in identities]
         parameters = {
-            "identifier": ",".join(token(identity) for identity in identities),
+            "_id" if by_id else "identifier": ",".join(terms),
             "_elements": "identifier,subject,patient",
             "_count": str(len(identities) + 1),
         }
         wanted = set(identities)
-        return {
-            identifier["value"]: place
-            for resource in await self.search(kind, parameters, submitter)
-            if self._about(resource) in {None, patient} and (place := confirmed.located(resource))
-            for identifier in objects(resource.get("identifier"))
-            if identifier.get("system") == SYSTEM and identifier.get("value") in wanted
-        }
+        found: dict[str, list[Json]] = {}
+        for resource in await self.search(kind, parameters, submitter):
+            given = [i.get("value") for i in objects(resource.get("identifier")) if i.get("system") == SYSTEM]
+            for identity in {f"{URN}{resource['id']}"} if by_id else set(map(str, given)):
+                if identity in wanted:
+                    found.setdefault(identity, []).append(resource)
+        return found
 
-    async def transact(
-        self, bundle: bytes, count: int, submitter: Submitter, prefer: str, *, once: bool = False
-    ) -> list[Stored]:
-        """Send a transaction of `count` conditional creates, again while that can help; every create is conditional.
+    def about(self, resource: Json) -> str | None:
+        """Give whom a stored resource is about, as `Patient/id`."""
+        reference = confirmed.about(resource)
+        return reference and self._localize(reference).partition("/_history/")[0]
 
-        Raises `ChunkRefused` for a refusal that stays, and `RequestRefused` (503) when the fate of the transaction is
-        unknown: it may be sent again safely. With `once`, it is not sent again here.
-        """
-        headers = {"Content-Type": JSON, "Prefer": f"return={prefer}"}
-        pause, wanted, failed = 0.0, None, False
-        for _ in range(1 if once else self._retries + 1):
-            await asyncio.sleep(_pause(pause, wanted))
-            pause, wanted, failed = pause * 3 or FIRST_PAUSE, None, False
-            began = asyncio.get_running_loop().time()
-            try:
-                status, answered, body = await self._ask("POST", "", submitter, bundle, headers)
-            except RequestRefused:
-                self.pace.failed(began)
-                continue
-            if status < 300 and (stored := confirmed.confirmation(body, count)):
-                self.pace.stored(count, asyncio.get_running_loop().time() - began)
-                return stored
-            if status == 429 or status >= 500:
-                self.pace.failed(began)
-            if _stays(status):
-                raise ChunkRefused(status, confirmed.document(body) or {})
-            wanted, failed = answered.get("Retry-After"), status == 500 and confirmed.document(body) is not None
-        raise ChunkFailed(503, FAILED.issues) if failed else RequestRefused(503, UNAVAILABLE.issues)
+    async def write(
+        self, method: str, path: str, body: bytes, submitter: Submitter, more: Mapping[str, str]
+    ) -> Answered:
+        """Send what creates entries, once; it may have been done where this is refused, but with 503."""
+        status, headers, data = await self._ask(method, path, submitter, body, more)
+        return Answered(status, headers, data, datetime.now(UTC))
 
     async def batch(self, bundle: Json, submitter: Submitter) -> list[Json]:
         """Send a batch as it is, once, and give the response's entries."""
@@ -218,21 +191,9 @@ class Upstream:
         path = f"/metadata?{query}" if query else "/metadata"
         return await self._ask("GET", path, submitter, None, {"Accept": accept})
 
-    async def takes_typed_conditions(self) -> bool:
-        """Tell whether the upstream is a HAPI, which looks conditions up together only if they name the type.
-
-        HAPI 8.8.0, TransactionProcessor.preFetchConditionalUrls: a POST's condition is prefetched if it contains a `?`;
-        other servers get FHIR's own form.
-        """
-        if self._typed is None:
-            try:
-                status, _, body = await self._look("GET", "/metadata?_elements=software", Submitter({}))
-            except RequestRefused:
-                return False  # FHIR's own form serves everywhere; the next submission asks again
-            software = (confirmed.document(body) or {}).get("software") if status == 200 else None
-            typed = isinstance(software, dict) and "hapi" in str(software.get("name")).lower()
-            self._typed = typed if status < 500 else None
-        return bool(self._typed)
+    async def _statement(self, path: str) -> Json | None:
+        status, _, body = await self._look("GET", path, Submitter({}))
+        return confirmed.document(body) if status == 200 else None
 
     async def ready(self) -> bool:
         """Tell whether the upstream answers at all."""
@@ -241,10 +202,6 @@ class Upstream:
         except RequestRefused:
             return False
         return status < 500
-
-    def _about(self, resource: Json) -> str | None:
-        reference = confirmed.about(resource)
-        return reference and self._localize(reference).partition("/_history/")[0]
 
     def _reader(self, submitter: Submitter) -> Submitter:
         if not self._token:
@@ -306,7 +263,7 @@ def _demand_ok(status: int, headers: Mapping[str, str], purpose: str) -> None:
         kept = {name: ", ".join(value for other, value in said if other == name) for name, _ in said}
         text = f"the server answered {status} to a request to {purpose}; the submitter's token, or the service token, must allow it"
         raise RequestRefused(status, refuse(status, "upstream-authority", text, code="forbidden").issues, kept)
-    if status < 500 and status not in TRANSIENT:
+    if status < 500 and status not in CAUSES:
         raise refuse(502, REJECTED, f"the server answered {status} to a request to {purpose}", code="not-supported")
     raise refuse(
         502, "upstream-answer", f"the server answered {status} to a request to {purpose}; try again", code="transient"
@@ -327,14 +284,3 @@ def _document(body: bytes) -> Json:
     if (document := confirmed.document(body)) is None:
         raise refuse(502, "upstream-answer", "the server's answer is not FHIR JSON; try again", code="transient")
     return document
-
-
-def _stays(status: int) -> bool:
-    """Tell whether a refusal is one that sending again does not change."""
-    return (300 <= status < 500 and status not in TRANSIENT) or status in LASTING
-
-
-def _pause(longest: float, retry_after: str | None) -> float:
-    if retry_after and retry_after.isascii() and retry_after.isdigit():
-        return min(float(retry_after), LONGEST_PAUSE)
-    return min(longest, LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311 -- it spreads retries, it keeps no secret

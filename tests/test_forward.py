@@ -1,6 +1,8 @@
 """What becomes of a submission while the upstream fails, refuses, races or lies; what the store holds decides."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from fake_upstream import (
@@ -18,7 +20,7 @@ from fake_upstream import (
 )
 from proxying import counted, locations, proxying, said, statuses
 
-from cgm_proxy import forward, upstream
+from cgm_proxy import delivery, patience
 
 REFUSAL = {
     "resourceType": "OperationOutcome",
@@ -29,7 +31,7 @@ REFUSAL = {
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry at once: what is tested is that it is done, not how long it takes."""
-    monkeypatch.setattr(upstream, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.01)
 
 
 def strip_locations(answer):
@@ -56,7 +58,6 @@ ONCE = {
     "too many requests": (before(429, Retry_After="1"), 201),
     "too many requests until a date": (before(429, Retry_After="Fri, 31 Dec 1999 23:59:59 GMT"), 201),
     "a Retry-After that is no number": (before(503, Retry_After="\xb2"), 201),
-    "a Retry-After beyond all measure": (before(503, Retry_After="9" * 400), 201),
     "500 before it is stored": (before(500), 201),
     "500 after it is stored": (after(500), 200),
     "502 before": (before(502, b"<html>Bad Gateway</html>"), 201),
@@ -106,6 +107,45 @@ async def test_a_transaction_that_fails_once_is_sent_again_and_stored_once(act, 
         assert first.body == second.body
 
 
+@pytest.mark.parametrize("wait", ["600", "9" * 400, "Fri, 31 Dec 2100 23:59:59 GMT"])
+async def test_a_wait_that_outlasts_the_submission_ends_it_at_once(wait: str) -> None:
+    async with proxying(limits__seconds=60, forward__chunk=2) as world:
+        world.fake.script(transactions, before(429, Retry_After=wait))
+        answer = await world.submit(world.readings(8))
+        assert set(statuses(answer)) <= {503, 201}
+        assert len(world.fake.of(transactions)) <= 2  # those that were under way by then
+        again = await world.submit(world.readings(8))
+        assert set(statuses(again)) <= {200, 201}
+        assert await world.count() == 8
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("dated", [False, True])
+async def test_a_wait_is_heeded_by_all_that_goes_upstream(status: int, dated: bool) -> None:
+    now = datetime.now(UTC)
+    wait = format_datetime(now + timedelta(seconds=3), usegmt=True) if dated else "2"
+    async with proxying(forward__chunk=2) as world:
+        world.fake.script(transactions, before(status, Retry_After=wait))
+        assert set(statuses(await world.submit(world.readings(8)))) == {201}
+        assert (datetime.now(UTC) - now).total_seconds() > 1.9
+        assert len(world.fake.of(transactions)) == 5
+
+
+@pytest.mark.parametrize("act", [before(409), after(409)])
+async def test_a_race_that_is_lost_again_and_again_is_won_in_the_end(act) -> None:
+    async with proxying(upstream__retries=0) as world:
+        world.fake.script(transactions, *[act] * 5)
+        assert len(set(statuses(await world.submit(world.readings(3))))) == 1
+        assert await world.count() == 3
+
+
+async def test_a_race_that_never_ends_leaves_nothing_but_503() -> None:
+    async with proxying() as world:
+        world.fake.always(transactions, before(409))
+        assert statuses(await world.submit(world.readings(3))) == [503] * 3
+        assert len(world.fake.of(transactions)) == delivery.RACES + 1
+
+
 #: Faults that outlast the budget: whether the store had committed, and why nobody could know.
 OUTLASTING = {
     "503 before": (before(503), 0),
@@ -114,7 +154,6 @@ OUTLASTING = {
     "a reset after": (reset(committed=True), 3),
     "silence before": (silent(committed=False), 0),
     "silence after": (silent(committed=True), 3),
-    "a lost race that never ends": (before(409), 0),
     "answers that are no JSON": (changed(lambda _: b"OK"), 3),
     "answers without locations": (changed(strip_locations), 3),
 }
@@ -176,9 +215,7 @@ async def test_a_capability_statement_that_is_none_is_no_fault_of_a_submission(a
 @pytest.mark.parametrize("name", ["HAPI FHIR Server", "Firely Server"])
 async def test_conditions_name_their_type_where_the_upstream_is_a_hapi(name: str) -> None:
     async with proxying() as world:
-        world.fake.always(
-            gets("metadata"), before(200, {"resourceType": "CapabilityStatement", "software": {"name": name}})
-        )
+        world.fake.always(gets("metadata"), changed(lambda statement: statement | {"software": {"name": name}}))
         assert statuses(await world.submit(world.readings(1))) == [201]
         (sent,) = world.fake.of(transactions)
         condition = sent.json["entry"][0]["request"]["ifNoneExist"]
@@ -228,11 +265,13 @@ async def test_an_entry_at_which_the_upstream_fails_does_not_keep_its_chunk_out(
         assert await world.count() == 7 - len(guilty)
 
 
-async def test_an_upstream_that_fails_at_everything_is_soon_left_alone() -> None:
-    async with proxying(upstream__retries=0, forward__chunk=10) as world:
-        world.fake.always(transactions, before(500, REFUSAL))
-        assert counted(await world.submit(world.readings(200))) == {503: 200}
-        assert len(world.fake.of(transactions)) <= 20 + 2 * forward.FAILURES
+@pytest.mark.parametrize("retries", [0, 4])
+@pytest.mark.parametrize("act", [before(500, REFUSAL), before(503), reset(committed=False)])
+async def test_an_upstream_that_fails_at_everything_is_soon_left_alone(act, retries: int) -> None:
+    async with proxying(upstream__retries=retries, forward__chunk=10) as world:
+        world.fake.always(transactions, act)
+        assert counted(await world.submit(world.readings(400))) == {503: 400}
+        assert len(world.fake.of(transactions)) <= patience.CHUNKS * (retries + 1) + 2
 
 
 async def test_several_guilty_entries_in_several_chunks_are_each_found() -> None:

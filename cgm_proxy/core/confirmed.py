@@ -109,17 +109,25 @@ def confirmation(data: bytes, count: int) -> list[Stored] | None:
         entries = _responses.decode(data).entry
     except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
         return None
-    stored = [one for entry in entries if (one := _stored(entry))]
-    return stored if len(stored) == len(entries) == count else None
+    found = [
+        one for e in entries if (one := _stored(e.response.status, e.response.location, e.response.etag, e.resource))
+    ]
+    return found if len(found) == len(entries) == count else None
 
 
-def _stored(entry: _Answered) -> Stored | None:
-    response = entry.response
-    status, place = str(response.status)[:3], LOCATION.search(str(response.location))
+def stored(entry: Any) -> Stored | None:
+    """Read an entry of a response Bundle: where it is stored; None where it does not say that."""
+    response = entry.get("response") if isinstance(entry, dict) else None
+    if not isinstance(response, dict):
+        return None
+    return _stored(response.get("status"), response.get("location"), response.get("etag"), entry.get("resource"))
+
+
+def _stored(said: Any, location: Any, tag: Any, resource: Any) -> Stored | None:
+    status, place = str(said)[:3], LOCATION.search(str(location))
     if status not in {"200", "201"} or place is None:
         return None
-    kept = entry.resource if isinstance(entry.resource, dict) else None
-    return Stored(place[1], etag(response.etag), status == "201", kept)
+    return Stored(place[1], etag(tag), status == "201", resource if isinstance(resource, dict) else None)
 
 
 def etag(value: Any) -> str | None:

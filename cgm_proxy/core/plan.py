@@ -10,10 +10,9 @@ from graphlib import TopologicalSorter
 
 import msgspec
 
-from cgm_proxy.core.body import encode
 from cgm_proxy.core.bundle import Entry, Submission
 from cgm_proxy.core.errors import Issue, Json
-from cgm_proxy.core.identity import Resolve, foreign_identity, identity, reading_code, stamp, token
+from cgm_proxy.core.identity import Resolve, foreign_identity, identity, reading_code
 from cgm_proxy.core.judge import referenced_first
 from cgm_proxy.core.verdicts import Verdict
 
@@ -40,6 +39,8 @@ class Refused:
 
     status: int
     issues: tuple[Issue, ...]
+    authenticate: str | None = None
+    """The `WWW-Authenticate` of a 401."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Plan:
     """The references that mean an entry, with that entry's index, or the index of the one that it is the same as."""
     settled: Mapping[int, Outcome]
     """Accepted entries of which it is known without the upstream what becomes of them."""
+    atomic: bool = False
+    """Whether all of it must be stored, or nothing."""
 
 
 def identify(
@@ -153,7 +156,7 @@ def plan(
     too_large = {index: TOO_LARGE for group in groups if len(group) > largest for index in group}
     waves = _waves([group for group in groups if group[0] not in too_large], edges)
     aliases = _aliases(identified, links, settled, localize)
-    return Plan(creates, same_as, tuple(waves), aliases, links, {**settled, **too_large})
+    return Plan(creates, same_as, tuple(waves), aliases, links, {**settled, **too_large}, submission.atomic)
 
 
 def _same_as(identified: Iterable[Identified], first: Seen) -> dict[int, int]:
@@ -169,28 +172,6 @@ def _same_as(identified: Iterable[Identified], first: Seen) -> dict[int, int]:
         if earlier != index:
             same_as[index] = earlier
     return same_as
-
-
-def body(groups: Iterable[Group], plan: Plan, locations: Mapping[str, str], *, typed: bool = False) -> bytes:
-    """Serialise the transaction that creates these entries, each only if its identity is not stored yet.
-
-    `locations` replace references, to entries that are stored by now and as in `Plan.aliases`. With `typed`, conditions are
-    written `Observation?identifier=…`, which some servers look up together, instead of FHIR's bare `identifier=…`.
-    """
-    entries = [_create(plan.creates[index], locations, typed=typed) for group in groups for index in group]
-    return b'{"resourceType":"Bundle","type":"transaction","entry":[' + b",".join(entries) + b"]}"
-
-
-def _create(one: Identified, locations: Mapping[str, str], *, typed: bool) -> bytes:
-    kind = one.entry.type.encode()
-    # the type is one of the allow-list's, and an identity is a UUID: nothing but the fullUrl needs escapes
-    return b'{"fullUrl":%b,"resource":%b,"request":{"method":"POST","url":"%b","ifNoneExist":"%bidentifier=%b"}}' % (
-        encode(one.url),
-        stamp(one.entry, one.identity, locations),
-        kind,
-        kind + b"?" if typed else b"",
-        token(one.identity).encode(),
-    )
 
 
 def _aliases(

@@ -46,6 +46,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     stored: Stored | None = None
     relayed: Json | None = None
     """The upstream's own answer, where it was asked in the submitter's words (observe mode)."""
+    authenticate: str | None = None
+    """The `WWW-Authenticate` that belongs to a 401."""
 
 
 def preferred_return(prefer: str) -> Return:
@@ -70,7 +72,8 @@ def _answer(verdict: Verdict, outcome: Outcome | None) -> Answer:
         case Relayed():
             return Answer(outcome.status, issues, relayed=outcome.entry)
         case Refused():
-            return Answer(outcome.status, (*(located(issue, verdict) for issue in outcome.issues), *issues))
+            said = tuple(located(issue, verdict) for issue in outcome.issues)
+            return Answer(outcome.status, (*said, *issues), authenticate=outcome.authenticate)
     first = next((issue for issue in verdict.issues if issue.refuses), None)
     unjudged = UNJUDGED.get(first.code, 400) if first else 422
     return Answer(422 if verdict.profiles else unjudged, issues)
@@ -142,14 +145,16 @@ def _with_warnings(relayed: Json, issues: Sequence[Issue]) -> Json:
 def refusal(judgement: Judgement, answers: Sequence[Answer]) -> RequestRefused | None:
     """Give the refusal of a submission that is refused whole: by the orders, or because it is atomic."""
     issues = [issue for issue in judgement.issues if issue.refuses]
-    status = 422
+    status, authenticate = 422, None
     if judgement.submission.atomic and not issues:
         failed = [answer for answer in answers if any(issue.refuses for issue in answer.issues)]
         issues = [issue for answer in failed for issue in answer.issues if issue.refuses]
         status = max((answer.status for answer in failed), default=422)
+        authenticate = next((answer.authenticate for answer in failed if answer.status == status), None)
     if not issues:
         return None
     if any(issue.code == "throttled" for issue in issues):
         status = 429
     wait = judgement.retry_after
-    return RequestRefused(status, tuple(issues), {"Retry-After": str(int(wait.total_seconds()) + 1)} if wait else {})
+    headers = {"Retry-After": str(int(wait.total_seconds()) + 1)} if wait else {}
+    return RequestRefused(status, tuple(issues), headers | ({"WWW-Authenticate": authenticate} if authenticate else {}))

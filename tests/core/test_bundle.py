@@ -29,7 +29,9 @@ from cgm_proxy.core.bundle import Submission, localizer, names, open_operation, 
 from cgm_proxy.core.dialects import BY_ID
 from cgm_proxy.core.errors import RequestRefused
 from cgm_proxy.core.judge import judge, resolver
-from cgm_proxy.core.plan import body, forged, identify, plan
+from cgm_proxy.core.plan import forged, identify, plan
+from cgm_proxy.core.requests import bundle as written
+from cgm_proxy.core.strategy import Strategy
 from cgm_proxy.settings import Limits
 
 WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}}, {"resourceType": 5}]
@@ -311,7 +313,8 @@ def follow(taken: Submission, noise: Any, observe: bool) -> None:
     identified = identify(judgement.verdicts, taken, resolver(taken, stored))
     planned = plan(identified, forged(identified), taken, 4, localize)
     for wave in planned.waves:
-        assert decode(body(wave, planned, planned.aliases))["type"] == "transaction"
+        ones = [planned.creates[index] for group in wave for index in group]
+        assert decode(written(ones, planned.aliases, Strategy()))["type"] == "transaction"
     answers = reply.answers(judgement, planned.settled)
     assert len(reply.bundle(judgement, answers, "OperationOutcome")["entry"]) == len(taken.entries)
     reply.refusal(judgement, answers)

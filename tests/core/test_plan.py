@@ -13,7 +13,9 @@ from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.identity import SYSTEM
 from cgm_proxy.core.judge import judge, resolver
 from cgm_proxy.core.parts import parts
-from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Stored, body, forged, identify, plan
+from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Stored, forged, identify, plan
+from cgm_proxy.core.requests import bundle
+from cgm_proxy.core.strategy import Strategy
 
 
 def identified(*entries: Any, observe: bool = False) -> tuple[Identified, ...]:
@@ -43,7 +45,8 @@ def shape(made: Plan) -> list[list[Group]]:
 def sent(made: Plan, locations: Mapping[str, str] | None = None) -> list[Any]:
     """Give all entries that go upstream, in the order of waves and transactions."""
     known = {**made.aliases, **(locations or {})}
-    return [e for wave in made.waves for e in decode(body(wave, made, known))["entry"]]
+    waves = [[made.creates[index] for group in wave for index in group] for wave in made.waves]
+    return [e for wave in waves for e in decode(bundle(wave, known, Strategy()))["entry"]]
 
 
 SESSION = [
