@@ -123,7 +123,7 @@ class Handlers:
         for method in methods:
             if target := detect.target(method, raw, (self._base,), content=self._content):
                 return await self._inspect(request, target)
-        async with self._memory.writing(request.method, detect.segments(raw)):
+        async with self._memory.writing(map(str.upper, methods), detect.segments(raw)):
             return await self._relay.pass_through(request)
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:

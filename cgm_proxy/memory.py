@@ -102,9 +102,9 @@ class Memory:
             return epoch, None
         return epoch, (orders,) if orders is None or all(map(_plausible, orders)) else None
 
-    def writing(self, method: str, path: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """Let a write pass, and forget what it may have changed; `path` are the segments of its path."""
-        return self._notes.forgetting(_touched(method, path))
+    def writing(self, methods: Iterable[str], path: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Let a write pass, and forget what it may have changed by one of the methods; `path` are its path's segments."""
+        return self._notes.forgetting({topic for method in methods for topic in _touched(method, path)})
 
     def writing_bundle(self, bundle: Json) -> AbstractAsyncContextManager[None]:
         """Let an untagged Bundle pass, and forget what it may have changed."""

@@ -91,7 +91,7 @@ async def test_a_write_through_one_replica_is_noticed_by_all(
 ) -> None:
     await two.other.remember(HERE, await two.other.epoch())
     await asked_for(two.other)
-    async with two.one.writing(method, path):
+    async with two.one.writing(["POST", method], path):
         pass
     for memory in (two.one, two.other):
         assert bool(await found(memory, [ONE])) is not known
@@ -112,7 +112,7 @@ async def asked_for(memory: Memory, patient: str = "Patient/1", credentials: str
 
 async def test_nothing_is_trusted_while_a_write_is_under_way(two: Two) -> None:
     await two.other.remember(HERE, before := await two.other.epoch())
-    async with two.one.writing("DELETE", ["Observation", "7"]):
+    async with two.one.writing(["DELETE"], ["Observation", "7"]):
         during, nothing = await two.other.known([ONE])
         assert (during, nothing) == ("", {})
         await two.other.remember(HERE, during)
@@ -122,15 +122,15 @@ async def test_nothing_is_trusted_while_a_write_is_under_way(two: Two) -> None:
 
 async def test_what_was_asked_before_a_write_is_not_read_after_it(two: Two) -> None:
     asked = await two.other.epoch()
-    async with two.one.writing("DELETE", ["Observation", "7"]):
+    async with two.one.writing(["DELETE"], ["Observation", "7"]):
         pass
     await two.other.remember(HERE, asked)
     assert await found(two.other, [ONE]) == {}
 
 
 async def test_overlapping_writes_end_when_the_last_one_ends(two: Two) -> None:
-    async with two.one.writing("DELETE", ["Observation", "7"]):
-        async with two.other.writing("DELETE", ["Observation", "8"]):
+    async with two.one.writing(["DELETE"], ["Observation", "7"]):
+        async with two.other.writing(["DELETE"], ["Observation", "8"]):
             pass
         assert await two.other.epoch() == ""
     assert await two.other.epoch()
@@ -141,7 +141,7 @@ async def test_a_write_that_died_with_its_replica_is_forgotten_in_the_end(
 ) -> None:
     monkeypatch.setattr(shared, "WRITE_SECONDS", 1)
     await two.other.remember(HERE, await two.other.epoch())
-    await two.one.writing("DELETE", ["Observation", "7"]).__aenter__()  # and never leaves
+    await two.one.writing(["DELETE"], ["Observation", "7"]).__aenter__()  # and never leaves
     assert await two.other.epoch() == ""
     await asyncio.sleep(1.1)
     assert await found(two.other, [ONE]) == {}
@@ -151,7 +151,7 @@ async def test_a_write_that_died_with_its_replica_is_forgotten_in_the_end(
 
 async def test_a_cancelled_write_is_forgotten_all_the_same(two: Two) -> None:
     async def write() -> None:
-        async with two.one.writing("DELETE", ["Observation", "7"]):
+        async with two.one.writing(["DELETE"], ["Observation", "7"]):
             await asyncio.sleep(60)
 
     await two.other.remember(HERE, await two.other.epoch())

@@ -86,7 +86,7 @@ async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.R
                     for _ in range(100):
                         assert not await knows(one)
                         await one.remember(HERE, await one.epoch())
-                        async with one.turn("Patient/1") as turn, one.writing("DELETE", ["Observation", "1"]):
+                        async with one.turn("Patient/1") as turn, one.writing(["DELETE"], ["Observation", "1"]):
                             assert not turn.held
                 await until(lambda: counted(fault.kind) > before)
                 assert (one.available, shown()) == (False, 0)
@@ -110,7 +110,7 @@ async def test_what_could_not_be_forgotten_is_forgotten_as_soon_as_it_can_be(
             await one.remember(HERE, await one.epoch())
             assert await knows(other)
             FAULTS[fault].begin(valkey, raw)
-            async with one.writing("DELETE", ["Observation", "7"]):
+            async with one.writing(["DELETE"], ["Observation", "7"]):
                 pass
             FAULTS[fault].end(valkey, raw)
             await until(lambda: one.available)
@@ -130,7 +130,7 @@ async def test_what_is_full_is_still_read_and_still_forgets(valkey: servers.Runn
             assert await found(other, [ONE, TWO]) == {ONE: HERE[ONE]}
             async with one.turn("Patient/1") as turn:
                 assert not turn.held
-            async with one.writing("DELETE", ["Observation", "7"]):
+            async with one.writing(["DELETE"], ["Observation", "7"]):
                 assert await other.epoch() == ""
             assert not await knows(other)
             assert other.available
@@ -206,7 +206,7 @@ async def test_who_answers_nonsense_is_not_listened_to(nonsense: bytes) -> None:
                 assert not await knows(one)
                 await one.remember(HERE, await one.epoch())
                 assert await one.last_submission("Patient/1") is None
-                async with one.turn("Patient/1") as turn, one.writing("DELETE", ["Observation", "7"]):
+                async with one.turn("Patient/1") as turn, one.writing(["DELETE"], ["Observation", "7"]):
                     assert not turn.held
 
 
@@ -251,7 +251,7 @@ async def test_a_user_that_may_do_no_more_than_is_needed_is_enough(valkey: serve
         )
         async with replica(valkey.url.replace("//", "//cgm:pw@")) as one:
             await one.remember(HERE, await one.epoch())
-            async with one.turn("Patient/1"), one.writing("DELETE", ["Observation", "7"]):
+            async with one.turn("Patient/1"), one.writing(["DELETE"], ["Observation", "7"]):
                 pass
             assert await one.epoch()
             assert one.available
