@@ -141,7 +141,9 @@ class RuleBook:
             return found
 
         issues = self._plain(resource, profiles, noting, dialect)
-        if self.shapes is not None and (not issues or self._plain(stand_in, profiles, noting, dialect) == issues):
+        if self.shapes is None or (issues and not self.shapes.met(key)):
+            return issues
+        if not issues or self._plain(stand_in, profiles, noting, dialect) == issues:
             self.shapes.remember(key, issues, looked_up.items())
         return issues
 

@@ -41,6 +41,8 @@ TIMESTAMP = re.compile(
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 #: Bytes of all keys and remembered content; a shape takes about 1 kB.
 MEMORY_BYTES = 16 * 2**20
+#: Keys of faulty shapes that are noted when they are met first; each takes about 100 bytes.
+MOST_MET = 20_000
 #: Larger resources (a PDF) are not worth remembering.
 LARGEST_SHAPE = 32 * 2**10
 _ZEROS = str.maketrans("123456789", "000000000")
@@ -143,6 +145,7 @@ class Shapes:
 
     def __init__(self, size: int = MEMORY_BYTES) -> None:
         self._known: dict[Any, Remembered] = {}
+        self._met: dict[int, bool] = {}
         self._size = self._room = size
         self._lock = Lock()
 
@@ -163,6 +166,20 @@ class Shapes:
             self._room -= _size(key, made)
             while self._room < 0:
                 self._forget(next(iter(self._known)))
+
+    def met(self, key: Any) -> bool:
+        """Tell whether a key was met before, as far as that is noted, and note it.
+
+        To learn what a faulty shape says takes twice the work of a verdict, so only what comes again is learned.
+        """
+        digest = hash(key)
+        with self._lock:
+            if self._met.pop(digest, False):
+                return True
+            self._met[digest] = True
+            if len(self._met) > MOST_MET:
+                del self._met[next(iter(self._met))]
+        return False
 
     def _forget(self, key: Any) -> None:
         if (found := self._known.pop(key, None)) is not None:

@@ -245,3 +245,19 @@ def test_every_day_of_the_months_has_one_shape() -> None:
     assert len(book.shapes) == 1
     impossible = READING | {"effectiveDateTime": "2025-04-31T10:15:00Z"}
     assert book.examine(impossible, [ARGO], {}.get, dialect="argo")
+
+
+@pytest.mark.parametrize(
+    ("different", "evaluations"), [(False, [1, 2, 0, 0, 0]), (True, [1, 1, 1, 1, 1])], ids=["alike", "different"]
+)
+def test_a_faulty_shape_is_learned_only_when_it_comes_again(different: bool, evaluations: list[int]) -> None:
+    book = remembering()
+    plain, asked = book._plain, []
+    book._plain = lambda *of: (asked.append(of), plain(*of))[1]  # type: ignore[method-assign]
+    counted = []
+    for number in range(5):
+        reading = {**deepcopy(READING), "status": "done", "id": f"r{number}"}
+        reading |= {"note": [{"text": f"note {number}"}]} if different else {}
+        assert [issue.rule for issue in book.examine(reading, [ARGO], dialect="argo")] != []
+        counted.append(len(asked) - sum(counted))
+    assert counted == evaluations
