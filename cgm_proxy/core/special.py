@@ -7,15 +7,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cgm_proxy.core.extensions import Fault
-from cgm_proxy.core.primitives import fault, show
+from cgm_proxy.core.primitives import base64_fault, fault, show
 from cgm_proxy.core.scope import Json, resources_of
 from cgm_proxy.core.uris import SEARCH, SYSTEMS, UUID, absolute
 
 
 def _attachment(data: Json) -> Iterator[Fault]:
-    """Check size and hash against the data (https://hl7.org/fhir/R4/datatypes.html#Attachment)."""
+    """Check that data and hash can be read, and both and the size against one another.
+
+    https://hl7.org/fhir/R4/datatypes.html#Attachment
+    """
+    for name in ("data", "hash"):
+        text = data.get(name)
+        if isinstance(text, str) and text and not fault("base64Binary", text) and (wrong := base64_fault(text)):
+            yield "r4-value", name, f"is {show(text)}; R4 wants {wrong}"
     text = data.get("data")
-    if not isinstance(text, str) or fault("base64Binary", text):
+    if not isinstance(text, str) or not text or base64_fault(text):
         return
     raw = base64.b64decode(text)
     if "size" in data and data["size"] != len(raw):
