@@ -103,6 +103,11 @@ class Examination:
         if profile and profile.type == "Extension":
             if fault := misplaced(str(url), profile.context, node.places):
                 yield Issue(fault[0], f"{last(node.path)}.url {fault[2]}", f"{node.path}.url")
+            if node.modifier:
+                text = (
+                    f"{last(node.path)}.url is {show(url)}, which is no modifier extension; put it among the extensions"
+                )
+                yield Issue("r4-extension-modifier", text, f"{node.path}.url")
             yield from self.judge(profile, without_companions(node.data), node.path, node.resource)
 
     def _claims(self, node: Node, demanded: Sequence[str]) -> Iterator[Issue]:

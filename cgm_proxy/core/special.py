@@ -39,6 +39,7 @@ RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
 
 def _bundle(data: Json) -> Iterator[Fault]:
     """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique, #references)."""
+    yield from _links(data)
     seen: dict[Any, int] = {}
     posted = data.get("type") in ("transaction", "batch")
     for index, entry in enumerate(resources_of(data.get("entry"))):
@@ -53,6 +54,22 @@ def _bundle(data: Json) -> Iterator[Fault]:
             yield "r4-full-url", where, f"is {show(url)}; {wrong}"
         if seen.setdefault(url, index) != index:
             yield "bdl-7", where, f"is {show(url)}, as entry[{seen[url]}] has; every entry wants its own"
+
+
+#: Links between a search's pages.
+PAGES = ("first", "previous", "next", "last")
+
+
+def _links(data: Json) -> Iterator[Fault]:
+    """Check that a link is there once, and that only what has pages links to them (https://hl7.org/fhir/R4/bundle.html)."""
+    paged, seen = data.get("type") in ("searchset", "history"), list[Any]()
+    for index, link in enumerate(resources_of(data.get("link"))):
+        relation = link.get("relation")
+        if relation in PAGES and not paged:
+            yield "r4-link", f"link[{index}].relation", f"is {show(relation)}; only what is searched has pages"
+        elif relation in ("self", *PAGES) and relation in seen:
+            yield "r4-link", f"link[{index}].relation", f"is {show(relation)} once more; leave one of them out"
+        seen.append(relation)
 
 
 def _relative(index: int, resource: Any, *, posted: bool) -> Iterator[Fault]:

@@ -172,6 +172,9 @@ BUNDLES: dict[str, tuple[dict, Callable[[list[str]], bool]]] = {
     "a type that is a list": ({"type": ["collection"]}, bool),
     "a reference that is no Type/id": ({"entry": [entry(resource=changed({"subject": {"reference": "{{x}}"}}))]}, bool),
     "a collection": ({}, lambda told: not told),
+    "a link twice": ({"link": [{"relation": "self", "url": "x"}, {"relation": "self", "url": "y"}]}, bool),
+    "a link to a page": ({"link": [{"relation": "next", "url": "x"}]}, bool),
+    "links": ({"link": [{"relation": "self", "url": "x"}, {"relation": "a", "url": "y"}]}, lambda told: not told),
     "an entry that is none": ({"entry": [5]}, bool),
 }
 
