@@ -33,7 +33,7 @@ LONGEST = 65_536
 EPOCH = re.compile(r"[0-9a-f]{8}-[0-9a-f]{16}")
 
 #: Give the topic's epoch, or make it, and the values of names in it; none while a write is under way.
-_READ = """
+_READ = r"""
 if redis.call('EXISTS', KEYS[2]) == 1 then return {''} end
 local token = redis.call('GET', KEYS[1])
 if not token or #token ~= #ARGV[1] then
@@ -41,10 +41,14 @@ if not token or #token ~= #ARGV[1] then
   redis.call('SET', KEYS[1], token)
 end
 local epoch = string.sub(string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 1, 8) .. '-' .. token
-if #ARGV == 2 then return {epoch} end
 local keys = {}
-for i = 3, #ARGV do keys[i - 2] = ARGV[2] .. epoch .. ':' .. ARGV[i] end
-return {epoch, unpack(redis.call('MGET', unpack(keys)))}
+for name in string.gmatch(ARGV[3], '[^\n]+') do keys[#keys + 1] = ARGV[2] .. epoch .. ':' .. name end
+if #keys == 0 then return {epoch, ''} end
+local values = redis.call('MGET', unpack(keys))
+for i = 1, #keys do
+  if not values[i] or string.find(values[i], '\n', 1, true) then values[i] = '' end
+end
+return {epoch, table.concat(values, '\n')}
 """
 
 #: Begin a write: a Valkey that is full refuses the mark, but forgets.
@@ -62,8 +66,9 @@ redis.call('SREM', KEYS[2], unpack(ARGV))
 return 1
 """
 
-_WRITE = """
-for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1], 'PX', ARGV[1]) end
+_WRITE = r"""
+local value = string.gmatch(ARGV[4], '[^\n]+')
+for name in string.gmatch(ARGV[3], '[^\n]+') do redis.call('SET', ARGV[2] .. ':' .. name, value(), 'PX', ARGV[1]) end
 return 1
 """
 
@@ -107,21 +112,21 @@ class SharedNotes:
         return epoch, found
 
     async def _read_part(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
-        arguments = [_token(), self._values(topic), *names]
+        arguments = [_token(), self._values(topic), "\n".join(names)]
         match await self._valkey.ask(self._read, self._keys(topic), arguments):
-            case [bytes(said), *values] if EPOCH.fullmatch(epoch := said.decode("latin-1")):
-                noted = zip(names, values, strict=False)
-                return epoch, {n: v for n, v in noted if isinstance(v, bytes) and len(v) <= LONGEST}
+            case [bytes(said), bytes(values)] if EPOCH.fullmatch(epoch := said.decode("latin-1")):
+                noted = zip(names, values.split(b"\n"), strict=False)
+                return epoch, {name: value for name, value in noted if 0 < len(value) <= LONGEST}
         return UNTRUSTED, {}
 
     async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values, in bounded parts."""
         milliseconds = int(seconds(self._cache, topic) * 1000)
-        items = [(name, value) for name, value in values.items() if len(value) <= LONGEST]
+        items = [(name, value) for name, value in values.items() if len(value) <= LONGEST and b"\n" not in value]
         for start in range(0, len(items) if epoch and milliseconds else 0, AT_ONCE):
-            part = items[start : start + AT_ONCE]
-            keys = [f"{self._values(topic)}{epoch}:{name}" for name, _ in part]
-            if await self._valkey.ask(self._write, keys, [milliseconds, *(value for _, value in part)]) is None:
+            names, part = zip(*items[start : start + AT_ONCE], strict=True)
+            arguments = [milliseconds, self._values(topic) + epoch, "\n".join(names), b"\n".join(part)]
+            if await self._valkey.ask(self._write, (), arguments) is None:
                 break
 
     @asynccontextmanager
@@ -148,7 +153,7 @@ class SharedNotes:
 
     async def _settle(self) -> None:
         """See that epochs can be had, and forget what could not be forgotten."""
-        await self._read(self._keys("known"), [_token(), ""])
+        await self._read(self._keys("known"), [_token(), "", ""])
         while self._owed:  # looked at last: more may be owed after each answer
             topic, tokens = next(iter(self._owed.items()))
             paid = list(tokens)[:AT_ONCE]
