@@ -42,8 +42,9 @@ $(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java t
 hapi: $(HAPI_JAR) ## start a real HAPI: make hapi PORT=8081 DB='jdbc:h2:file:/PATH;WRITE_DELAY=0'
 	exec java -Xmx2g -jar $(HAPI_JAR) --port=$(PORT) '--db=$(DB)'
 
-bench: $(READY) ## measure on a real HAPI: make bench JSON=FILE LARGE=3
-	PYTHONPATH=tests $(BIN)/python -m bench $(if $(JSON),--json '$(JSON)') $(if $(LARGE),--large $(LARGE)) $(BENCH)
+bench: $(READY) ## measure on a real HAPI: make bench STORE=postgresql JSON=FILE LARGE=3
+	PYTHONPATH=tests $(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(JSON),--json '$(JSON)') \
+	  $(if $(LARGE),--large $(LARGE)) $(BENCH)
 
 chaos: $(READY) ## kill -9 all servers and compare what is stored: make chaos SEED=7 KILLS=100 SECONDS=900 STORE=h2 STRIP=1 JSON=FILE
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) \

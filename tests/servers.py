@@ -141,7 +141,11 @@ def running(server: Running) -> Iterator[Running]:
 
 @contextmanager
 def proxy(
-    upstream: str, folder: Path, settings: Mapping[str, object] | None = None, name: str = "proxy"
+    upstream: str,
+    folder: Path,
+    settings: Mapping[str, object] | None = None,
+    name: str = "proxy",
+    program: Sequence[str] = (str(Path(sys.executable).parent / "cgm-proxy"),),
 ) -> Iterator[Running]:
     """Run `cgm-proxy serve` before `upstream`, with `settings` by their dotted keys: `{"forward.chunk": 50}`."""
     port, ops_port = free_port(), free_port()
@@ -149,7 +153,7 @@ def proxy(
     listen = {"host": "127.0.0.1", "port": port, "public_url": url, "ops_host": "127.0.0.1", "ops_port": ops_port}
     given = {"upstream.url": upstream, **{f"listen.{key}": value for key, value in listen.items()}, **(settings or {})}
     environ = {f"CGM_PROXY_{key.upper().replace('.', '_')}": str(value) for key, value in given.items()}
-    command = [str(Path(sys.executable).parent / "cgm-proxy"), "serve"]
+    command = [*program, "serve"]
     with running(Running(command, url, f"{ops}/readyz", folder / f"{name}.log", environ, ops)) as server:
         yield server
 

@@ -35,7 +35,8 @@ def read(data: Buffer, depth: int, localize: Callable[[str], str], limit: int) -
     """
     match sniff(data):
         case "json":
-            data = data.removeprefix(BOM)  # bytearray.removeprefix copies in any case
+            if data.startswith(BOM):  # noqa: FURB188 -- bytearray.removeprefix copies in any case
+                data = data[len(BOM) :]
         case "xml":
             data = encode(xml.to_json(bytes(data), depth=depth, pack=_packed))
         case _:

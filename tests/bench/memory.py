@@ -1,0 +1,45 @@
+"""The proxy's peak memory for the largest submission, before an upstream that answers at once."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import servers
+from bench.figures import Runs
+from bench.submissions import timed
+
+from cgm_proxy.core.body import encode
+from cgm_proxy.sandbox.readings import START, readings
+from cgm_proxy.sandbox.submissions import submission
+
+#: Readings of 90 days at one minute.
+MINUTES = 129_600
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+#: What a hospital sets that takes such submissions.
+SETTINGS = {"limits.entries": 150_000, "limits.body_bytes": 256 * 2**20, "limits.seconds": 900}
+
+
+def standin(folder: Path) -> servers.Running:
+    """Describe the upstream that answers at once."""
+    port = servers.free_port()
+    base = f"http://127.0.0.1:{port}/fhir"
+    command = [sys.executable, str(STANDIN), str(port)]
+    return servers.Running(command, base, f"{base}/metadata", folder / f"standin-{port}.log")
+
+
+def measure(runs: Runs, folder: Path, rounds: int = 2) -> None:
+    """Submit 90 days at one minute to a new proxy, several times, and add its peak over the body, idle proxy included."""
+    with servers.running(standin(folder)) as upstream, servers.proxy(upstream.url, folder, SETTINGS, "large") as proxy:
+        idle = proxy.peak_bytes()
+        for number in range(rounds):
+            start = START + timedelta(days=100 * number)
+            taken = readings(MINUTES, start=start, step_minutes=1)
+            bundle = submission("argo", "Patient/large", readings=taken, summary=False, pdf=False, device=False)
+            size = len(encode(bundle))
+            before = proxy.cpu_seconds()
+            timed(proxy.url, bundle, "201")
+            runs.add("us_per_reading_129600", (proxy.cpu_seconds() - before) / MINUTES * 1e6)
+            runs.add("peak_memory", proxy.peak_bytes() / size)
+            runs.add("peak_memory_above_idle", (proxy.peak_bytes() - idle) / size)

@@ -1,0 +1,57 @@
+"""What the memory of shapes costs where it is of no use: readings that all differ in shape, every second one faulty."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from bench.figures import Runs
+
+from cgm_proxy.app import shipped_rules
+from cgm_proxy.core import document
+from cgm_proxy.core.body import encode
+from cgm_proxy.core.bundle import Entry, Submission
+from cgm_proxy.core.bundle import submission as made
+from cgm_proxy.core.dialects import BY_ID
+from cgm_proxy.core.judge import Judging
+from cgm_proxy.core.rules import RuleBook
+from cgm_proxy.core.verdicts import Context
+from cgm_proxy.sandbox.submissions import submission
+from cgm_proxy.settings import Settings
+
+#: Readings that are judged with the memory, then without it, before the next: what else the machine does weighs on both.
+TURN = 96
+
+
+def different(readings: int) -> Submission:
+    """Make a submission of readings that all differ in a note, every second one with a wrong unit."""
+    bundle = submission("argo", "Patient/1", readings=readings, summary=False, pdf=False, device=False)
+    for number, entry in enumerate(bundle["entry"]):
+        entry["resource"]["note"] = [{"text": f"note {number}"}]
+        if number % 2:
+            entry["resource"]["valueQuantity"]["unit"] = "mg/dL"
+    limits = Settings().limits
+    read = document.read(encode(bundle), limits.depth, str, limits.entries)
+    return made(read, BY_ID["argo"], "base", str, limits)
+
+
+def measure(runs: Runs, readings: int) -> None:
+    """Judge them with the memory and without; add each turn's CPU time (us a reading)."""
+    submitted = different(readings)
+    remembering, plain = (RuleBook.load(shipped_rules()) for _ in range(2))
+    plain.shapes = None
+    for book in (remembering, plain):  # whatever is compiled at first use
+        _judge(book, submitted, submitted.entries[-2:])
+    for start in range(0, readings - 2, TURN):
+        part = submitted.entries[start : start + TURN]
+        ways = [("us_different", remembering), ("us_plain", plain)]
+        for name, book in ways if start // TURN % 2 else reversed(ways):
+            runs.add(name, _judge(book, submitted, part))
+
+
+def _judge(book: RuleBook, submitted: Submission, part: Sequence[Entry]) -> float:
+    settings = Settings()
+    context = Context(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
+    judging = Judging(submitted, context)
+    before = time.thread_time()
+    judging.judge(part)
+    return (time.thread_time() - before) / len(part) * 1e6
