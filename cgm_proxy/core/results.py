@@ -59,7 +59,9 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     @property
     def too_large(self) -> bool:
         """Whether less at once may be taken."""
-        return self.status == 413 or any(issue.get("code") in TOO_LARGE for issue in objects(self.outcome.get("issue")))
+        return self.status == 413 or any(
+            str(issue.get("code")) in TOO_LARGE for issue in objects(self.outcome.get("issue"))
+        )
 
     def told(self) -> Refused:
         """Give what to tell the submitter, in the server's words, cut short; a redirection is none of its business."""

@@ -38,7 +38,7 @@ def abilities(statement: Json, types: Collection[str]) -> Abilities | None:
     served = [rest for rest in objects(statement.get("rest")) if rest.get("mode") == "server"]
     if not served or statement.get("resourceType") != "CapabilityStatement":
         return None
-    codes = {interaction.get("code") for interaction in objects(served[0].get("interaction"))}
+    codes = [interaction.get("code") for interaction in objects(served[0].get("interaction"))]
     resources = [each for each in objects(served[0].get("resource")) if each.get("type") in types]
     software = statement.get("software")
     hapi = isinstance(software, dict) and "hapi" in str(software.get("name")).lower()
