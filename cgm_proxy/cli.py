@@ -27,6 +27,10 @@ from cgm_proxy.settings_keys import SettingsError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 -- it has no public name
 
+#: How long a thread that judges may keep the event loop waiting (seconds). With Python's 5 ms, small GETs beside a submission of
+#: 25,920 readings took twice as long (median 14 ms, not 8; 99th percentile 100, not 60), and the submission no less.
+SWITCH = 0.001
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status: 2 where settings or rules are faulty."""
@@ -107,6 +111,7 @@ def _serve(given: argparse.Namespace) -> int:
     rules = load_rules(settings)
     start_logs(settings.log_level)
     _settle_memory()
+    sys.setswitchinterval(SWITCH)
     uvloop.run(serve(settings, rules))
     return 0
 

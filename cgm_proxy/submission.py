@@ -5,7 +5,7 @@ Judge, plan and reply are pure; finding orders, finding what is known and forwar
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,6 +17,7 @@ from cgm_proxy.core.errors import Json
 from cgm_proxy.core.judge import Judging
 from cgm_proxy.core.orders import read_orders
 from cgm_proxy.core.parts import parts
+from cgm_proxy.core.plan import Outcome
 from cgm_proxy.core.verdicts import Context, Judgement, Rules
 from cgm_proxy.memory import Memory, Orders
 from cgm_proxy.settings import Settings
@@ -27,7 +28,7 @@ from cgm_proxy.upstream_faults import within
 #: Entries that are judged, and then stored, together.
 PART = 1000
 
-#: Parts of more entries than this are judged in a thread, so that streamed traffic goes on.
+#: What has more entries than this is judged and answered in a thread, so that streamed traffic goes on.
 LARGE = 250
 
 #: Stored resources that one submission may refer to, which are read before judging.
@@ -80,13 +81,9 @@ class Submissions:
             async for part in _judged(judging, storing):
                 storing.begin(part, tasks, turn)
         outcomes = await storing.finish()
-        judgement = judging.judgement()
-        finished = Finished(judgement, reply.answers(judgement, outcomes))
-        refused = reply.refusal(judgement, finished.answers)
-        metrics.count(judgement, finished.answers)
-        if refused:
-            raise refused
-        return finished
+        if len(submission.entries) > LARGE:
+            return await asyncio.to_thread(_finished, judging, outcomes)
+        return _finished(judging, outcomes)
 
     async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
@@ -123,6 +120,17 @@ class Submissions:
                 wanted.setdefault(local, []).append(reference)
         found = await self._upstream.read(sorted(wanted)[:REFERENCED], submitter) if wanted else {}
         return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
+
+
+def _finished(judging: Judging, outcomes: Mapping[int, Outcome]) -> Finished:
+    """Give the answers and count them; raises `RequestRefused` where the whole of it is refused."""
+    judgement = judging.judgement()
+    finished = Finished(judgement, reply.answers(judgement, outcomes))
+    refused = reply.refusal(judgement, finished.answers)
+    metrics.count(judgement, finished.answers)
+    if refused:
+        raise refused
+    return finished
 
 
 async def _judged(judging: Judging, storing: Storing) -> AsyncIterator[Part]:

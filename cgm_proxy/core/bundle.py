@@ -2,10 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -67,7 +66,7 @@ class Entries:
         self.outline = outline
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Submission:
     """A parsed submission. Only a tagged `transaction` is atomic; the operation stores a subset (guide, 1.0.0)."""
 
@@ -76,17 +75,13 @@ class Submission:
     entries: tuple[Entry, ...]
     patient: str | None
     """The patient whom most entries are about, as `Patient/id`."""
+    links: Mapping[str, int]
+    """The references between its entries: each with the index of the entry that it means."""
 
     @property
     def atomic(self) -> bool:
         """Whether one refused entry refuses all."""
         return self.kind == "transaction"
-
-    @cached_property
-    def links(self) -> Mapping[str, int]:
-        """The references between its entries: each with the index of the entry that it means."""
-        named = names(self.entries)
-        return {r: named[r] for r in {r for entry in self.entries for r in entry.references} if r in named}
 
     def linked(self, entry: Entry) -> AbstractSet[int]:
         """Give the indices of the entries that an entry references."""
@@ -148,7 +143,8 @@ def submission(
         )
         raise refuse(413, "too-many-entries", text, code="too-costly")
     entries = _unique(tuple(made))
-    return Submission(dialect, "operation" if target == "operation" else kind, entries, _patient(entries))
+    way: Kind = "operation" if target == "operation" else kind
+    return Submission(dialect, way, entries, _patient(entries), links(entries))
 
 
 def single(resource: Json, dialect: Dialect, localize: Callable[[str], str], if_none_exist: str | None) -> Submission:
@@ -157,7 +153,7 @@ def single(resource: Json, dialect: Dialect, localize: Callable[[str], str], if_
     if if_none_exist is not None:
         request["ifNoneExist"] = if_none_exist
     made = entry(0, {"resource": resource, "request": request}, localize)
-    return Submission(dialect, "create", (made,), made.subject)
+    return Submission(dialect, "create", (made,), made.subject, links([made]))
 
 
 def _made(found: Any, localize: Callable[[str], str]) -> Iterable[Entry]:
@@ -217,6 +213,12 @@ def names(entries: Iterable[Entry]) -> dict[str, int]:
             if (place := "/".join(entry.full_url.rsplit("/", 2)[1:])).startswith(f"{entry.type}/"):
                 found.setdefault(place, entry.index)
     return found
+
+
+def links(entries: Collection[Entry]) -> dict[str, int]:
+    """Map the references between entries to the index of the entry that each means."""
+    named = names(entries)
+    return {r: named[r] for r in {r for entry in entries for r in entry.references} if r in named}
 
 
 def localizer(*bases: str) -> Callable[[str], str]:

@@ -15,7 +15,8 @@ def parts(submission: Submission, size: int) -> Iterator[tuple[Entry, ...]]:
         yield submission.entries
         return
     referenced = set(submission.links.values())
-    bound = {e.index for e in submission.entries if e.index in referenced or _binds(e, submission)}
+    linking = submission.entries if referenced else ()
+    bound = {e.index for e in linking if e.index in referenced or _binds(e, submission)}
     if bound:
         yield tuple(entry for entry in submission.entries if entry.index in bound)
     free = [entry for entry in submission.entries if entry.index not in bound]
