@@ -191,9 +191,11 @@ class Delivery:
 
     async def _look_for(self, kind: str, indices: Sequence[int]) -> dict[int, Again]:
         identities = {self._plan.creates[index].identity: index for index in indices}
-        creating, way = self._strategy.creating, self._way
+        creating, way, holders = self._strategy.creating, self._way, dict[str, list[Json]]()
         try:
-            holders = await way.upstream.holders(kind, list(identities), way.submitter, by_id=creating.by_id)
+            for by_id in (False, True) if creating.by_id else (False,):
+                if asked := [identity for identity in identities if identity not in holders]:
+                    holders |= await way.upstream.holders(kind, asked, way.submitter, by_id=by_id)
         except RequestRefused as refused:
             if refused.status not in NOT_ALLOWED:
                 wait = retry_after(refused.headers.get("Retry-After", ""), datetime.now(UTC))

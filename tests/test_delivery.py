@@ -181,6 +181,18 @@ async def test_two_proxies_that_race_by_update_store_each_reading_once() -> None
         assert places[0] == places[1]
 
 
+@pytest.mark.parametrize("first", ["conditional", "update", "search"])
+@pytest.mark.parametrize("then", ["conditional", "update", "search"])
+async def test_what_was_created_in_one_way_is_found_in_another(first: str, then: str) -> None:
+    async with proxying(upstream__create=first) as one:
+        answer = await one.submit(one.readings(3))
+        async with proxying(upstream__create=then, upstream__url=one.fake.url) as two:
+            two.about = one.about
+            assert statuses(again := await two.submit(one.readings(4))) == [200, 200, 200, 201]
+            assert locations(again)[:3] == locations(answer)
+        assert await one.count() == 4
+
+
 # ---- search, then create
 
 

@@ -78,7 +78,8 @@ class Creating:
     looks: bool = False
     """Whether the upstream is asked for all identities before anything is sent, and again before it is sent again."""
     by_id: bool = False
-    """Whether the identity is the resource's id; it is one of its identifiers in any case."""
+    """Whether the identity is the resource's id, and looked for there as well: it is an identifier in any case, by which that is
+    found which was created in another way, but which whoever amends the resource may drop."""
     alone: bool = False
     """Whether it rests on the patient's turn, and on what was sent before being over: what may still be under way is not sent
     again."""
