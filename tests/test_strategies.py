@@ -204,6 +204,19 @@ def test_an_entry_that_the_server_refuses_keeps_out_what_rests_on_it_and_nothing
     here.assert_whole()
 
 
+def test_a_reading_that_references_what_the_server_has_not_is_found_by_the_servers_own_words(here: World) -> None:
+    entries = here.readings(10)
+    entries[6]["resource"]["performer"] = [{"reference": "Practitioner/none-such"}]
+    answer = here.submit(here.bundle(entries))
+    told = statuses(answer)
+    assert told[:6] + told[7:] == [201] * 9
+    assert told[6] in {400, 422}
+    assert "Practitioner/none-such" in answer.body["entry"][6]["response"]["outcome"]["issue"][0]["diagnostics"]
+    assert len(here.held()) == 9
+    if here.server.entries > len(entries):
+        assert here.server.asked["transaction"] + here.server.asked["batch"] <= 3
+
+
 def test_what_must_be_stored_whole_is_stored_so_or_refused(kind: str, here: World) -> None:
     bundle = here.session(3) | {"type": "transaction"}
     whole = kind in {"as FHIR has it", "transactions, update as create", "transactions alone"}
