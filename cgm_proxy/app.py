@@ -51,7 +51,7 @@ class Proxy:
         metrics.show_traffic(self._relay.traffic)
         self._session = _session(self._relay)
         public = self._relay.bases.public.url
-        upstream = Upstream(settings, self._session)
+        upstream = Upstream(settings, self._session, self._relay.traffic)
         self._memory = memory = Memory(settings)
         await memory.start()
         self._submissions = Submissions(settings, upstream, self._rules, memory)

@@ -1,17 +1,24 @@
 """How much goes upstream at once, and in one transaction: more while that costs it no time, half when it fails (AIMD).
 
-One pace is shared by all submissions. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: 50 to 100 entries in
-a transaction and two transactions at once are best; more of either only makes each of them slower, which is what the pace
-listens to. A larger server answers as fast to more at once, and gets it.
+One pace is shared by all submissions. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: about 50 entries in a
+transaction (it compares each condition with each resource of the transaction: BaseTransactionProcessor.validateNoDuplicates)
+and two transactions at once are best; more of either only makes each of them slower, which is what the pace listens to. A larger
+server answers as fast to more at once, and gets it.
+
+Who looks at a patient's record goes first: while other requests stream through, fewer transactions are under way
+(`forward.beside`), or one with pauses. Two at once fill both cores of such a server, and its garbage collector stops all
+requests the more often the more is stored a second.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 
 from cgm_proxy.metrics import CHUNK_ENTRIES, CONCURRENCY
 from cgm_proxy.settings import Forward
+from cgm_proxy.traffic import Traffic
 
 #: Transactions under way at once, to begin with.
 FIRST = 2
@@ -31,6 +38,9 @@ TOLERANCE = 1.3
 #: Weight of the newest transaction in what entries have cost lately.
 NEWEST = 0.2
 
+#: How long after its answer a streamed request counts as one of several (seconds).
+RECENT = 0.1
+
 #: Longest time that one transaction should take; longer ones are cut (seconds).
 LONGEST = 5.0
 
@@ -38,8 +48,10 @@ LONGEST = 5.0
 class Pace:
     """Give places to transactions, and tell how large they may be; learn from how long they took, or that they failed."""
 
-    def __init__(self, settings: Forward) -> None:
+    def __init__(self, settings: Forward, traffic: Traffic | None = None) -> None:
         self._settings = settings
+        self._traffic = traffic or Traffic()
+        self._beside = settings.beside
         self._most = settings.chunk
         self.chunk = settings.chunk
         """Entries in the next transaction."""
@@ -55,7 +67,7 @@ class Pace:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Wait for a place among the transactions that are under way, in the order of asking."""
-        if self._busy >= int(self._limit) or self._waiting:
+        if self._busy >= self._most_at_once or self._waiting:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
@@ -67,11 +79,29 @@ class Pace:
                 raise
         else:
             self._busy += 1
+        began = monotonic()
         try:
             yield
         finally:
-            self._busy -= 1
-            self._wake()
+            if self._beside < 1 and self._streaming:
+                pause = (monotonic() - began) * (1 / self._beside - 1)
+                asyncio.get_running_loop().call_later(pause, self._leave)
+            else:
+                self._leave()
+
+    @property
+    def _streaming(self) -> bool:
+        """Whether other requests stream through now."""
+        return self._traffic.in_flight > 0 or monotonic() - self._traffic.last < RECENT
+
+    @property
+    def _most_at_once(self) -> int:
+        limit = min(self._limit, self._beside) if self._streaming else self._limit
+        return max(1, int(limit))
+
+    def _leave(self) -> None:
+        self._busy -= 1
+        self._wake()
 
     def at_most(self, entries: int | None) -> None:
         """Heed how many entries the upstream takes at once; None where it is not known."""
@@ -120,7 +150,7 @@ class Pace:
         self.chunk = min(max(entries, LEAST), self._most)
 
     def _wake(self) -> None:
-        while self._waiting and (self._waiting[0].done() or self._busy < int(self._limit)):
+        while self._waiting and (self._waiting[0].done() or self._busy < self._most_at_once):
             turn = self._waiting.popleft()
             if not turn.done():
                 self._busy += 1

@@ -95,12 +95,19 @@ class Forward:
     """How accepted entries go upstream."""
 
     chunk: int = setting(
-        100, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000
+        50, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000
     )
     concurrency: int = setting(
         8,
         "Transactions under way at once, at most: it begins with 2, and more while that costs the upstream no time",
         1,
+        64,
+    )
+    beside: float = setting(
+        0.5,
+        "Transactions under way at once, at most, while other requests stream through: 0.5 is one, half of the time; a server "
+        "with cores to spare takes more",
+        0.1,
         64,
     )
 

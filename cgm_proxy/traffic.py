@@ -3,9 +3,11 @@
 One event loop writes them. A metrics endpoint reads them as they are; nothing here knows of its format.
 """
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Final
 
 #: Upper bounds of the latency histogram's buckets (seconds); one more bucket holds what is slower.
@@ -18,7 +20,8 @@ class Traffic:
 
     `answered` counts answers by status, `faults` refusals and broken answers by rule id, `bytes_up` and `bytes_down`
     what was sent to the upstream and to clients (with heads and framing), `latency` the answers by the time to their head
-    (see `LATENCY_BOUNDS`), `latency_sum` that time (seconds), `in_flight` the requests under way.
+    (see `LATENCY_BOUNDS`), `latency_sum` that time (seconds), `in_flight` the requests under way, `last` when the last
+    answer came (`time.monotonic`).
     """
 
     answered: Counter[int] = field(default_factory=Counter)
@@ -28,9 +31,11 @@ class Traffic:
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
     latency_sum: float = 0.0
     in_flight: int = 0
+    last: float = -math.inf
 
     def answer(self, status: int, seconds: float) -> None:
         """Count the head of an answer that the upstream gave after `seconds`."""
         self.answered[status] += 1
         self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.latency_sum += seconds
+        self.last = monotonic()

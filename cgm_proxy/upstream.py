@@ -26,6 +26,7 @@ from cgm_proxy.core.strategy import URN, name
 from cgm_proxy.metrics import UPSTREAM_SECONDS
 from cgm_proxy.pace import Pace
 from cgm_proxy.settings import Settings
+from cgm_proxy.traffic import Traffic
 from cgm_proxy.upstream_faults import fault
 
 JSON = "application/fhir+json"
@@ -64,11 +65,11 @@ class Submitter:
 class Upstream:
     """Ask the upstream; every failure is a `RequestRefused` (502, 503, 504) unless a method says otherwise."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession, traffic: Traffic | None = None) -> None:
         self._base = settings.upstream.url.rstrip("/")
         self._token = settings.upstream.token
         self._session = session
-        self.pace = Pace(settings.forward)
+        self.pace = Pace(settings.forward, traffic)
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self.strategy = StrategyInForce(settings, self.pace, self._statement)
         self._largest = LARGEST * settings.limits.body_bytes

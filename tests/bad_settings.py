@@ -33,7 +33,10 @@ BAD_FILES = [
     ("upstream:\n  ulr: http://h/fhir", 's.yaml, line 2: unknown key "upstream.ulr"; did you mean "upstream.url"?'),
     ("port: 8080", 's.yaml, line 1: unknown key "port"; did you mean "listen.port"?'),
     ("listen:\n  chunk: 1", 's.yaml, line 2: unknown key "listen.chunk"; did you mean "forward.chunk"?'),
-    ("forward: {zzz: 1}", 's.yaml, line 1: unknown key "forward.zzz"; known are forward.chunk or forward.concurrency'),
+    (
+        "forward: {zzz: 1}",
+        's.yaml, line 1: unknown key "forward.zzz"; known are forward.beside, forward.chunk or forward.concurrency',
+    ),
     (
         "zzz: 1",
         (

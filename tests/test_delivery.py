@@ -314,7 +314,7 @@ async def test_an_entry_that_the_refusal_names_is_found_at_once() -> None:
 
         return act()
 
-    async with proxying() as world:
+    async with proxying(forward__chunk=100) as world:
         bundle = world.readings(60)
         wrong = bundle["entry"][33]["resource"]["effectiveDateTime"]
         world.fake.always(holding(wrong), named)
@@ -327,7 +327,7 @@ async def test_an_entry_that_the_refusal_names_is_found_at_once() -> None:
 @pytest.mark.parametrize("status", [413, 400])
 async def test_how_many_entries_are_too_many_is_learnt(status: int) -> None:
     too_many = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "too-costly"}]}
-    async with proxying(forward__concurrency=1) as world:
+    async with proxying(forward__concurrency=1, forward__chunk=100) as world:
         world.fake.always(lambda asked: transactions(asked) and len(asked.json["entry"]) > 20, before(status, too_many))
         assert counted(await world.submit(world.readings(200))) == {201: 200}
         sizes = [len(sent.json["entry"]) for sent in world.fake.of(transactions)]

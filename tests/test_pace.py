@@ -1,11 +1,13 @@
 """How much goes upstream at once: more while that costs it no time, half when it fails, and nobody is passed over."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
-from cgm_proxy.pace import FIRST, Pace
+from cgm_proxy.pace import FIRST, RECENT, Pace
 from cgm_proxy.settings import Forward
+from cgm_proxy.traffic import Traffic
 
 SETTINGS = Forward(chunk=100, concurrency=8)
 
@@ -101,3 +103,38 @@ async def test_places_are_given_in_order_and_none_is_lost_with_those_who_give_up
     assert (most, pace._busy) == (2, 0)
     async with asyncio.timeout(1), pace.place(), pace.place():
         pass
+
+
+@pytest.mark.parametrize(("beside", "most"), [(0.5, 1), (1, 1), (3, 3), (20, 8)])
+async def test_while_others_stream_through_fewer_are_under_way(beside: float, most: int) -> None:
+    traffic = Traffic()
+    pace = Pace(Forward(beside=beside), traffic)
+    for _ in range(100):
+        pace.stored(50, 0.1)
+    assert pace._most_at_once == 8
+    traffic.in_flight = 1
+    assert pace._most_at_once == most
+    traffic.in_flight = 0
+    traffic.answer(200, 0.001)
+    assert pace._most_at_once == most
+    traffic.last -= RECENT
+    assert pace._most_at_once == 8
+
+
+async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_through() -> None:
+    traffic = Traffic(in_flight=1)
+    pace = Pace(Forward(beside=0.5), traffic)
+    loop = asyncio.get_running_loop()
+
+    async def work() -> tuple[float, float]:
+        async with pace.place():
+            began = loop.time()
+            await asyncio.sleep(0.05)
+            return began, loop.time()
+
+    spans = sorted(await asyncio.gather(*(work() for _ in range(3))))
+    assert all(later - ended >= 0.04 for (_, ended), (later, _) in pairwise(spans))
+    traffic.in_flight = 0
+    await asyncio.sleep(0.06)
+    spans = await asyncio.gather(work(), work())
+    assert spans[1][0] < spans[0][1]
