@@ -236,7 +236,7 @@ class Upstream:
         more: Mapping[str, str] | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
         headers = CIMultiDict(submitter.headers)
-        headers.update({"Accept": JSON, **(more or {})})
+        headers.update({"Accept": JSON, "Accept-Encoding": "identity", **(more or {})})  # to compress costs both more
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
