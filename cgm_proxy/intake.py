@@ -148,7 +148,8 @@ class Intake:
 
     def _told(self, finished: Finished, preferred: reply.Return, size: int) -> Told:
         judgement, answers = finished.judgement, finished.answers
-        failed = finished.outcome == "failed"
+        relayed = any(answer.relayed is not None for answer in answers)  # sent once more, it would be stored once more
+        failed = finished.outcome == "failed" and not relayed
         if judgement.submission.kind != "create":
             return Told(200, reply.bundle(judgement, answers, preferred), failed=failed, size=size)
         answer, stored = answers[0], answers[0].stored

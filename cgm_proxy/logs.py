@@ -14,11 +14,14 @@ class JsonLines(logging.Formatter):
     """Write a record as one JSON object: time (UTC), level, event and the fields given with it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Serialise a record; of an exception only its type and way are told, since its text may quote a body."""
+        """Serialise a record; of an exception only its type and way are told, since its text may quote a body.
+
+        So may all but the first line of a message: asyncio shows there the task that failed, with its exception.
+        """
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage().partition("\n")[0],
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[0]:

@@ -38,8 +38,11 @@ TOLERANCE = 1.3
 #: Weight of the newest transaction in what entries have cost lately.
 NEWEST = 0.2
 
-#: How long after its answer a streamed request counts as one of several (seconds).
+#: How long after its answer a streamed request counts as one of several, and how often those who wait look again (seconds).
 RECENT = 0.1
+
+#: Longest pause after a transaction: one that took its time failed, or will be cut (seconds).
+LONGEST_PAUSE = 1.0
 
 #: Longest time that one transaction should take; longer ones are cut (seconds).
 LONGEST = 5.0
@@ -59,6 +62,7 @@ class Pace:
         self._limit = self._few
         self._busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._look: asyncio.TimerHandle | None = None
         self._learnt = 0
         self._usual = self._lately = 0.0
         self._slowed = 0.0
@@ -70,6 +74,7 @@ class Pace:
         if self._busy >= self._most_at_once or self._waiting:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
+            self._wake()
             try:
                 await turn
             except asyncio.CancelledError:
@@ -85,14 +90,14 @@ class Pace:
         finally:
             if self._beside < 1 and self._streaming:
                 pause = (monotonic() - began) * (1 / self._beside - 1)
-                asyncio.get_running_loop().call_later(pause, self._leave)
+                asyncio.get_running_loop().call_later(min(pause, LONGEST_PAUSE), self._leave)
             else:
                 self._leave()
 
     @property
     def _streaming(self) -> bool:
-        """Whether other requests stream through now."""
-        return self._traffic.in_flight > 0 or monotonic() - self._traffic.last < RECENT
+        """Whether other requests stream through now: by their answers, since a client that never reads one waits for nothing."""
+        return monotonic() - self._traffic.last < RECENT
 
     @property
     def _most_at_once(self) -> int:
@@ -111,7 +116,7 @@ class Pace:
 
     def stored(self, entries: int, seconds: float) -> None:
         """Learn from a transaction that the upstream carried out in `seconds`."""
-        if entries * 2 >= self.chunk:  # a small one costs more an entry, at any pace
+        if entries * 2 >= self.chunk and not self._streaming:  # a small one costs more an entry, at any pace
             self._compare(seconds / entries)
         if seconds > LONGEST:
             self._resize(int(entries * LONGEST / seconds))
@@ -155,7 +160,13 @@ class Pace:
             if not turn.done():
                 self._busy += 1
                 turn.set_result(None)
+        if self._waiting and self._look is None:  # who streams may stop
+            self._look = asyncio.get_running_loop().call_later(RECENT, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._wake()
 
     def _show(self) -> None:
-        CONCURRENCY.set(int(self._limit))
+        CONCURRENCY.set(self._most_at_once)
         CHUNK_ENTRIES.set(self.chunk)

@@ -107,7 +107,8 @@ class Storing:
             if one.entry.index not in self._same_as:
                 outcomes.setdefault(one.entry.index, UNKNOWN)
         self._share_with_twins()
-        if any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
+        unknown = any(isinstance(outcome, Refused) and outcome.status == 503 for outcome in outcomes.values())
+        if not unknown and any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
             await memory.note_submission(self._submission.patient, self._context.now)
         return await self._represented() if self._preferred == "representation" else outcomes
 

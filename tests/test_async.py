@@ -237,3 +237,14 @@ async def test_a_fault_of_our_own_ends_one_submission_and_not_the_others(keeping
         answer = await result(world, places[0])
         assert (status(answer), rules(answer)) == (500, ["async-failed"])
         assert statuses(await result(world, places[1])) == [201, 201]
+
+
+async def test_what_observe_mode_lets_through_is_let_through_once_however_the_rest_fares(keeping) -> None:
+    async with keeping(mode="observe", upstream__retries=0) as world:
+        condition = {"resourceType": "Condition", "subject": {"reference": world.about}}
+        bundle = world.readings(2)
+        bundle["entry"].append({"resource": condition, "request": {"method": "POST", "url": "Condition"}})
+        world.fake.script(transactions, before(503))
+        kept = await result(world, await keep(world, bundle))
+        assert statuses(kept) == [503, 503, 201]
+        assert await world.count("Condition") == 1

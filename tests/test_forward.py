@@ -1,11 +1,15 @@
 """What becomes of a submission while the upstream fails, refuses, races or lies; what the store holds decides."""
 
 import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 from fake_upstream import (
+    Given,
+    Pass,
     after,
     before,
     changed,
@@ -21,6 +25,8 @@ from fake_upstream import (
 from proxying import counted, locations, proxying, said, statuses
 
 from cgm_proxy import delivery, patience
+from cgm_proxy.core import document
+from cgm_proxy.core.judge import Judging
 
 REFUSAL = {
     "resourceType": "OperationOutcome",
@@ -424,3 +430,51 @@ async def test_the_look_up_of_a_resent_submission_is_one_probe_and_a_few_searche
         assert set(statuses(await world.submit(world.readings(300)))) == {200}
         assert world.fake.of(transactions) == []
         assert len(world.fake.of(searches("Observation", "identifier"))) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_while_other_requests_stream_through_one_transaction_is_under_way(streaming: bool) -> None:
+    now, most = 0, 0
+
+    async def slow(_request: Any, pass_on: Pass) -> Given:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        given = await pass_on()
+        now -= 1
+        return given
+
+    async with proxying(forward__chunk=10) as world:
+
+        async def stream() -> None:
+            while True:
+                await world.request("GET", world.about)
+
+        streams = asyncio.create_task(stream() if streaming else asyncio.sleep(0))
+        await asyncio.sleep(0.05)
+        world.fake.always(transactions, slow)
+        assert counted(await world.submit(world.readings(100))) == {201: 100}
+        streams.cancel()
+    assert (most == 1) == streaming
+
+
+async def test_what_is_large_is_read_and_judged_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[bool]] = {"judge": set(), "read": set()}
+
+    def noting(name: str, owner: Any, method: str) -> None:
+        plain = getattr(owner, method)
+
+        def noted(*arguments: Any) -> Any:
+            seen[name].add(threading.current_thread() is threading.main_thread())
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, method, noted)
+
+    noting("judge", Judging, "judge")
+    noting("read", document, "read")
+    async with proxying() as world:
+        assert counted(await world.submit(world.readings(600))) == {201: 600}
+        assert seen == {"judge": {False}, "read": {False}}
+        assert counted(await world.submit(world.readings(2))) == {200: 2}
+        assert seen["judge"] == {False, True}

@@ -117,3 +117,11 @@ async def test_every_submission_and_entry_is_counted() -> None:
 
 OUTCOMES = ("stored", "duplicate", "partly", "refused", "failed")
 VERDICTS = ("created", "duplicate", "refused", "unknown")
+
+
+def test_of_a_task_that_failed_unseen_the_exceptions_text_is_not_logged() -> None:
+    said = f"Task exception was never retrieved\nfuture: <Task finished exception=ValueError('{SECRET}')>"
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, said, (), (ValueError, ValueError(SECRET), None))
+    line = JsonLines().format(record)
+    assert SECRET not in line
+    assert json.loads(line)["exception"] == "ValueError"

@@ -289,3 +289,14 @@ async def test_the_policy_on_submissions_that_come_too_often(policy: str, status
         else:
             assert ("order-too-often" in said(answer)) == (policy == "warn")
             assert await world.count() > stored
+
+
+async def test_what_was_told_to_be_sent_again_is_not_too_often() -> None:
+    async with proxying(policies__too_often="reject", upstream__retries=0, forward__chunk=10) as world:
+        await world.order()
+        world.fake.script(transactions, before(503))
+        bundle = await whole(world)
+        assert 503 in statuses(await world.submit(bundle))
+        again = await world.submit(bundle)
+        assert again.status == 200
+        assert set(statuses(again)) <= {200, 201}

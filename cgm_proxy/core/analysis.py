@@ -4,7 +4,7 @@ The linter uses it to refuse paths that no element has, unknown functions and ex
 the memory of shapes (`core/shapes.py`) uses it to know which values can influence a verdict.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -36,6 +36,8 @@ class Result:
 
     types: Types
     origins: frozenset[Read] = frozenset()
+    own: bool = False
+    """Whether it may be the resource itself that is judged."""
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ class Analyser:
 
     def __init__(self, model: Model, root: str) -> None:
         self.model = model
-        self.root = Result(frozenset({root}) if model.type(root) else None)
+        self.root = Result(frozenset({root}) if model.type(root) else None, own=True)
         self.found = Analysis()
 
     def infer(self, node: Any, focus: Result) -> Result:
@@ -126,8 +128,11 @@ class Analyser:
             return self.operator(kind, [self.infer(part, focus) for part in parts])
         if kind == "UnionExpression":
             sides = [self.infer(part, focus) for part in parts]
-            return Result(_union(side.types for side in sides), frozenset().union(*(s.origins for s in sides)))
+            for side in sides:  # equal items become one
+                self.read(side)
+            return _any_of(sides, frozenset().union(*(s.origins for s in sides)))
         if kind == "IndexerExpression":
+            self.read(self.infer(parts[1], focus))
             return self.infer(parts[0], focus)
         if kind == "TypeExpression":
             return self.typed(node, self.infer(parts[0], focus))
@@ -144,7 +149,12 @@ class Analyser:
         if kind == "ThisInvocation":
             return focus
         if kind == "ExternalConstantTerm":
-            known = {"resource": self.root, "rootResource": Result(None), "context": focus, "ucum": Result(STRING)}
+            known = {
+                "resource": self.root,
+                "rootResource": Result(None, own=True),
+                "context": focus,
+                "ucum": Result(STRING),
+            }
             if _name(node) not in known:
                 self.found.problems.append(f"unknown variable %{_name(node)}; known: {', '.join(known)}")
             return known.get(_name(node), Result(None))
@@ -165,7 +175,7 @@ class Analyser:
         self.known_type(wanted)
         if node["terminalNodeText"][0] == "is":
             return Result(BOOLEAN)
-        return Result(frozenset({wanted}), left.origins)
+        return Result(frozenset({wanted}), left.origins, left.own)
 
     def known_type(self, name: str) -> None:
         """Note a type that FHIR R4 does not have."""
@@ -205,7 +215,7 @@ class Analyser:
             near = meant(name, FUNCTIONS) if function is None else ""
             self.found.problems.append(f"{much} {name}(){near}")
             return Result(None)
-        self.found.everything |= name in SEES_ALL
+        self.found.everything |= name in SEES_ALL or (name == "conformsTo" and focus.own)
         if function.gives == "type" or name == "is":
             return self.of_type(given[0], focus, name)
         if function.reads:
@@ -222,7 +232,7 @@ class Analyser:
         if function.gives == "same":
             return focus
         if name == "iif":
-            return Result(_union(result.types for result in inner[1:]))
+            return _any_of(inner[1:])
         if function.gives == "resource":
             return Result(None, frozenset())
         if name == "select":
@@ -237,7 +247,7 @@ class Analyser:
             return Result(BOOLEAN)
         if focus.types is not None and wanted not in focus.types and wanted not in self.model.resources:
             self.found.problems.append(f"{' or '.join(sorted(focus.types))} is never a {wanted}")
-        return Result(frozenset({wanted}), focus.origins)
+        return Result(frozenset({wanted}), focus.origins, focus.own)
 
     def read(self, result: Result, how: How = "value") -> None:
         """Note that the content of what a result is made of influences the verdict."""
@@ -254,6 +264,10 @@ def _name(node: Any) -> str:
     while node.get("type") != "Identifier":
         node = node["children"][0]
     return str(node["text"]).strip("`")
+
+
+def _any_of(results: Sequence[Result], origins: frozenset[Read] = frozenset()) -> Result:
+    return Result(_union(one.types for one in results), origins, any(one.own for one in results))
 
 
 def _union(sides: Iterable[Types]) -> Types:
@@ -277,23 +291,6 @@ def analyse(model: Model, text: str, root: str, at: str = "") -> tuple[Analysis,
         except FhirPathError as error:
             analyser.found.problems.append(f"no FHIRPath: {str(error)[:120]}")
             return analyser.found, None
-        if problem := unfinished(tree):
-            analyser.found.problems.append(problem)
-            return analyser.found, None
         result = focus = analyser.infer(tree["children"][0], focus)
     analyser.read(result)
     return analyser.found, result.types
-
-
-#: How many operands each operator needs: fhirpathpy's parser accepts `status = ` and `((`.
-OPERANDS = {**dict.fromkeys(LOGIC | COMPARE | {"AdditiveExpression", "MultiplicativeExpression", "UnionExpression"}, 2)}
-
-
-def unfinished(tree: Any) -> str | None:
-    """Say what is missing in an expression that the parser accepted although it is none."""
-    children = tree.get("children", [])
-    if tree.get("type") in OPERANDS and len(children) < OPERANDS[tree["type"]]:
-        return f"no FHIRPath: an operand of {' '.join(tree.get('terminalNodeText', []))} is missing"
-    if tree.get("type") in {"ParenthesizedTerm", "TermExpression", "InvocationTerm", None} and not children:
-        return "no FHIRPath: something is missing"
-    return next((problem for child in children if (problem := unfinished(child))), None)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from cgm_proxy.core.model import Element, ExtensionDefinition, Model
+from cgm_proxy.core.model import Element, ExtensionDefinition, Model, choice
 from cgm_proxy.core.primitives import show
 from cgm_proxy.core.scope import Json, resources_of
 
@@ -76,7 +76,7 @@ def _parts(elements: Mapping[str, Element], prefix: str) -> dict[str, Element]:
 
 def _value(element: Element, data: Json, where: str) -> Iterator[Fault]:
     keys = [key.lstrip("_") for key in data if key.lstrip("_").startswith("value")]
-    allowed = {"value" + type_[0].upper() + type_[1:] for type_ in element.types}
+    allowed = {"value" + choice(type_) for type_ in element.types}
     if element.most == 0 and keys:
         yield "r4-extension-value", f"{where}{keys[0]}", "is not allowed; the extension has parts and no value"
     elif element.most != 0 and keys and keys[0] not in allowed:

@@ -13,10 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from antlr4.CommonTokenStream import CommonTokenStream
+from antlr4.error.ErrorListener import ErrorListener
+from antlr4.InputStream import InputStream
+from antlr4.Token import Token
+from antlr4.tree.Tree import ParseTreeWalker
 from fhirpathpy import apply_parsed_path
 from fhirpathpy.engine.nodes import ResourceNode
 from fhirpathpy.models import models
-from fhirpathpy.parser import parse
+from fhirpathpy.parser.ASTPathListener import ASTPathListener
+from fhirpathpy.parser.generated.FHIRPathLexer import FHIRPathLexer
+from fhirpathpy.parser.generated.FHIRPathParser import FHIRPathParser
 
 from cgm_proxy.core.uris import BLANK
 
@@ -58,6 +65,40 @@ def _is_value(item: Any) -> bool:
     return not isinstance(item, dict) and not (isinstance(item, str) and (not item or BLANK.fullmatch(item)))
 
 
+class _Strict(ErrorListener):
+    """Raises what the parser would mend by guessing."""
+
+    def syntaxError(self, _recognizer: Any, symbol: Any, _line: int, column: int, _message: str, _error: Any) -> None:  # noqa: N802 -- antlr's
+        """Say where the expression ends to be one."""
+        raise _unexpected(symbol, column)
+
+
+def _unexpected(symbol: Any, column: int) -> FhirPathError:
+    if symbol is not None and symbol.type == Token.EOF:
+        return FhirPathError("it ends too soon")
+    return FhirPathError(f"unexpected {f'`{symbol.text}`' if symbol else 'letter'} at letter {column + 1}")
+
+
+def parse(text: str) -> Any:
+    """Parse an expression into fhirpathpy's tree; unlike fhirpathpy's own `parse`, take no text that is none as a whole.
+
+    Raises FhirPathError, and what fhirpathpy raises.
+    """
+    strict = _Strict()
+    lexer = FHIRPathLexer(InputStream(text))
+    parser = FHIRPathParser(CommonTokenStream(lexer))
+    for recognizer in (lexer, parser):
+        recognizer.removeErrorListeners()
+        recognizer.addErrorListener(strict)
+    tree = parser.expression()
+    following = parser.getCurrentToken()
+    if following.type != Token.EOF:
+        raise _unexpected(following, following.column)
+    listener = ASTPathListener()  # type: ignore[no-untyped-call]
+    ParseTreeWalker().walk(listener, tree)
+    return listener.parentStack[0]
+
+
 def _silent(_values: Any, _label: Any) -> None:
     """Take what an expression traces, and say nothing: it may be a patient's."""
 
@@ -73,7 +114,7 @@ class Expression:
         """Give the parsed expression; raise FhirPathError if it is none."""
         if self._parsed is None:
             try:
-                self._parsed = parse(self.text)  # type: ignore[no-untyped-call]
+                self._parsed = parse(self.text)
             except Exception as error:  # fhirpathpy raises bare ones, KeyError and others
                 raise FhirPathError(f"{self.text}: {error}") from error
         return self._parsed

@@ -109,11 +109,15 @@ def parse_element(name: str, line: str, invariants: tuple[Invariant, ...] = ()) 
     return Element(name, int(least), None if most == "*" else int(most), targets, binding, invariants, weak)
 
 
+def choice(type_: str) -> str:
+    """Give what the JSON name of a choice ends with; a profiled Quantity (`doseQuantity`) is named as what it is a profile of."""
+    return "Quantity" if type_ in {"SimpleQuantity", "MoneyQuantity"} else type_[0].upper() + type_[1:]
+
+
 def json_names(element: Element) -> Iterator[tuple[str, str]]:
     """Give the JSON names of an element with the type of each: `valueQuantity`, `valueString`, ..."""
     for type_ in element.types:
-        suffix = type_[0].upper() + type_[1:]
-        yield (element.name[:-3] + suffix, type_) if element.choice else (element.name, type_)
+        yield (element.name[:-3] + choice(type_), type_) if element.choice else (element.name, type_)
 
 
 @dataclass(frozen=True, slots=True)

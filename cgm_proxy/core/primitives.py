@@ -37,6 +37,10 @@ BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3
 #: FHIR integers are 32-bit.
 _RANGES = {"integer": (-(2**31), 2**31 - 1), "unsignedInt": (0, 2**31 - 1), "positiveInt": (1, 2**31 - 1)}
 LONGEST_SHOWN = 60
+#: The byte order mark, which the HL7 validator takes out of any text.
+NOTHING = "\ufeff"
+#: Letters below U+0020 have no place in text (https://hl7.org/fhir/R4/datatypes.html#string); of these two the validator says so.
+CONTROL = re.compile("[\b\f]")
 
 
 def show(value: Any) -> str:
@@ -84,8 +88,8 @@ def _whole(type_: str) -> Callable[[Any], str | None]:
 
 
 def _decimal(value: Any) -> str | None:
-    if isinstance(value, Decimal) and not value and value.as_tuple().exponent == 0:
-        return "a number without a leading zero"  # 0e0; a plain 0 is an int
+    if isinstance(value, Decimal) and not value and int(value.as_tuple().exponent) >= 0:
+        return "a number without a leading zero"  # 0e0, 0E5; a plain 0 is an int
     return None if isinstance(value, int | Decimal | float) and not isinstance(value, bool) else "a number"
 
 
@@ -135,7 +139,7 @@ def fault(type_: str, value: Any) -> str | None:
         return _NUMBERS[type_](value)
     if not isinstance(value, str):
         return "a string"
-    if not value:
+    if not value.strip(NOTHING):
         return "text that is not empty"
     return _TEXTS[type_](value) if type_ in _TEXTS else None
 

@@ -29,11 +29,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
 Json = dict[str, Any]
+#: Deepest nesting of a rules' file; samples hold resources.
+DEEPEST = 200
 SEVERITIES = ("error", "warning", "information")
 #: Keys by what their values are, in words.
 TEXT, TEXTS, LIST, MAPPING = "text", "a list of texts", "a list", "a mapping"
@@ -135,10 +137,21 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep=deep)
 
 
+def _refuse_deep(file: BinaryIO) -> None:
+    """Raise RecursionError for nesting that libyaml would follow until the stack of the process ends."""
+    depth = 0
+    for event in yaml.parse(file, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecursionError(f"nested deeper than {DEEPEST}")
+
+
 def documents(path: Path) -> Iterator[Any]:
     """Give a file's YAML documents one by one; the first is the rules, the second the samples."""
     try:
         with path.open("rb") as file:
+            _refuse_deep(file)
+            file.seek(0)
             yield from yaml.load_all(file, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -182,6 +195,10 @@ def _addition(path: Path, data: Json) -> Addition:
     dialect = str(data["dialect"]) if "dialect" in data else None
     severity = data.get("severity", {})
     for rule, level in severity.items():
+        if not isinstance(rule, str):
+            raise RulesError(
+                f"{path}:{line_of(path, 'severity:')}: `severity`: {rule} is no rule's id; write it in quotes"
+            )
         if level not in SEVERITIES:
             raise RulesError(f"{path}:{line_of(path, rule)}: `{rule}: {level}`: want one of {', '.join(SEVERITIES)}")
     for rule in (rules := data.get("rules", [])):
@@ -192,7 +209,8 @@ def _addition(path: Path, data: Json) -> Addition:
 def rule_of(path: Path, name: str, data: Any) -> Rule:
     """Make a rule of its mapping; raise RulesError if a key is missing or unknown."""
     if not isinstance(data, dict):
-        raise RulesError(f"{path}:{line_of(path, 'rules:')}: `rules`: each must be a mapping, not {str(data)[:40]}")
+        what = "a list" if isinstance(data, list) else str(data)[:40]
+        raise RulesError(f"{path}:{line_of(path, 'rules:')}: `rules`: each must be a mapping, not {what}")
     check_keys(path, data, RULE_KEYS, f" of rule `{data.get('id')}`")
     for key in ("id", "expression", "text"):
         if key not in data:

@@ -13,7 +13,8 @@ profiles. Why this borrows no other resource's verdict:
    key. A stand-in for a time keeps the number of characters, because US Core asks for that.
 4. What references mean is part of the key: each reference that was looked up outside is looked up again and must give the
    same content, or nothing again.
-5. Messages may show a leaf. A verdict with issues is remembered only when the stand-ins themselves give the same issues.
+5. What stands after a `#` may mean an element by its id: where there is one, the resource's own id stays.
+6. Messages may show a leaf. A verdict with issues is remembered only when the stand-ins themselves give the same issues.
 
 The memory is bounded in bytes, keys and content included; the oldest goes first.
 """
@@ -29,6 +30,7 @@ import msgspec
 
 from cgm_proxy.core.analysis import Analysis, Read
 from cgm_proxy.core.errors import Issue
+from cgm_proxy.core.primitives import fault
 from cgm_proxy.core.scope import Json, Resolve
 from cgm_proxy.core.special import URI_SYSTEMS
 
@@ -38,6 +40,8 @@ TIMESTAMP = re.compile(
     r"(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d)",
     re.ASCII,
 )
+#: An identifier's value of which nothing is said: it has letters and digits alone, and what stands between them.
+FREE = re.compile(r"[\w:/.\-|+=@!$%&*(),;~][\w:/.\-|+=@!$%&*(),;~# ]*")
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 #: Bytes of all keys and remembered content; a shape takes about 1 kB.
 MEMORY_BYTES = 16 * 2**20
@@ -79,7 +83,7 @@ def _identity(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     # 0e0 is no valid decimal, and its JSON here is 0: so the stand-in is another number
-    valid = type(value) is int or (type(value) is Decimal and bool(value or value.as_tuple().exponent))
+    valid = type(value) is int or (type(value) is Decimal and not fault("decimal", value))
     return 1 if valid else None
 
 
@@ -98,7 +102,7 @@ def _in_identifiers(value: Any) -> Any:
 def _in_identifier(item: Json) -> Json:
     text = item.get("value")
     # "#…" could be what mentions a contained resource (dom-3); some systems say what the value is like
-    free = type(text) is str and text.strip() and not text.startswith("#") and item.get("system") not in URI_SYSTEMS
+    free = type(text) is str and FREE.fullmatch(text) and item.get("system") not in URI_SYSTEMS
     return {**item, "value": "0"} if free else item
 
 
@@ -202,4 +206,8 @@ def shape(resource: Json, leaves: Leaves) -> tuple[bytes, Json]:
             made = stand_in(plain[member])
             if made is not None:
                 plain[member] = made
+    encoded = encode(plain)
+    if b"#" not in encoded or "id" not in plain:
+        return encoded, plain
+    plain["id"] = resource["id"]
     return encode(plain), plain

@@ -16,8 +16,8 @@ from typing import Any
 
 from cgm_proxy.core import contained, extensions
 from cgm_proxy.core.findings import Findings, Node, last
-from cgm_proxy.core.model import PRIMITIVES, Element, Invariant, Model
-from cgm_proxy.core.primitives import fault, not_after, show
+from cgm_proxy.core.model import CORE, PRIMITIVES, Element, Invariant, Model
+from cgm_proxy.core.primitives import CONTROL, fault, not_after, show
 from cgm_proxy.core.references import References
 from cgm_proxy.core.scope import Json, Scope
 from cgm_proxy.core.special import SPECIAL
@@ -90,7 +90,7 @@ class Walk:
 
     def _member(self, node: Node, key: str, seen: dict[str, str]) -> None:
         plain = key.removeprefix("_")
-        if plain == "resourceType" and node.data is node.resource:
+        if key == "resourceType" and node.data is node.resource:
             return
         known = node.type.members.get(plain)
         where = f"{node.path}.{plain}"
@@ -165,6 +165,11 @@ class Walk:
         nested = node.parent == "Extension.extension"  # parts of an extension have plain names
         if wrong := uri_fault(url) or (None if nested or absolute(url) else "an absolute URL"):
             self.found.add("r4-value", f"{node.path}.url", f"{last(node.path)}.url is {show(url)}; R4 wants {wrong}")
+        if url.startswith(CORE) and self.model.type(url.removeprefix(CORE)):
+            text = (
+                f"{last(node.path)}.url is {show(url)}, which is a type and no extension; give the URL of an extension"
+            )
+            self.found.add("r4-extension-context", f"{node.path}.url", text)
         definition = self.model.extension(url)
         if definition is None:
             return
@@ -177,6 +182,10 @@ class Walk:
     def _primitive(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
         if isinstance(value, dict | list) or value is None:
             self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
+            return
+        if isinstance(value, str) and CONTROL.search(value):
+            text = f"{last(where)} is {show(value)}; R4 wants text without the letters U+0008 and U+000C"
+            self.found.add("r4-value", where, text)
             return
         if self._is_blank(node, element, type_, value) or (value == "" and self._is_extended(node, element, where)):
             self._codes.missing(element, where)
@@ -310,6 +319,17 @@ def _reference(walk: Walk, node: Node) -> bool:
     return walk.scope.find(text, node.resource) is not None
 
 
+def _range(_walk: Walk, node: Node) -> bool:
+    """rng-2: low ≤ high, which is certain only in one unit."""
+    low, high = node.data.get("low"), node.data.get("high")
+    if not isinstance(low, dict) or not isinstance(high, dict):
+        return True
+    least, most = low.get("value"), high.get("value")
+    if least is None or most is None or low.get("unit") != high.get("unit"):
+        return False
+    return bool(fault("decimal", least) or fault("decimal", most) or least <= most)
+
+
 def _has(data: Json, name: str) -> bool:
     return name in data or f"_{name}" in data
 
@@ -323,6 +343,7 @@ def _always(_walk: Walk, _node: Node) -> bool:
 NATIVE: dict[str, Callable[[Walk, Node], bool]] = {
     "per-1": _period,
     "ref-1": _reference,
+    "rng-2": _range,
     **dict.fromkeys(("dom-2", "dom-3", "dom-4", "dom-5", "txt-1", "txt-2"), _always),
     "qty-3": lambda _walk, node: not _has(node.data, "code") or _has(node.data, "system"),
     **dict.fromkeys(("bdl-7", "bdl-8"), _always),

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cgm_proxy.core.analysis import analyse
 from cgm_proxy.core.rules import RuleBook, _holds
-from cgm_proxy.core.shapes import Shapes
+from cgm_proxy.core.shapes import Shapes, free_leaves
 
 RULES = Path(__file__).parents[2] / "rules"
 ARGO = "http://argo.run/cgm/StructureDefinition/cgm-sensor-reading-mass"
@@ -261,3 +262,51 @@ def test_a_faulty_shape_is_learned_only_when_it_comes_again(different: bool, eva
         assert [issue.rule for issue in book.examine(reading, [ARGO], dialect="argo")] != []
         counted.append(len(asked) - sum(counted))
     assert counted == evaluations
+
+
+@pytest.mark.parametrize("first", ["abc", "zzz"])
+@pytest.mark.parametrize(
+    "mentioning",
+    [
+        {
+            "text": {
+                "status": "generated",
+                "div": '<div xmlns="http://www.w3.org/1999/xhtml"><a href="#abc">x</a></div>',
+            }
+        },
+        {"extension": [{"url": "http://e.org", "valueCanonical": "#abc"}]},
+    ],
+    ids=["narrative", "canonical"],
+)
+def test_an_id_that_something_mentions_is_part_of_the_shape(first: str, mentioning: dict[str, Any]) -> None:
+    book = remembering()
+    for name in [first] * 3 + ["zzz", "abc"] * 3:
+        reading = READING | mentioning | {"id": name}
+        found = book.examine(reading, [ARGO], dialect="argo")
+        assert found == PLAIN.examine(reading, [ARGO], dialect="argo")
+        assert any(issue.refuses for issue in found) == (name == "zzz")
+
+
+@pytest.mark.parametrize(
+    ("expression", "read"),
+    [
+        ("(effective | issued).count() = 1", {"effectiveDateTime", "issued"}),
+        ("(identifier | identifier).count() = 2", {"identifier"}),
+        ("category.coding[value.ofType(Quantity).value.toInteger() - 120].exists()", {"valueQuantity"}),
+        ("conformsTo('http://h/strict')", {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"}),
+        (
+            "%rootResource.conformsTo('http://h/strict')",
+            {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"},
+        ),
+        (
+            "iif(true, $this).conformsTo('http://h/strict')",
+            {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"},
+        ),
+        ("hasMember.resolve().all(conformsTo('http://h/strict'))", set()),
+        ("category.coding[0].exists()", set()),
+    ],
+)
+def test_what_an_expression_reads_in_passing_is_not_free(expression: str, read: set[str]) -> None:
+    found, _ = analyse(REMEMBERING.model("argo"), expression, "Observation")
+    free = {member for member, _ in free_leaves("Observation", [found])}
+    assert free == {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"} - read
