@@ -95,10 +95,17 @@ def _add_rules(commands: Commands) -> None:
         )
         action.set_defaults(run=run)
     importing = actions.add_parser("import", help="compile a guide's StructureDefinitions into rules")
-    importing.add_argument("directory", type=_directory, help="directory of the guide's JSON files")
+    importing.add_argument("guide", type=_guide, help="the guide's package (.tgz), or directory of its JSON files")
     importing.add_argument("--dialect", required=True, help="name of the guide's version")
     importing.add_argument("--out", type=Path, required=True, metavar="DIRECTORY")
-    importing.add_argument("--beside", type=Path, action="append", default=[], help="a guide that this one builds on")
+    importing.add_argument(
+        "--beside",
+        type=_directory,
+        action="append",
+        default=[],
+        metavar="DIRECTORY",
+        help="a guide that this one builds on",
+    )
     importing.set_defaults(run=_import_rules)
 
 
@@ -157,6 +164,12 @@ def _directory(text: str) -> Path:
     return Path(text)
 
 
+def _guide(text: str) -> Path:
+    """Take a guide's package or directory."""
+    path = Path(text)
+    return path if path.is_file() else _directory(text)
+
+
 def _list_rules(given: argparse.Namespace) -> int:
     text = list_profile(load_rules(load()), given.profile)
     sys.stdout.write(f"{text or f'no profile {given.profile}; without a name all are listed'}\n")
@@ -179,7 +192,7 @@ def _test_rules(given: argparse.Namespace) -> int:
 
 
 def _import_rules(given: argparse.Namespace) -> int:
-    written = import_guide(given.directory, given.dialect, given.out, rules=shipped_rules(), beside=given.beside)
+    written = import_guide(given.guide, given.dialect, given.out, rules=shipped_rules(), beside=given.beside)
     sys.stdout.writelines(f"{path}\n" for path in written)
     return 0
 

@@ -221,7 +221,7 @@ class Compiler:
         by_type = re.fullmatch(r"\$this is (\w+)", parts[0]) if len(parts) == 1 else None
         chosen = f"{name}.ofType({by_type[1]})" if by_type else f"{name}.where({both(parts)})"
         label = definition["sliceName"]
-        self.slice_number(definition, on, chosen, name, label, tree.definition.get("max", "*"))
+        self.slice_number(definition, on, chosen, name, described(parts, name, label), tree.definition.get("max", "*"))
         if definition.get("max") == "0":
             return
         here = f"{on}.{chosen}" if on else chosen
@@ -234,19 +234,19 @@ class Compiler:
         else:
             self.members(inner, here, self.model.type("Extension"))
 
-    def slice_number(self, definition: Json, on: str, chosen: str, name: str, label: str, most_of_all: str) -> None:
-        """Compile how often a slice must and may occur."""
+    def slice_number(self, definition: Json, on: str, chosen: str, name: str, like: str, most_of_all: str) -> None:
+        """Compile how often a slice must and may occur; `like` says what its elements are like."""
         least, most = definition.get("min", 0), definition.get("max", "*")
         if ".ofType(" in chosen and most_of_all == "1":
             least = 0  # that the choice is there, and of this type, are rules already
         if least and most == "1" and most_of_all != "1":
-            self.rule(definition, on, f"{chosen}.count() = 1", f"exactly one {name} for {label}", name)
+            self.rule(definition, on, f"{chosen}.count() = 1", f"exactly one {name} {like}", name)
         elif least:
-            self.rule(definition, on, f"{chosen}.count() >= {least}", f"at least {least} {name} for {label}", name)
+            self.rule(definition, on, f"{chosen}.count() >= {least}", f"at least {least} {name} {like}", name)
         elif most not in {"*", "0"} and most_of_all != "1":
-            self.rule(definition, on, f"{chosen}.count() <= {most}", f"at most {most} {name} for {label}", name)
+            self.rule(definition, on, f"{chosen}.count() <= {most}", f"at most {most} {name} {like}", name)
         elif most == "0":
-            self.rule(definition, on, f"{chosen}.empty()", f"no {name} for {label}", name)
+            self.rule(definition, on, f"{chosen}.empty()", f"no {name} {like}", name)
 
     def slice_profiles(self, slice_: Tree, here: str, name: str) -> None:
         """Compile that the resource of a Bundle's entry conforms to the slice's profile."""
@@ -275,6 +275,21 @@ def by_content(tree: Tree) -> list[Json]:
     """Give the discriminators that find slices by what is in them."""
     slicing = tree.definition.get("slicing", {}).get("discriminator", [])
     return [d for d in slicing if d["type"] in {"value", "pattern"}]
+
+
+def described(parts: list[str], name: str, label: str) -> str:
+    """Tell the elements of a slice from the others in words, by the tests that find them."""
+    test = " and ".join(parts)
+    if found := re.findall(r"conformsTo\('[^']*/([^'/]*)'\)", test):
+        return f"that refers to a {' and a '.join(found)}" if "resolve()" in test else f"of a {' and a '.join(found)}"
+    if found := re.findall(r"(?:system = '([^']*)' and )code = '([^']*)'", test):
+        codes = " and ".join(f'"{code}" of {system}' for system, code in found)
+        named = f" ({label})" if name in {"component", "hasMember"} else ""
+        return f"{'whose resource has' if 'resolve()' in test else 'with'} the code {codes}{named}"
+    if valued := re.fullmatch(r"(\w+) = '([^']*)'", test):
+        return f'with the {valued[1]} "{valued[2]}"'
+    kind = re.fullmatch(r"resource is (\w+)", test)
+    return f"of a {kind[1]}" if kind else f"for {label}"
 
 
 def article(name: str) -> str:

@@ -1,25 +1,36 @@
 """Compile a guide's StructureDefinitions into rules: readable FHIRPath as YAML, to be reviewed.
 
-    cgm-proxy rules import DIRECTORY --dialect NAME --out rules/NAME
+    cgm-proxy rules import DIRECTORY|PACKAGE.tgz --dialect NAME --out rules/NAME
 
 A snapshot is compared with R4's own type, and only what it narrows becomes a rule: cardinalities, types, fixed and pattern
 values, slices (by value, pattern, type, profile, `resolve().code`), references' targets, required bindings, invariants.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 import yaml
 
 from cgm_proxy.core.model import CORE, Model
-from cgm_proxy.core.rulebook import documents
+from cgm_proxy.core.rulebook import RulesError, documents
 from cgm_proxy.rules_base import Terminology, write
 from cgm_proxy.rules_compile import Compiler
 from cgm_proxy.rules_snapshot import Guide, both, fixed, profiles, quoted
 
 Json = dict[str, Any]
+#: What of a guide is compiled; its examples, pages and the like are passed over.
+COMPILED = ("StructureDefinition", "CodeSystem", "ValueSet")
+#: Largest file of a package that is read (bytes); a package must not fill the memory.
+LARGEST_FILE = 16 * 2**20
+#: Where a package has its definitions, packed or unpacked (FHIR NPM packages).
+FOLDER = "package"
+#: What FHIR calls an id, here also the name of a file.
+ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
 
 
 def implied_by(guide: Guide, definition: Json) -> str | None:
@@ -80,15 +91,79 @@ def dump(made: Json) -> str:
     return yaml.dump(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def read_definitions(directory: Path) -> list[Json]:
-    """Read the definitions of a directory (the JSON files of an unpacked package)."""
-    return [
-        d for path in sorted(directory.glob("*.json")) if isinstance(d := msgspec.json.decode(path.read_bytes()), dict)
-    ]
+def read_definitions(source: Path) -> list[Json]:
+    """Read the definitions of a directory, an unpacked package or a package; raise RulesError where it has none."""
+    if not source.is_dir():
+        found = list(definitions(packed(source)))
+    else:
+        found = list(definitions(unpacked(source))) or list(definitions(unpacked(source / FOLDER)))
+    if not found:
+        raise RulesError(
+            f"{source}: holds no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
+        )
+    return found
+
+
+def unpacked(directory: Path) -> Iterator[tuple[str, bytes]]:
+    """Give a directory's JSON files by name."""
+    for path in sorted(directory.glob("*.json")):
+        try:
+            yield str(path), path.read_bytes()
+        except OSError as error:
+            raise RulesError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def packed(package: Path) -> Iterator[tuple[str, bytes]]:
+    """Give a package's JSON files by name, read in memory; links and whatever else is no file are passed over."""
+    try:
+        with tarfile.open(package, "r:gz") as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if member.isreg() and path.parent == PurePosixPath(FOLDER) and path.suffix == ".json":
+                    yield f"{package}: {member.name}", _member(archive, member, package)
+    except OSError as error:
+        raise RulesError(f"{package}: can't be read: {error.strerror or error}") from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise RulesError(f"{package}: no package (.tgz): {error}; download it again") from error
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, package: Path) -> bytes:
+    file = archive.extractfile(member) if member.size <= LARGEST_FILE else None
+    if file is None:
+        raise RulesError(f"{package}: {member.name}: larger than {LARGEST_FILE} bytes; leave it out")
+    return file.read()
+
+
+def definitions(files: Iterable[tuple[str, bytes]]) -> Iterator[Json]:
+    """Give what of the files is compiled; raise RulesError for what can't be."""
+    for name, content in files:
+        try:
+            made = msgspec.json.decode(content)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RulesError(f"{name}: no valid JSON: {error}; download the guide again") from error
+        type_ = made.get("resourceType") if isinstance(made, dict) else None
+        if type_ == "StructureDefinition":
+            _check(name, made)
+        if type_ in COMPILED and isinstance(made.get("url"), str):
+            yield made
+
+
+def _check(name: str, definition: Json) -> None:
+    """Raise RulesError for a StructureDefinition that lacks what compiling needs."""
+    for key in ("url", "type", "name", "id"):
+        if not isinstance(definition.get(key), str):
+            raise RulesError(f"{name}: the StructureDefinition has no `{key}`; add it")
+    if not ID.fullmatch(definition["id"]):
+        raise RulesError(f"{name}: `id: {definition['id'][:64]}` is no id; want letters, digits, - and .")
+    snapshot = definition.get("snapshot")
+    if not (isinstance(snapshot, dict) and snapshot.get("element")):
+        raise RulesError(
+            f"{name}: the StructureDefinition has no snapshot; take the guide's published package, which has one"
+        )
 
 
 def import_guide(
-    directory: Path,
+    source: Path,
     dialect: str,
     out: Path,
     *,
@@ -96,26 +171,38 @@ def import_guide(
     beside: Iterable[Path] = (),
     parent: bool = False,
 ) -> list[Path]:
-    """Compile the profiles of a guide's directory into `out`, one YAML file each, with its codes; give the files.
+    """Compile the profiles of a guide's directory or package into `out`, one YAML file each, with its codes; give the files.
 
-    `beside` are directories of guides that this one builds on (US Core); `parent` says that this is such a guide.
+    `beside` are directories of guides that this one builds on (US Core); `parent` says that this is such a guide. Nothing is
+    written unless all can be compiled.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    own = [d for d in read_definitions(directory) if "url" in d]
-    model = Model(rules / "r4")
-    others = [d for other in beside for d in read_definitions(other) if "url" in d]
-    guide = Guide(model, [*others, *own])
-    written = []
-    for definition in own:
-        if definition["resourceType"] == "StructureDefinition":
-            path = out / f"{definition['id']}.yaml"
-            samples = path.read_text(encoding="utf-8").partition("\n---\n")[2] if path.exists() else ""
-            made = profile_file(guide, definition, dialect, parent=parent)
-            text = dump(kept_by_hand(path) | made if path.exists() else made)
-            path.write_text(text + (f"---\n{samples}" if samples else ""), encoding="utf-8")
-            written.append(path)
-    write_codes(out / "codes.ndjson", own)
-    return written
+    own = read_definitions(source)
+    others = [definition for other in beside for definition in read_definitions(other)]
+    guide = Guide(Model(rules / "r4"), [*others, *own])
+    made = {
+        out / f"{definition['id']}.yaml": profile_file(guide, definition, dialect, parent=parent)
+        for definition in own
+        if definition["resourceType"] == "StructureDefinition"
+    }
+    try:
+        texts = {path: file_text(path, data) for path, data in made.items()}
+        out.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        write_codes(out / "codes.ndjson", own)
+    except OSError as error:
+        at = error.filename or out
+        raise RulesError(f"{at}: can't be written: {error.strerror}; name another directory by --out") from error
+    return list(texts)
+
+
+def file_text(path: Path, made: Json) -> str:
+    """Give a file's text, with what a reviewer added to the one that is there."""
+    if not path.exists():
+        return dump(made)
+    text = dump(kept_by_hand(path) | made)
+    samples = path.read_text(encoding="utf-8").partition("\n---\n")[2]
+    return text + (f"---\n{samples}" if samples else "")
 
 
 def kept_by_hand(path: Path) -> Json:

@@ -1,20 +1,25 @@
 """`cgm-proxy rules lint`: what is wrong with rules' files, found without running them; each with file, line and key."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cgm_proxy.core.analysis import analyse, meant
 from cgm_proxy.core.model import Model
 from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, line_of, profile_files, read, rule_of
 from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.rules_samples import covered, read_samples
+from cgm_proxy.rules_samples import covered, read_samples, sample_line, short, strays
 
 
 def lint(directories: Sequence[Path]) -> list[str]:
     """Give the problems of the shipped rules (the first directory) and of more directories; [] when there are none."""
-    model, profiles = Model(directories[0] / "r4"), dict[str, Profile]()
-    problems = [problem for directory in directories for problem in lint_directory(directory, profiles, model)]
-    return [*problems, *(problem for problem in _together(directories) if problem not in problems)]
+    shipped, *own = directories
+    problems = list(lint_directory(shipped, {}, Model(shipped / "r4")))
+    try:
+        problems += _load(shipped, own)[1]
+    except RulesError as error:
+        problems.append(str(error))
+    return list(dict.fromkeys(problems))
 
 
 def load_linted(shipped: Path, *own: Path) -> RuleBook:
@@ -22,6 +27,14 @@ def load_linted(shipped: Path, *own: Path) -> RuleBook:
 
     Raises RulesError with every problem of the own rules, a line each.
     """
+    book, problems = _load(shipped, own)
+    if problems:
+        raise RulesError("\n".join(problems))
+    return book
+
+
+def _load(shipped: Path, own: Sequence[Path]) -> tuple[RuleBook, list[str]]:
+    """Load all files as the server does, and lint the own ones; without these where they can't be loaded."""
     together: list[str] = []
     try:
         book = RuleBook.load(shipped, *own)
@@ -30,9 +43,7 @@ def load_linted(shipped: Path, *own: Path) -> RuleBook:
         book = RuleBook.load(shipped)
     profiles = {f"{profile.dialect} {profile.name}": profile for profile in book.profiles.values()}
     problems = [problem for directory in own for problem in lint_directory(directory, profiles, book.model(None))]
-    if found := [*problems, *(problem for problem in together if problem not in problems)]:
-        raise RulesError("\n".join(found))
-    return book
+    return book, list(dict.fromkeys([*problems, *together]))
 
 
 def lint_directory(directory: Path, profiles: dict[str, Profile], model: Model) -> Iterator[str]:
@@ -56,47 +67,44 @@ def _file(path: Path, profiles: dict[str, Profile], model: Model) -> Iterator[st
         yield str(error)
 
 
-def _together(directories: Sequence[Path]) -> list[str]:
-    """Load all files as the server does, for faults between files."""
-    try:
-        RuleBook.load(*directories)
-    except RulesError as error:
-        return [str(error)]
-    return []
-
-
 def _profile(path: Path, profile: Profile, model: Model) -> Iterator[str]:
     if model.type(profile.type) is None:
         yield f"{path}:{line_of(path, 'type:')}: `type: {profile.type}`: R4 has no such type"
         return
-    if profile.when:
+    if profile.when is not None:
         yield from _expression(path, "when", ("`when`", profile.when, ""), profile.type, model)
     yield from _rules(path, profile.rules, profile.type, model)
-    if not profile.parent:
-        yield from _sampled(path, profile.rules)
+    yield from _samples(path, () if profile.parent else profile.rules, [profile])
 
 
 def _addition(path: Path, addition: Addition, profiles: Iterable[Profile], model: Model) -> Iterator[str]:
+    if not addition.extends:
+        yield f"{path}:{line_of(path, 'extends:')}: `extends` is empty; name the profiles that the rules are added to"
     extended = [p for p in profiles if addition.concerns(p)]
     for type_ in sorted({profile.type for profile in extended}):
-        name = next(profile.name for profile in extended if profile.type == type_)
-        rules = [rule_of(path, name, rule) for rule in addition.rules]
-        yield from _rules(path, rules, type_, model)
-        yield from _sampled(path, rules)
+        yield from _rules(path, [rule_of(path, "", rule) for rule in addition.rules], type_, model)
+    yield from _severities(path, addition, extended)
+    added = tuple(rule_of(path, "", rule) for rule in addition.rules) if extended else ()
+    yield from _samples(path, added, [replace(profile, rules=(*profile.rules, *added)) for profile in extended])
+
+
+def _severities(path: Path, addition: Addition, extended: Sequence[Profile]) -> Iterator[str]:
     known = {rule.key for profile in extended for rule in profile.rules}
-    short = {key.partition("/")[2] for key in known}
+    ids = {key.partition("/")[2] for key in known}
     for key in addition.severity:
-        if key not in known | short:
-            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}{meant(key, short)}"
+        if key not in known | ids:
+            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}{meant(str(key), ids)}"
 
 
 def _rules(path: Path, rules: Iterable[Rule], type_: str, model: Model) -> Iterator[str]:
     seen: set[str] = set()
     for rule in rules:
-        name = rule.key.partition("/")[2]
+        name = short(rule)
         if name in seen:
             yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: the id is used twice"
         seen.add(name)
+        if not rule.text.strip():
+            yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: `text` is empty; write what the rule wants"
         written = (f"rule `{name}`: `expression`", rule.expression, rule.at)
         yield from _expression(path, f"id: {name}", written, type_, model)
         if rule.shows:
@@ -106,6 +114,9 @@ def _rules(path: Path, rules: Iterable[Rule], type_: str, model: Model) -> Itera
 
 def _expression(path: Path, near: str, written: tuple[str, str, str], type_: str, model: Model) -> Iterator[str]:
     what, text, at = written
+    if not text.strip():
+        yield f"{path}:{line_of(path, near)}: {what} is empty; write what must hold"
+        return
     found, types = analyse(model, text, type_, at)
     line = line_of(path, text, near)
     for problem in dict.fromkeys(found.problems):
@@ -115,11 +126,14 @@ def _expression(path: Path, near: str, written: tuple[str, str, str], type_: str
         yield f"{path}:{line}: {what}: gives {gives}, never true or false"
 
 
-def _sampled(path: Path, rules: Iterable[Rule]) -> Iterator[str]:
+def _samples(path: Path, rules: Iterable[Rule], own: Sequence[Profile]) -> Iterator[str]:
+    """Give the problems of a file's samples, and the rules that lack one; `own` are the profiles that the file is of."""
     samples = read_samples(path)
+    for sample in samples:
+        yield from (f"{sample_line(path, sample.name)}: {problem}" for problem in strays(sample, own))
     passing, failing = covered(samples)
     for rule in rules:
-        name = rule.key.partition("/")[2]
+        name = short(rule)
         for kind, named in (("passing", passing), ("failing", failing)):
             if name not in named:
                 line = line_of(path, f"id: {name}")

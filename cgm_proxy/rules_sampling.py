@@ -12,12 +12,10 @@ from typing import Any
 
 import yaml
 
-from cgm_proxy.core.examination import Examination, without_companions
-from cgm_proxy.core.fhirpath import FhirPathError, node_at
 from cgm_proxy.core.rulebook import Profile
 from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.core.scope import Json, Scope
-from cgm_proxy.rules_samples import Sample, changed, judge
+from cgm_proxy.core.scope import Json
+from cgm_proxy.rules_samples import Sample, changed, judge, looked_at
 
 Change = Json
 #: Tried as a reference, so that at least one is of a wrong type.
@@ -164,21 +162,6 @@ def mixtures(resource: Json) -> Iterator[tuple[str, Change]]:
             yield f"{path} with the code of {other}", {f"{path}[{len(value)}]": coding[0]}
 
 
-def looked_at(book: RuleBook, profile: Profile, resource: Json) -> list[str]:
-    """Give the ids of the rules that find something to look at in a resource."""
-    examination = Examination(book, Scope(resource), profile.dialect)
-    found = []
-    for rule in profile.rules:
-        try:
-            root = node_at(without_companions(resource), profile.type, profile.type)
-            looks = not rule.at or bool(examination.select(rule.at, root))
-        except FhirPathError:
-            looks = False
-        if looks:
-            found.append(rule.key.partition("/")[2])
-    return found
-
-
 def samples(book: RuleBook, profile: Profile, bases: Iterable[Json]) -> list[Json]:
     """Give samples for as many rules of a profile as can be reached from resources that pass."""
     made: list[Json] = []
@@ -188,7 +171,7 @@ def samples(book: RuleBook, profile: Profile, bases: Iterable[Json]) -> list[Jso
         name = f"example {number}"
         if any(issue.refuses for issue in judge(book, profile, Sample(name, base))):
             continue
-        new = [rule for rule in looked_at(book, profile, base) if rule not in passed]
+        new = [rule for rule in looked_at(book, profile, Sample(name, base)) if rule not in passed]
         made.append({"name": name, "resource": base, "passes": new})
         passed.update(new)
         wanted = {r.key.partition("/")[2] for r in profile.rules}

@@ -3,6 +3,7 @@
 https://hl7.org/fhir/R4/domainresource.html#invs
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from cgm_proxy.core.scope import Json
 
 #: A fault: rule, path, message.
 Fault = tuple[str, str, str]
+
+#: What a narrative links to, or shows.
+LINKED = re.compile(r"""(?:href|src)\s*=\s*["']([^"']*)["']""")
 
 
 def faults(node: Node) -> Iterator[Fault]:
@@ -41,8 +45,10 @@ def _faults(node: Node, inner: Json, at: str, before: list[Any]) -> Iterator[Fau
 
 
 def _mentioned(container: Json, inner: Json, name: Any) -> bool:
-    wanted = f"#{name}"
-    return any(text == wanted for text in _texts(container)) or any(text == "#" for text in _texts(inner))
+    wanted, text = f"#{name}", container.get("text")
+    if any(said == wanted for said in _texts(container)) or any(said == "#" for said in _texts(inner)):
+        return True
+    return isinstance(text, dict) and wanted in LINKED.findall(str(text.get("div")))
 
 
 def objects(value: Any) -> Iterator[Json]:

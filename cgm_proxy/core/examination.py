@@ -100,7 +100,10 @@ class Examination:
     def _extension(self, node: Node) -> Iterator[Issue]:
         url = node.data.get("url")
         profile = self.book.profile(url, self.dialect or "") if isinstance(url, str) else None
-        if profile and profile.type == "Extension":
+        if profile and profile.type != "Extension":
+            text = f"{last(node.path)}.url is {show(url)}, which is a profile and no extension; give the URL of an extension"
+            yield Issue("r4-extension-context", text, f"{node.path}.url")
+        elif profile:
             if fault := misplaced(str(url), profile.context, node.places):
                 yield Issue(fault[0], f"{last(node.path)}.url {fault[2]}", f"{node.path}.url")
             if node.modifier:

@@ -134,7 +134,8 @@ def _not_allowed(entry: Entry, submission: Submission, context: Context) -> Iter
     if entry.type not in context.allow:
         text = f"{entry.type[:40]} is not among what a submission may create here: {', '.join(context.allow)}; leave it out"
         yield Issue("allow-type", text, "resource", code="not-supported")
-    elif url != entry.type:
+        return
+    if url != entry.type:
         text = f'request.url is {shown(url)}; it wants the resource\'s type, "{entry.type}"'
         yield Issue("allow-url", text, "request.url", code="value")
     elif not isinstance(entry.request.get("ifNoneExist", ""), str):

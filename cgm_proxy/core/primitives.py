@@ -139,7 +139,7 @@ def fault(type_: str, value: Any) -> str | None:
         return _NUMBERS[type_](value)
     if not isinstance(value, str):
         return "a string"
-    if not value.strip(NOTHING):
+    if not value:
         return "text that is not empty"
     return _TEXTS[type_](value) if type_ in _TEXTS else None
 

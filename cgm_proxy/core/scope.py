@@ -76,15 +76,15 @@ class Scope:
         return found
 
     def target_type(self, reference: Any, within: Json, model: Model) -> str | None:
-        """Give the type of what a Reference means: of the resource found, else as its literal reference says; or None."""
+        """Give the type of what a Reference means: of the resource found, else as its literal reference says, else its `type`."""
         text = reference.get("reference") if isinstance(reference, dict) else None
         if not isinstance(text, str):
             return None
         found = self.find(text, within)
         if found is not None:
             return str(found.get("resourceType"))
-        said = literal_type(text)
-        return said if said and "." not in said and model.type(said) else None
+        said = (literal_type(text), reference.get("type"))
+        return next((name for name in said if isinstance(name, str) and "." not in name and model.type(name)), None)
 
 
 def literal_type(reference: str) -> str | None:

@@ -84,7 +84,7 @@ class Codes:
 
     def _unknown(self, coding: Json, where: str) -> None:
         code, system = show(coding.get("code")), show(coding.get("system"))
-        text = f"{last(where)}.code is {code}, which the code system {system} does not have"
+        text = f"{last(where)}.code is {code}, which the code system {system} does not have; correct one of them"
         self._found.add("r4-coding", f"{where}.code", text)
 
 

@@ -10,6 +10,7 @@ as text, references of wrong types, `{}`) and cost 30 times as much; all that th
 how XML and JSON differ (`core/elements.py`).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from cgm_proxy.core import contained, extensions
 from cgm_proxy.core.findings import Findings, Node, last
 from cgm_proxy.core.model import CORE, PRIMITIVES, Element, Invariant, Model
-from cgm_proxy.core.primitives import CONTROL, fault, not_after, show
+from cgm_proxy.core.primitives import CONTROL, NOTHING, fault, not_after, show
 from cgm_proxy.core.references import References
 from cgm_proxy.core.scope import Json, Scope
 from cgm_proxy.core.special import SPECIAL
@@ -27,6 +28,8 @@ from cgm_proxy.core.xhtml import narrative_fault
 
 #: Primitives that are no text, or text of a form of its own.
 UNTEXTUAL = frozenset({"boolean", "decimal", "integer", "positiveInt", "unsignedInt", "xhtml"})
+#: How extensions are called that stand for elements of other versions of FHIR.
+OTHER_VERSION = re.compile(r"http://hl7\.org/fhir/\d+\.\d+/StructureDefinition/extension-")
 #: Deepest nesting that is looked at; deeper is refused.
 DEEPEST = 60
 
@@ -72,9 +75,9 @@ class Walk:
             self._member(node, key, seen)
         self._required(node, seen)
         self._special(node)
-        borrowed = (
-            "." in node.type.name and node.parent != node.type.name
-        )  # another element's content has its rules not
+        borrowed = (  # another element's content has its rules not, but a parameter's parts
+            "." in node.type.name and node.parent not in {node.type.name, "Parameters.parameter.part"}
+        )
         for rule in () if borrowed else node.type.invariants:
             self._invariant(node, rule)
 
@@ -165,10 +168,8 @@ class Walk:
         nested = node.parent == "Extension.extension"  # parts of an extension have plain names
         if wrong := uri_fault(url) or (None if nested or absolute(url) else "an absolute URL"):
             self.found.add("r4-value", f"{node.path}.url", f"{last(node.path)}.url is {show(url)}; R4 wants {wrong}")
-        if url.startswith(CORE) and self.model.type(url.removeprefix(CORE)):
-            text = (
-                f"{last(node.path)}.url is {show(url)}, which is a type and no extension; give the URL of an extension"
-            )
+        if what := self._no_extension(url):
+            text = f"{last(node.path)}.url is {show(url)}, {what}; give the URL of an extension"
             self.found.add("r4-extension-context", f"{node.path}.url", text)
         definition = self.model.extension(url)
         if definition is None:
@@ -179,10 +180,21 @@ class Walk:
         if code := extensions.bound(definition, node.data):
             self._codes.code(*code, f"{node.path}.valueCode")
 
+    def _no_extension(self, url: str) -> str | None:
+        """Say what a URL means that can't be an extension's; None where it may be one."""
+        if url.startswith(CORE) and self.model.type(url.removeprefix(CORE)):
+            return "which is a type and no extension"
+        if OTHER_VERSION.match(url):
+            return "which is for another version of FHIR"
+        plain, versioned, _ = url.partition("|")
+        return "whose version does not belong there" if versioned and self.model.extension(plain) else None
+
     def _primitive(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
         if isinstance(value, dict | list) or value is None:
             self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
             return
+        if isinstance(value, str):
+            value = value.replace(NOTHING, "")
         if isinstance(value, str) and CONTROL.search(value):
             text = f"{last(where)} is {show(value)}; R4 wants text without the letters U+0008 and U+000C"
             self.found.add("r4-value", where, text)
@@ -304,7 +316,7 @@ def _simple(type_: str) -> str:
 
 def _period(_walk: Walk, node: Node) -> bool:
     start, end = node.data.get("start"), node.data.get("end")
-    if not isinstance(start, str) or not isinstance(end, str):
+    if not isinstance(start, str) or not isinstance(end, str) or not start or not end:
         return True
     return not fault("dateTime", start) and not fault("dateTime", end) and not_after(start, end)
 

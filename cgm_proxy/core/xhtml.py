@@ -142,4 +142,5 @@ def _has_text(node: ET.Element, wanted: frozenset[str]) -> bool:
 
 
 def _name(node: ET.Element) -> str:
-    return str(node.tag).removeprefix(XHTML)
+    tag = str(node.tag)
+    return tag.removeprefix(XHTML) if tag.startswith(XHTML) else f"other {tag}"

@@ -56,6 +56,9 @@ def holding(*contained: dict, reference: str = "#p") -> dict:
 
 
 PATIENT = {"resourceType": "Patient", "id": "p"}
+LINKING = {
+    "text": {"status": "generated", "div": '<div xmlns="http://www.w3.org/1999/xhtml"><a href="#p">x</a></div>'},
+}
 VALID = {
     "a relative system in a concept": {"method": coded(("LOINC", "x"))},
     "an unknown code beside a good one": {"method": coded((NULL, "x"), (NULL, "UNK"))},
@@ -90,6 +93,12 @@ VALID = {
     "base64 that nobody reads": extended("http://x.org/e", valueBase64Binary="AA==\n"),
     "data of its size": extended("http://x.org/e", valueAttachment={"contentType": "a/b", "data": "AA==", "size": 1}),
     "a contained resource": holding(PATIENT),
+    "a contained resource that the narrative refers to": holding(PATIENT, reference="Patient/1") | LINKING,
+    "a blank with a byte order mark": {"valueQuantity": RESOURCE["valueQuantity"] | {"unit": "\ufeff "}},
+    "a period whose start is said by an extension": {
+        "effectivePeriod": {"start": "", "_start": {"extension": [TEXT]}, "end": "2024-05-02"},
+    },
+    "a version of an extension that nobody knows": extended("http://x.org/e|1"),
     "a range in plain numbers": extended("http://x.org/e", valueRange={"low": {"value": 1}, "high": {"value": Decimal("2.5")}}),
     "a range of one value": extended("http://x.org/e", valueRange={"low": {"value": 1}, "high": {"value": Decimal("1.0")}}),
     "a zero with digits": {"valueQuantity": {"value": Decimal("0.00")}},
@@ -139,6 +148,12 @@ INVALID = {
     "an identifier that is said to be a UUID": {"identifier": [{"system": "https://tools.ietf.org/html/rfc4122", "value": "1"}]},
     "a range without limits": {"referenceRange": [{"type": {"text": "x"}}]},
     "a zero with an exponent": {"valueQuantity": {"value": Decimal("0e0")}},
+    "an extension's URL with a version": extended(f"{CORE}data-absent-reason|4.0.1", valueCode="unknown"),
+    "an extension for another version of FHIR": extended("http://hl7.org/fhir/5.0/StructureDefinition/extension-Observation.note"),
+    "a profile's URL for an extension's": extended("http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient"),
+    "narrative without namespace in a part": {
+        "text": {"status": "generated", "div": '<div xmlns="http://www.w3.org/1999/xhtml"><p xmlns="">x</p></div>'},
+    },
     "a zero with a larger exponent": {"valueQuantity": {"value": Decimal("0E5")}},
     "a text of a byte order mark": {"valueQuantity": RESOURCE["valueQuantity"] | {"unit": "\ufeff"}},
     "a form feed in a text": {"method": {"text": "a\fb"}},

@@ -25,6 +25,9 @@ def test_the_example_is_clean_and_its_samples_hold() -> None:
     report = run_samples(RULES, HOSPITAL)
     assert report.failures == []
     assert report.samples >= 15
+    unsampled = {c.profile.name: c.unsampled for c in report.coverages if c.profile.rules[0].key.endswith("-device")}
+    assert unsampled["cgm-sensor-reading-mass-per-volume"] == ()
+    assert unsampled["cgm-sensor-reading-mass"] == ("device",)
 
 
 @pytest.fixture(scope="module")

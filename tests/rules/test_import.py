@@ -1,14 +1,17 @@
 """A guide's definitions become rules that a person can read."""
 
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from shutil import copytree
 
 import msgspec
 import pytest
 
-from cgm_proxy.core.rulebook import documents
+from cgm_proxy.cli import main
+from cgm_proxy.core.rulebook import RulesError, documents
 from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.rules_import import import_guide
+from cgm_proxy.rules_import import LARGEST_FILE, import_guide
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT.parent / "shared" / "guide" / "ig"
@@ -96,6 +99,132 @@ def test_an_imported_guide_is_judged_by(tmp_path: Path) -> None:
     wrong = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}}
     assert [i.rule for i in book.examine(wrong, [URL + "p"], dialect="mine")] == ["p/code"]
     assert book.implied(wrong | {"code": CODE}, "mine") == (URL + "p",)
+
+
+#: The files of a package as published; three of them are not compiled.
+PACKAGE = {
+    "package/p.json": msgspec.json.encode(definition("p", ELEMENTS["a minimum"][0])),
+    "package/package.json": b'{"name": "hospital", "url": "http://hospital.example"}',
+    "package/.index.json": b'{"index-version": 1, "files": []}',
+    "package/c.json": b'{"resourceType": "CapabilityStatement", "url": "http://hospital.example/c"}',
+    "package/README.md": b"# no JSON",
+    "package/example/q.json": b"{",
+    "other/q.json": b"{",
+}
+
+
+def pack(file: Path, members: dict[str, bytes], *more: tarfile.TarInfo) -> Path:
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, BytesIO(content))
+        for member in more:
+            archive.addfile(member)
+    return file
+
+
+def unpack(directory: Path, members: dict[str, bytes]) -> Path:
+    for name, content in members.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def test_a_package_gives_the_same_packed_and_unpacked(tmp_path: Path) -> None:
+    unpacked = unpack(tmp_path / "unpacked", PACKAGE)
+    sources = (pack(tmp_path / "p.tgz", PACKAGE), unpacked, unpacked / "package")
+    made = [import_guide(s, "mine", tmp_path / f"out{n}", rules=ROOT / "rules") for n, s in enumerate(sources)]
+    assert [[file.name for file in files] for files in made] == [["p.yaml"]] * 3
+    assert len({files[0].read_text() for files in made}) == 1
+
+
+def test_a_package_writes_nothing_but_rules(tmp_path: Path) -> None:
+    """Neither where a member's path leads nor where a link does; what a link would give is not read."""
+    link, hard = tarfile.TarInfo("package/link.json"), tarfile.TarInfo("package/hard.json")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    hard.type, hard.linkname = tarfile.LNKTYPE, "package/README.md"
+    members = PACKAGE | {"../evil.json": b"{", "package/../../evil.json": b"{", str(tmp_path / "evil.json"): b"{"}
+    source = pack(tmp_path / "p.tgz", members, link, hard)
+    (made,) = import_guide(source, "mine", tmp_path / "out", rules=ROOT / "rules")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([made, source])
+
+
+SHORTENED = {k: v for k, v in definition("p").items() if k != "snapshot"}
+#: A package's bad file, and what is said of it.
+BAD = {
+    "broken": (b"{", "no valid JSON: Input data was truncated; download the guide again"),
+    "no snapshot": (
+        msgspec.json.encode(SHORTENED),
+        "the StructureDefinition has no snapshot; take the guide's published package, which has one",
+    ),
+    "no id": (
+        msgspec.json.encode({k: v for k, v in definition("p").items() if k != "id"}),
+        "the StructureDefinition has no `id`; add it",
+    ),
+    "id that leads elsewhere": (
+        msgspec.json.encode(definition("p") | {"id": "../p"}),
+        "`id: ../p` is no id; want letters, digits, - and .",
+    ),
+}
+
+
+def refused(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Give what the command says of a source that it refuses."""
+    assert main(["rules", "import", str(source), "--dialect", "mine", "--out", str(out)]) == 2
+    return capsys.readouterr().err.removeprefix("cgm-proxy: ").removesuffix("\n")
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_a_bad_definition_is_named_and_nothing_written(
+    tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members, out = PACKAGE | {"package/z.json": content}, tmp_path / "out"
+    unpacked, packed = unpack(tmp_path / "unpacked", members), pack(tmp_path / "p.tgz", members)
+    assert refused(packed, out, capsys) == f"{packed}: package/z.json: {message}"
+    assert refused(unpacked, out, capsys) == f"{unpacked / 'package' / 'z.json'}: {message}"
+    assert not out.exists()
+
+
+def test_a_source_without_definitions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = {name: content for name, content in PACKAGE.items() if name != "package/p.json"}
+    message = "holds no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
+    for source in (unpack(tmp_path / "unpacked", nothing), pack(tmp_path / "p.tgz", nothing)):
+        assert refused(source, tmp_path / "out", capsys) == f"{source}: {message}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.tgz"
+    file.write_bytes(b"x")
+    assert refused(file, tmp_path / "out", capsys) == f"{file}: no package (.tgz): not a gzip file; download it again"
+    pack(file, PACKAGE)
+    file.write_bytes(file.read_bytes()[:200])
+    assert refused(file, tmp_path / "out", capsys).startswith(f"{file}: no package (.tgz): ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_a_package_has_a_bound(tmp_path: Path) -> None:
+    source = pack(tmp_path / "p.tgz", PACKAGE | {"package/z.json": b" " * (LARGEST_FILE + 1)})
+    with pytest.raises(RulesError, match=r"package/z.json: larger than 16777216 bytes; leave it out"):
+        import_guide(source, "mine", tmp_path / "out", rules=ROOT / "rules")
+
+
+def test_where_nothing_can_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = pack(tmp_path / "p.tgz", PACKAGE), tmp_path / "out"
+    out.write_text("a file")
+    assert refused(source, out, capsys) == f"{out}: can't be written: File exists; name another directory by --out"
+    assert refused(source, out / "below", capsys).startswith(f"{out / 'below'}: can't be written: ")
+
+
+@pytest.mark.parametrize("option", ["GUIDE", "--beside"])
+def test_a_directory_that_is_none_is_refused(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    given = [nowhere] if option == "GUIDE" else [str(tmp_path), option, nowhere]
+    with pytest.raises(SystemExit) as ended:
+        main(["rules", "import", *given, "--dialect", "mine", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert f"{nowhere} is no directory" in capsys.readouterr().err
 
 
 @pytest.mark.guide

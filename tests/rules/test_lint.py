@@ -72,8 +72,8 @@ BAD = {
         rule(more="  severity: fatal\n"),
         "{file}:3: rule `r`: `severity: fatal`: want one of error, warning, information",
     ),
-    "parenthesis": (rule("(("), "{file}:4: rule `r`: `expression`: no FHIRPath: something is missing"),
-    "operand": (rule("status = "), "{file}:4: rule `r`: `expression`: no FHIRPath: an operand of = is missing"),
+    "parenthesis": (rule("(("), "{file}:4: rule `r`: `expression`: no FHIRPath: ((: it ends too soon"),
+    "operand": (rule("status = "), "{file}:4: rule `r`: `expression`: no FHIRPath: status = : it ends too soon"),
     "impossible path": (
         rule("Observation.valu.all(false)"),
         "{file}:4: rule `r`: `expression`: Observation has no element `valu`; did you mean value?",
@@ -155,6 +155,88 @@ BAD = {
         f"{rule()}---\nsamples:\n- {{name: a, resource: {{}}}}\n- {{name: b, of: a, set: {{x.y: 1}}}}\n",
         "{file}:9: sample `b`: `set`: the sample has no such path: 'x'",
     ),
+    "expression that is empty": (rule(""), "{file}:3: rule `r`: `expression` is empty; write what must hold"),
+    "text that is empty": (
+        rule().replace("text: it", "text: ' '") + SAMPLES,
+        "{file}:3: rule `r`: `text` is empty; write what the rule wants",
+    ),
+    "when that is empty": (
+        "profile: http://e.org/p\ndialect: argo\ntype: Observation\nwhen: ''\nrules: []",
+        "{file}:4: `when` is empty; write what must hold",
+    ),
+    "extends nothing": (
+        "extends: []\nrules: []",
+        "{file}:1: `extends` is empty; name the profiles that the rules are added to",
+    ),
+    "sample that passes an unknown rule": (
+        f"{rule()}{SAMPLES}- {{name: b, of: good, passes: [r, value-unut]}}\n",
+        "{file}:10: sample `b`: `passes`: cgm-sensor-reading-mass has no rule `value-unut`; did you mean value-unit?",
+    ),
+    "sample that fails an unknown rule": (
+        f"{rule()}{SAMPLES}- {{name: b, of: good, fails: nope}}\n",
+        "{file}:10: sample `b`: `fails`: cgm-sensor-reading-mass has no rule `nope`",
+    ),
+    "sample of another file's profile": (
+        f"{rule()}{SAMPLES}- {{name: b, of: good, profile: cgm-device}}\n",
+        "{file}:10: sample `b`: `profile: cgm-device` is none of this file's: cgm-sensor-reading-mass",
+    ),
+    "sample of an unknown profile": (
+        f"{rule()}{SAMPLES}- {{name: b, of: good, profile: cgm-nope}}\n",
+        "{file}:10: sample `b`: `profile: cgm-nope` is none of this file's: cgm-sensor-reading-mass",
+    ),
+}
+
+#: One bad sample a mistake, and what is said of it.
+BAD_SAMPLES = {
+    "name twice": ("{name: good}", "{file}:8: sample `good`: the name is used twice"),
+    "resource beside of": (
+        "{name: b, of: good, resource: {}}",
+        "{file}:10: sample `b`: `resource` beside `of`; leave one out",
+    ),
+    "set without of": (
+        "{name: b, resource: {}, set: {}}",
+        "{file}:10: sample `b`: `set` without `of`; name the sample that is changed",
+    ),
+    "passes what it fails": (
+        "{name: b, of: good, passes: [r], fails: r}",
+        "{file}:10: sample `b`: both passes and fails rule `r`; leave one out",
+    ),
+    "path that is empty": (
+        "{name: b, of: good, set: {'': a}}",
+        "{file}:10: sample `b`: `set`: the sample has no such path: ''",
+    ),
+    "path with an index in other digits": (
+        "{name: b, of: good, set: {'a[²]': 1}}",
+        "{file}:10: sample `b`: `set`: the sample has no such path: 'a[²]'",
+    ),
+    "path that is no text": (
+        "{name: b, of: good, set: {1: 1}}",
+        "{file}:10: sample `b`: `set`: the sample has no such path: 1",
+    ),
+    "index of what is no list": (
+        "{name: b, of: good, set: {'code[0]': 1}}",
+        "{file}:10: sample `b`: `set`: the sample has no such path: 0",
+    ),
+    "context that is no resource": (
+        "{name: b, of: good, context: [1]}",
+        "{file}:10: sample `b`: `context`: each must be a mapping",
+    ),
+    "context with a key that is no text": (
+        "{name: b, of: good, context: [{1: a}]}",
+        "{file}:10: sample `b`: `context`: no JSON; want keys that are text, and finite numbers",
+    ),
+    "resource with a key that is no text": (
+        "{name: b, resource: {code: {1: a}}}",
+        "{file}:10: sample `b`: `resource`: no JSON; want keys that are text, and finite numbers",
+    ),
+    "number that JSON lacks": (
+        "{name: b, resource: {value: .nan}}",
+        "{file}:10: sample `b`: `resource`: no JSON; want keys that are text, and finite numbers",
+    ),
+    "resource in itself": (
+        "{name: b, resource: &it {contained: [*it]}}",
+        "{file}:10: sample `b`: `resource`: no JSON; want keys that are text, and finite numbers",
+    ),
 }
 
 
@@ -170,6 +252,32 @@ def test_a_mistake_is_told_with_file_line_and_key(
     file.write_text(text + ("\n" + SAMPLES if "  text: it" in text and "samples" not in text else ""))
     assert [problem for problem in said(tmp_path) if str(file) in problem] == [message.format(file=file, rules=RULES)]
     record_property("the linter's bad files", f"{request.node.callspec.id:32} {message.format(file='', rules='rules')}")
+
+
+@pytest.mark.parametrize(("sample", "message"), BAD_SAMPLES.values(), ids=BAD_SAMPLES)
+def test_a_mistake_in_a_sample_is_told_with_file_line_and_name(tmp_path: Path, sample: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    made = SAMPLES.replace("{resourceType: Observation}", "{resourceType: Observation, code: {}}")
+    file.write_text(f"{rule()}{made}- {sample}\n")
+    with pytest.raises(RulesError) as told:
+        read_samples(file)
+    assert str(told.value) == message.format(file=file)
+
+
+def test_a_severity_of_what_is_no_text_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: cgm-sensor-reading-mass\nseverity:\n  1: warning\n")
+    (told,) = lint([RULES, tmp_path])
+    assert told.startswith(f"{file}:")
+    assert "`severity`" in told
+
+
+def test_a_sample_may_name_a_rule_of_another_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"{rule()}{SAMPLES}- {{name: b, of: good, passes: [q, value-unit]}}\n")
+    (tmp_path / "b.yaml").write_text(
+        f"{rule()}{SAMPLES}".replace("id: r", "id: q").replace("[r]", "[q]").replace(": r}", ": q}")
+    )
+    assert said(tmp_path) == lint([RULES, tmp_path]) == []
 
 
 def test_a_rule_wants_a_passing_and_a_failing_sample(tmp_path: Path) -> None:
