@@ -1,6 +1,6 @@
 """How much goes upstream at once, and in one transaction: more while that costs it no time, half when it fails (AIMD).
 
-One pace is shared by all submissions. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: about 64 entries in a
+One pace is shared by all submissions. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: about 80 entries in a
 transaction (it compares each condition with each resource of the transaction: BaseTransactionProcessor.validateNoDuplicates)
 and two transactions at once are best; more of either only makes each of them slower, which is what the pace listens to. A larger
 server answers as fast to more at once, and gets it.

@@ -95,7 +95,7 @@ class Forward:
     """How accepted entries go upstream."""
 
     chunk: int = setting(
-        64, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000
+        80, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000
     )
     concurrency: int = setting(
         8,

@@ -23,6 +23,9 @@ from cgm_proxy.core.validity import NATIVE
 
 __all__ = ["Examination", "Profile", "Resolve", "Rule", "RuleBook", "RulesError"]
 
+#: What is read of a resource to tell its profiles is remembered up to this size (bytes); a code takes a few hundred.
+LARGEST_CODE = 2**11
+
 #: Dialects that every other one builds on.
 COMMON = ("us-core",)
 
@@ -155,7 +158,8 @@ class RuleBook:
             return ()
         if claims is not None and (type(claims) is not list or set(map(type, claims)) != {str}):
             return ()
-        return self._leaves(type_, dialect, demanded, tuple(claims or ()))
+        known = [url for url in claims or () if self.profile(url, dialect)]
+        return self._leaves(type_, dialect, demanded, tuple(known))
 
     def _find_leaves(
         self, type_: str, dialect: str | None, demanded: tuple[str, ...], claimed: tuple[str, ...]
@@ -189,7 +193,7 @@ class RuleBook:
         _, members, leaves = self._whens[dialect, type_]
         read = {member: resource[member] for member in members if member in resource}
         skeleton, _ = shape(read, leaves)
-        find = self._implied if len(skeleton) < LARGEST_SHAPE else self._find_implied
+        find = self._implied if len(skeleton) < LARGEST_CODE else self._find_implied
         return find(dialect, type_, skeleton)
 
     def _find_implied(self, dialect: str, type_: str, skeleton: bytes) -> tuple[str, ...]:

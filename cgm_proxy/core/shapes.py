@@ -45,6 +45,8 @@ FREE = re.compile(r"[\w:/.\-|+=@!$%&*(),;~][\w:/.\-|+=@!$%&*(),;~# ]*")
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 #: Bytes of all keys and remembered content; a shape takes about 1 kB.
 MEMORY_BYTES = 16 * 2**20
+#: Bytes that a parsed value takes for each byte of its JSON, at most: `0.1,` is a Decimal and a place in a list.
+PARSED = 30
 #: Keys of faulty shapes that are noted when they are met first; each takes about 100 bytes.
 MOST_MET = 20_000
 #: Larger resources (a PDF) are not worth remembering.
@@ -195,7 +197,8 @@ class Shapes:
 
 def _size(key: Any, found: Remembered) -> int:
     issues = sum(len(issue.text) + 200 for issue in found.issues)
-    return 500 + len(key[-1]) + issues + sum(2 * len(encoded) + len(text) for text, _, encoded in found.looked_up)
+    looked_up = sum((1 + PARSED) * len(encoded) + len(text) for text, _, encoded in found.looked_up)
+    return 500 + len(key[-1]) + issues + looked_up
 
 
 def shape(resource: Json, leaves: Leaves) -> tuple[bytes, Json]:

@@ -1,11 +1,13 @@
 """The memory of shapes changes no verdict and no message, holds no more than it may, and forgets nothing it must ask."""
 
 import gc
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from copy import copy, deepcopy
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -310,3 +312,23 @@ def test_what_an_expression_reads_in_passing_is_not_free(expression: str, read: 
     found, _ = analyse(REMEMBERING.model("argo"), expression, "Observation")
     free = {member for member, _ in free_leaves("Observation", [found])}
     assert free == {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"} - read
+
+
+def test_what_is_looked_up_counts_as_what_it_takes_when_parsed() -> None:
+    book = remembering()
+    assert book.shapes is not None
+    whole = book.shapes._room
+    device = {"resourceType": "Device", "id": "d", "note": [Decimal("0.1")] * 2000}
+    reading = READING | {"device": {"reference": "Device/d"}}
+    book.examine(reading, [ARGO], {"Device/d": device, "Patient/1": PATIENT}.get, dialect="argo")
+    assert len(book.shapes) == 1
+    taken = sum(sys.getsizeof(number) + 8 for number in device["note"])
+    assert whole - book.shapes._room > taken
+
+
+def test_claims_that_nobody_knows_do_not_fill_the_memory_of_leaves() -> None:
+    book = remembering()
+    book._leaves = lru_cache(1024)(book._find_leaves)
+    for number in range(50):
+        book.examine(READING | {"meta": {"profile": [f"http://e.org/{number}"]}}, [ARGO], dialect="argo")
+    assert book._leaves.cache_info().currsize == 1

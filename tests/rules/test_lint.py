@@ -47,6 +47,11 @@ BAD = {
     "no mapping": ("- 1", "{file}:1: the file must be a mapping with the key `profile` or `extends`"),
     "unknown key": ("extends: x\nruls: []", "{file}:2: unknown key `ruls`; known: dialect, extends, rules, severity"),
     "key twice": (f"{HEAD}rules: []", "{file}:3: no valid YAML: `rules` is there twice"),
+    "nested without end": ("a: " + "[" * 200_000, "{file}: no valid YAML: nested deeper than 200"),
+    "no expression before the end": (
+        rule("status.exists() AND true"),
+        "{file}:4: rule `r`: `expression`: no FHIRPath: status.exists() AND true: unexpected `AND` at letter 17",
+    ),
     "number without end": (
         f"extends: {'9' * 5000}",
         (
