@@ -21,7 +21,8 @@ from cgm_proxy.demo import demo, print_submission
 from cgm_proxy.logs import start as start_logs
 from cgm_proxy.rules_import import import_guide
 from cgm_proxy.rules_lint import lint
-from cgm_proxy.rules_samples import list_profile, run_samples
+from cgm_proxy.rules_list import list_profile
+from cgm_proxy.rules_samples import run_samples
 from cgm_proxy.settings import Settings, load, printable
 from cgm_proxy.settings_keys import SettingsError
 

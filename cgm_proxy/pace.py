@@ -54,7 +54,6 @@ class Pace:
     def __init__(self, settings: Forward, traffic: Traffic | None = None) -> None:
         self._settings = settings
         self._traffic = traffic or Traffic()
-        self._beside = settings.beside
         self._most = settings.chunk
         self.chunk = settings.chunk
         """Entries in the next transaction."""
@@ -88,8 +87,9 @@ class Pace:
         try:
             yield
         finally:
-            if self._beside < 1 and self._streaming:
-                pause = (monotonic() - began) * (1 / self._beside - 1)
+            beside = self._settings.beside
+            if beside < 1 and self._streaming:
+                pause = (monotonic() - began) * (1 / beside - 1)
                 asyncio.get_running_loop().call_later(min(pause, LONGEST_PAUSE), self._leave)
             else:
                 self._leave()
@@ -101,7 +101,7 @@ class Pace:
 
     @property
     def _most_at_once(self) -> int:
-        limit = min(self._limit, self._beside) if self._streaming else self._limit
+        limit = min(self._limit, self._settings.beside) if self._streaming else self._limit
         return max(1, int(limit))
 
     def _leave(self) -> None:

@@ -8,7 +8,8 @@ from cgm_proxy.core.analysis import analyse, meant
 from cgm_proxy.core.model import Model
 from cgm_proxy.core.rulebook import Addition, Profile, Rule, RulesError, line_of, profile_files, read, rule_of
 from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.rules_samples import covered, read_samples, sample_line, short, strays
+from cgm_proxy.rules_list import short
+from cgm_proxy.rules_samples import covered, read_samples, sample_line, strays
 
 
 def lint(directories: Sequence[Path]) -> list[str]:
@@ -81,19 +82,19 @@ def _addition(path: Path, addition: Addition, profiles: Iterable[Profile], model
     if not addition.extends:
         yield f"{path}:{line_of(path, 'extends:')}: `extends` is empty; name the profiles that the rules are added to"
     extended = [p for p in profiles if addition.concerns(p)]
-    for type_ in sorted({profile.type for profile in extended}):
-        yield from _rules(path, [rule_of(path, "", rule) for rule in addition.rules], type_, model)
-    yield from _severities(path, addition, extended)
     added = tuple(rule_of(path, "", rule) for rule in addition.rules) if extended else ()
+    for type_ in sorted({profile.type for profile in extended}):
+        yield from _rules(path, added, type_, model)
+    yield from _severities(path, addition, extended)
     yield from _samples(path, added, [replace(profile, rules=(*profile.rules, *added)) for profile in extended])
 
 
 def _severities(path: Path, addition: Addition, extended: Sequence[Profile]) -> Iterator[str]:
     known = {rule.key for profile in extended for rule in profile.rules}
-    ids = {key.partition("/")[2] for key in known}
+    ids = {short(rule) for profile in extended for rule in profile.rules}
     for key in addition.severity:
         if key not in known | ids:
-            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}{meant(str(key), ids)}"
+            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}{meant(key, ids)}"
 
 
 def _rules(path: Path, rules: Iterable[Rule], type_: str, model: Model) -> Iterator[str]:

@@ -34,7 +34,6 @@ from cgm_proxy.core.rulebook import (
     TEXTS,
     Addition,
     Profile,
-    Rule,
     RulesError,
     check_keys,
     documents,
@@ -44,6 +43,7 @@ from cgm_proxy.core.rulebook import (
 )
 from cgm_proxy.core.rules import Examination, RuleBook
 from cgm_proxy.core.scope import Json, Scope
+from cgm_proxy.rules_list import short, table
 
 SAMPLE_KEYS = {
     **dict.fromkeys(("name", "of", "fails", "message", "profile"), TEXT),
@@ -277,11 +277,6 @@ def strays(sample: Sample, own: Sequence[Profile]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def short(rule: Rule) -> str:
-    """Give a rule's id in its profile: `value-unit`."""
-    return rule.key.partition("/")[2]
-
-
 def faults(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
     """Say what is not as a sample says."""
     issues = judge(book, profile, sample)
@@ -347,28 +342,3 @@ def added_coverage(book: RuleBook, profile: Profile, made: Addition, samples: Se
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more or "-"
-
-
-def list_profile(book: RuleBook, name: str) -> str:
-    """Give a profile's rules as a table that a clinician can read; a list of all profiles without a name."""
-    chosen = [p for p in book.profiles.values() if not name or name in {p.name, p.url, f"{p.dialect}/{p.name}"}]
-    listed = list({id(profile): profile for profile in chosen}.values())
-    if not name:
-        rows = [(p.dialect, p.name, p.title, str(len(p.rules))) for p in listed]
-        return table(("dialect", "profile", "title", "rules"), sorted(rows))
-    return "\n\n".join(
-        f"{p.title} ({p.dialect}, {p.url})\n{table(('element', 'wants', 'severity', 'rule'), _rows(p))}" for p in listed
-    )
-
-
-def _rows(profile: Profile) -> list[tuple[str, ...]]:
-    return [(r.element.partition(".")[2] or r.element, r.text, r.severity, short(r)) for r in profile.rules]
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Give rows as aligned text."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = [head, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

@@ -141,6 +141,8 @@ def fault(type_: str, value: Any) -> str | None:
         return "a string"
     if not value:
         return "text that is not empty"
+    if CONTROL.search(value):
+        return "text without the letters U+0008 and U+000C"
     return _TEXTS[type_](value) if type_ in _TEXTS else None
 
 

@@ -137,22 +137,23 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep=deep)
 
 
-def _refuse_deep(file: BinaryIO) -> None:
-    """Raise RecursionError for nesting that libyaml would follow until the stack of the process ends."""
+def _shallow(file: BinaryIO) -> Iterator[None]:
+    """Go from document to document; raise RecursionError for nesting that libyaml would follow until the process has no stack."""
     depth = 0
     for event in yaml.parse(file, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise RecursionError(f"nested deeper than {DEEPEST}")
+        if isinstance(event, yaml.DocumentEndEvent):
+            yield
 
 
 def documents(path: Path) -> Iterator[Any]:
     """Give a file's YAML documents one by one; the first is the rules, the second the samples."""
     try:
-        with path.open("rb") as file:
-            _refuse_deep(file)
-            file.seek(0)
-            yield from yaml.load_all(file, Loader=_Loader)
+        with path.open("rb") as ahead, path.open("rb") as file:
+            for _, document in zip(_shallow(ahead), yaml.load_all(file, Loader=_Loader), strict=False):
+                yield document
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""

@@ -14,7 +14,7 @@ WHITE = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 #: A text of these letters alone is no value to the validator: it only warns.
-BLANK = re.compile(r"[\t-\r\x1c-\x20\u1680\u2000-\u2006\u2008-\u200a\u2028\u2029\u205f\u3000]+")
+BLANK = re.compile(r"[\t-\x0b\r\x1c-\x20\u1680\u2000-\u2006\u2008-\u200a\u2028\u2029\u205f\u3000]+")
 OID = re.compile(r"[0-2](?:\.(?:0|[1-9][0-9]*))+")
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SCHEME = re.compile(r"[a-z][a-z0-9_\[\]]*")

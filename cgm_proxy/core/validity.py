@@ -18,7 +18,7 @@ from typing import Any
 from cgm_proxy.core import contained, extensions
 from cgm_proxy.core.findings import Findings, Node, last
 from cgm_proxy.core.model import CORE, PRIMITIVES, Element, Invariant, Model
-from cgm_proxy.core.primitives import CONTROL, NOTHING, fault, not_after, show
+from cgm_proxy.core.primitives import NOTHING, fault, not_after, show
 from cgm_proxy.core.references import References
 from cgm_proxy.core.scope import Json, Scope
 from cgm_proxy.core.special import SPECIAL
@@ -195,10 +195,6 @@ class Walk:
             return
         if isinstance(value, str):
             value = value.replace(NOTHING, "")
-        if isinstance(value, str) and CONTROL.search(value):
-            text = f"{last(where)} is {show(value)}; R4 wants text without the letters U+0008 and U+000C"
-            self.found.add("r4-value", where, text)
-            return
         if self._is_blank(node, element, type_, value) or (value == "" and self._is_extended(node, element, where)):
             self._codes.missing(element, where)
             return
