@@ -54,7 +54,7 @@ class Proxy:
         upstream = Upstream(settings, self._session, self._relay.traffic)
         self._memory = memory = Memory(settings)
         await memory.start()
-        self._submissions = Submissions(settings, upstream, self._rules, memory)
+        self._submissions = Submissions(settings, upstream, self._rules, memory, self._relay.traffic)
         status = Status(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
         self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory, status)
         server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)

@@ -71,7 +71,7 @@ class Handlers:
         self._relay = relay
         self._upstream = upstream
         self._memory = memory
-        self._inbound = Inbound(settings)
+        self._inbound = Inbound(settings, relay.traffic)
         self._intake = Intake(settings, self._inbound, submissions)
         self._status = status
         self.work = self._intake.work

@@ -11,6 +11,7 @@ from cgm_proxy.core.body import Buffer
 from cgm_proxy.core.bundle import localizer
 from cgm_proxy.core.errors import Json, refuse
 from cgm_proxy.settings import Settings
+from cgm_proxy.traffic import GivingWay, Traffic
 
 #: Bodies larger than this are parsed in a thread (bytes).
 LARGE = 2**18
@@ -22,8 +23,9 @@ RETRY_AFTER = "5"
 class Inbound:
     """Read and parse bodies; it knows how many bytes are held, and turns away what would be too many."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, traffic: Traffic) -> None:
         self._limits = settings.limits
+        self._traffic = traffic
         self._patience = settings.upstream.read_timeout
         self._room = settings.limits.body_bytes * settings.limits.in_flight
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
@@ -59,10 +61,11 @@ class Inbound:
         return await asyncio.to_thread(self._inflated, raw, content_encoding)
 
     def _inflated(self, raw: Buffer, content_encoding: str) -> Json:
-        return self._read(body.inflate(raw, content_encoding, self._limits.body_bytes))
+        inflated = body.inflate(raw, content_encoding, self._limits.body_bytes)
+        return self._read(inflated, GivingWay(self._traffic))
 
-    def _read(self, data: Buffer) -> Json:
-        return document.read(data, self._limits.depth, self._localize, self._limits.entries)
+    def _read(self, data: Buffer, between: GivingWay | None = None) -> Json:
+        return document.read(data, self._limits.depth, self._localize, self._limits.entries, between)
 
     async def _part(self, request: web.BaseRequest, deadline: float) -> bytes:
         """Read what has arrived; neither silence nor a body that trickles on for ever is waited out."""

@@ -18,7 +18,7 @@ from time import monotonic
 
 from cgm_proxy.metrics import CHUNK_ENTRIES, CONCURRENCY
 from cgm_proxy.settings import Forward
-from cgm_proxy.traffic import Traffic
+from cgm_proxy.traffic import RECENT, Traffic
 
 #: Transactions under way at once, to begin with.
 FIRST = 2
@@ -37,9 +37,6 @@ TOLERANCE = 1.3
 
 #: Weight of the newest transaction in what entries have cost lately.
 NEWEST = 0.2
-
-#: How long after its answer a streamed request counts as one of several, and how often those who wait look again (seconds).
-RECENT = 0.1
 
 #: Longest pause after a transaction: one that took its time failed, or will be cut (seconds).
 LONGEST_PAUSE = 1.0
@@ -88,20 +85,15 @@ class Pace:
             yield
         finally:
             beside = self._settings.beside
-            if beside < 1 and self._streaming:
+            if beside < 1 and self._traffic.streaming:
                 pause = (monotonic() - began) * (1 / beside - 1)
                 asyncio.get_running_loop().call_later(min(pause, LONGEST_PAUSE), self._leave)
             else:
                 self._leave()
 
     @property
-    def _streaming(self) -> bool:
-        """Whether other requests stream through now: by their answers, since a client that never reads one waits for nothing."""
-        return monotonic() - self._traffic.last < RECENT
-
-    @property
     def _most_at_once(self) -> int:
-        limit = min(self._limit, self._settings.beside) if self._streaming else self._limit
+        limit = min(self._limit, self._settings.beside) if self._traffic.streaming else self._limit
         return max(1, int(limit))
 
     def _leave(self) -> None:
@@ -116,7 +108,7 @@ class Pace:
 
     def stored(self, entries: int, seconds: float) -> None:
         """Learn from a transaction that the upstream carried out in `seconds`."""
-        if entries * 2 >= self.chunk and not self._streaming:  # a small one costs more an entry, at any pace
+        if entries * 2 >= self.chunk and not self._traffic.streaming:  # a small one costs more an entry, at any pace
             self._compare(seconds / entries)
         if seconds > LONGEST:
             self._resize(int(entries * LONGEST / seconds))

@@ -40,11 +40,8 @@ class Receiver:
 class Part:
     """Verdicts of a part of the submission, and what is accepted of it, identified."""
 
-    verdicts: Sequence[Verdict] = ()
-    identified: Sequence[Identified] = ()
-
-    def __add__(self, other: "Part") -> "Part":
-        return Part([*self.verdicts, *other.verdicts], [*self.identified, *other.identified])
+    verdicts: list[Verdict]
+    identified: list[Identified]
 
 
 class Storing:
@@ -61,6 +58,7 @@ class Storing:
         self._deadline = asyncio.get_running_loop().time() + receiver.settings.limits.seconds
         self._resolve = resolver(submission, context.stored)
         self._known = Known(receiver.upstream, receiver.memory, submitter, submission.patient or "")
+        self._targets = set(submission.links.values())
         self._first: asyncio.Task[None] | None = None
         self._referenced: list[Identified] = []
         self._seen: plan.Seen = {}
@@ -70,12 +68,11 @@ class Storing:
         self._failure: RequestRefused | None = None
         self._outcomes: dict[int, Outcome] = {}
 
-    def identify(self, verdicts: Sequence[Verdict]) -> Part:
-        """Make a part of its verdicts; the first one holds all that entries of others may reference."""
-        targets = set(self._submission.links.values())
+    def identify(self, verdicts: Sequence[Verdict]) -> Sequence[Identified]:
+        """Identify what was accepted; the first time, that is all that entries of later times may reference."""
         identified = plan.identify(verdicts, self._submission, self._resolve, self._referenced)
-        self._referenced += [one for one in identified if one.entry.index in targets]
-        return Part(verdicts, identified)
+        self._referenced += [one for one in identified if one.entry.index in self._targets]
+        return identified
 
     def begin(self, part: Part, tasks: asyncio.TaskGroup, turn: Turn) -> None:
         """Store a part in the background; those that reference entries of the first one wait for it."""

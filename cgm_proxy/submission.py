@@ -5,13 +5,14 @@ Judge, plan and reply are pure; finding orders, finding what is known and forwar
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 from cgm_proxy import metrics
 from cgm_proxy.core import reply
-from cgm_proxy.core.bundle import Entry, Submission, localizer
+from cgm_proxy.core.bundle import Submission, localizer
 from cgm_proxy.core.dialects import ORDER_TOKENS
 from cgm_proxy.core.errors import Json
 from cgm_proxy.core.judge import Judging
@@ -22,10 +23,12 @@ from cgm_proxy.core.verdicts import Context, Judgement, Rules
 from cgm_proxy.memory import Memory, Orders
 from cgm_proxy.settings import Settings
 from cgm_proxy.storing import Part, Receiver, Storing
+from cgm_proxy.traffic import GivingWay, Traffic
 from cgm_proxy.upstream import Submitter, Upstream
 from cgm_proxy.upstream_faults import within
 
-#: Entries that are judged, and then stored, together.
+#: Entries that are judged together, and then stored together.
+SLICE = 25
 PART = 1000
 
 #: What has more entries than this is judged and answered in a thread, so that streamed traffic goes on.
@@ -59,12 +62,13 @@ class Finished:
 class Submissions:
     """Take submissions; it holds all that a story needs beside the submission itself."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, rules: Rules, memory: Memory) -> None:
+    def __init__(self, settings: Settings, upstream: Upstream, rules: Rules, memory: Memory, traffic: Traffic) -> None:
         self._settings = settings
         self._upstream = upstream
         self.rules = rules
         """Judge what begins from now on; replaced when the rules are read again."""
         self._memory = memory
+        self._traffic = traffic
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._receiver = Receiver(settings, upstream, memory, self._localize)
 
@@ -78,12 +82,31 @@ class Submissions:
         storing = Storing(self._receiver, submission, context, submitter, preferred)
         async with self._memory.turn(submission.patient or "") as turn, asyncio.TaskGroup() as tasks:
             judging = Judging(submission, context)
-            async for part in _judged(judging, storing):
+            async for part in self._judged(judging, storing):
                 storing.begin(part, tasks, turn)
         outcomes = await storing.finish()
-        if len(submission.entries) > LARGE:
+        if _is_large(judging):
             return await asyncio.to_thread(_finished, judging, outcomes)
         return _finished(judging, outcomes)
+
+    async def _judged(self, judging: Judging, storing: Storing) -> AsyncIterator[Part]:
+        """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
+        slices, large, give_way = parts(judging.submission, SLICE), _is_large(judging), GivingWay(self._traffic)
+        part = Part([], [])
+
+        def judged() -> bool:
+            for entries in (some := list(islice(slices, PART // SLICE))):
+                verdicts = judging.judge(entries)
+                part.verdicts.extend(verdicts)
+                part.identified.extend(storing.identify(verdicts))
+                if large:
+                    give_way()
+            return bool(some)
+
+        while await asyncio.to_thread(judged) if large else judged():
+            if judging.sure:
+                yield part
+                part = Part([], [])
 
     async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
@@ -122,6 +145,10 @@ class Submissions:
         return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
 
 
+def _is_large(judging: Judging) -> bool:
+    return len(judging.submission.entries) > LARGE
+
+
 def _finished(judging: Judging, outcomes: Mapping[int, Outcome]) -> Finished:
     """Give the answers and count them; raises `RequestRefused` where the whole of it is refused."""
     judgement = judging.judgement()
@@ -131,17 +158,3 @@ def _finished(judging: Judging, outcomes: Mapping[int, Outcome]) -> Finished:
     if refused:
         raise refused
     return finished
-
-
-async def _judged(judging: Judging, storing: Storing) -> AsyncIterator[Part]:
-    """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
-
-    def judged(entries: Iterable[Entry]) -> Part:
-        return storing.identify(judging.judge(entries))
-
-    waiting = Part()
-    for entries in parts(judging.submission, PART):
-        waiting += await asyncio.to_thread(judged, entries) if len(entries) > LARGE else judged(entries)
-        if judging.sure:
-            yield waiting
-            waiting = Part()

@@ -7,11 +7,18 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 #: Upper bounds of the latency histogram's buckets (seconds); one more bucket holds what is slower.
 LATENCY_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+#: How long after its answer a streamed request counts as one of several (seconds).
+RECENT = 0.1
+
+#: How long a thread works beside streamed requests until it lets them pass, and for how long (seconds).
+WORK = 0.001
+PAUSE = 0.002
 
 
 @dataclass(slots=True)
@@ -39,3 +46,24 @@ class Traffic:
         self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.latency_sum += seconds
         self.last = monotonic()
+
+    @property
+    def streaming(self) -> bool:
+        """Whether requests stream through now: by their answers, since a client that never reads one waits for nothing."""
+        return monotonic() - self.last < RECENT
+
+
+class GivingWay:
+    """What long work in a thread calls again and again, so that streamed requests need not wait for a processor, or the GIL."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._began = monotonic()
+
+    def __call__(self) -> None:
+        """Sleep a little, where requests stream and the work has taken its time since it did so last."""
+        if monotonic() - self._began < WORK:
+            return
+        if self._traffic.streaming:
+            sleep(PAUSE)
+        self._began = monotonic()

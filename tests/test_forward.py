@@ -1,7 +1,9 @@
 """What becomes of a submission while the upstream fails, refuses, races or lies; what the store holds decides."""
 
 import asyncio
+import math
 import threading
+import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -24,7 +26,7 @@ from fake_upstream import (
 )
 from proxying import counted, locations, proxying, said, statuses
 
-from cgm_proxy import delivery, patience
+from cgm_proxy import delivery, patience, traffic
 from cgm_proxy.core import document
 from cgm_proxy.core.judge import Judging
 
@@ -478,3 +480,25 @@ async def test_what_is_large_is_read_and_judged_beside_the_event_loop(monkeypatc
         assert seen == {"judge": {False}, "read": {False}}
         assert counted(await world.submit(world.readings(2))) == {200: 2}
         assert seen["judge"] == {False, True}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_what_is_large_gives_way_to_what_streams_where_it_is_read_and_where_it_is_judged(
+    streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: set[str] = set()
+
+    def slept(_: float) -> None:
+        frames = {frame.name for frame in traceback.extract_stack()}
+        by.update(frames & {"read", "judged"})
+
+    monkeypatch.setattr(traffic, "sleep", slept)
+    monkeypatch.setattr(traffic, "WORK", 0)
+    monkeypatch.setattr(traffic, "RECENT", math.inf if streaming else 0)
+    async with proxying() as world:
+        await world.request("GET", world.about)
+        assert counted(await world.submit(world.readings(600))) == {201: 600}
+        assert by == ({"read", "judged"} if streaming else set())
+        by.clear()
+        assert counted(await world.submit(world.readings(20))) == {200: 20}
+        assert not by, "the event loop must not sleep"

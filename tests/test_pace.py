@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 
 from cgm_proxy import pace as pace_module
-from cgm_proxy.pace import FIRST, RECENT, Pace
+from cgm_proxy import traffic as traffic_module
+from cgm_proxy.pace import FIRST, Pace
 from cgm_proxy.settings import Forward
-from cgm_proxy.traffic import Traffic
+from cgm_proxy.traffic import PAUSE, RECENT, WORK, GivingWay, Traffic
 
 SETTINGS = Forward(chunk=100, concurrency=8)
 
@@ -164,3 +165,31 @@ async def test_what_is_stored_while_others_stream_teaches_nothing_of_more_at_onc
     for _ in range(100):
         pace.stored(100, 0.1)
     assert at_once(pace) == FIRST
+
+
+def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, slept = [0.0], list[float]()
+    monkeypatch.setattr(traffic_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(traffic_module, "sleep", slept.append)
+    traffic = Traffic()
+
+    def work(seconds: float) -> None:
+        give_way = GivingWay(traffic)
+        for _ in range(100):
+            now[0] += seconds / 100
+            give_way()
+
+    work(10 * WORK)
+    assert slept == []  # nobody streams
+    traffic.answer(200, 0.001)
+    work(WORK / 2)
+    assert slept == []
+    work(10 * WORK)
+    assert set(slept) == {PAUSE}
+    assert len(slept) == pytest.approx(10, abs=1)
+    now[0] += RECENT
+    slept.clear()
+    work(10 * WORK)
+    assert slept == []

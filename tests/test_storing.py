@@ -18,8 +18,9 @@ from cgm_proxy.sandbox.submissions import standing_orders
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut submissions into parts of 20 entries, each judged in a thread."""
+    """Cut submissions into parts of 20 entries, judged ten by ten in a thread."""
     monkeypatch.setattr(submission, "PART", 20)
+    monkeypatch.setattr(submission, "SLICE", 10)
     monkeypatch.setattr(submission, "LARGE", 1)
 
 

@@ -27,10 +27,12 @@ _parameters = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _anything = msgspec.json.Decoder(float_hook=Decimal)
 
 
-def read(data: Buffer, depth: int, localize: Callable[[str], str], limit: int) -> Json:
+def read(
+    data: Buffer, depth: int, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None = None
+) -> Json:
     """Parse a body of either format, told apart by its content; where `entry` of a Bundle is a list, it is `Entries`.
 
-    `localize` is as in `bundle.submission`; at most `limit` entries are made, and one more.
+    `localize` is as in `bundle.submission`; at most `limit` entries are made, and one more; `between` is called between them.
     Raises `RequestRefused` (400) for anything that two readers could read differently.
     """
     match sniff(data):
@@ -41,7 +43,7 @@ def read(data: Buffer, depth: int, localize: Callable[[str], str], limit: int) -
             data = encode(xml.to_json(bytes(data), depth=depth, pack=_packed))
         case _:
             raise unreadable()
-    reader = _Reader(localize, limit)
+    reader = _Reader(localize, limit, between)
     with refusing_malformed():
         document = with_room(reader.document, data)
     refuse_repeated(data, reader.colons)
@@ -51,10 +53,11 @@ def read(data: Buffer, depth: int, localize: Callable[[str], str], limit: int) -
 class _Reader:
     """Reads one document, and counts the colons of its compact serialisation."""
 
-    def __init__(self, localize: Callable[[str], str], limit: int) -> None:
+    def __init__(self, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None) -> None:
         self.colons = 0
         self._localize = localize
         self._limit = limit
+        self._between = between
 
     def document(self, data: Buffer | msgspec.Raw) -> Json:
         """Read a document, and the resources that are parameters of it."""
@@ -88,7 +91,7 @@ class _Reader:
     def _entries(self, raw: msgspec.Raw) -> Any:
         if memoryview(raw)[0] != ord("["):
             return self._value(raw)
-        entries = _Entries(self._localize, self._limit)
+        entries = _Entries(self._localize, self._limit, self._between)
         msgspec.json.Decoder(list[_Item], dec_hook=entries.take, float_hook=Decimal).decode(raw)
         self.colons += entries.colons
         return Entries(entries.made, list(entries.outline.values()))
@@ -97,17 +100,20 @@ class _Reader:
 class _Entries:
     """Takes a Bundle's entries, one after another."""
 
-    def __init__(self, localize: Callable[[str], str], limit: int) -> None:
+    def __init__(self, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None) -> None:
         self.made: list[Entry] = []
         self.outline: dict[bytes, Any] = {}
         self.colons = 0
         self._localize = localize
         self._limit = limit
+        self._between = between
         self._told: Any = None
         self._request: tuple[bytes, Any] = b"", None
 
     def take(self, _: type, item: Any) -> _Item:
         """Make an `Entry` of a parsed entry, and keep its outline if it is not as that of the one before."""
+        if self._between:
+            self._between()
         told = _told(item)
         if told != self._told:
             self._told = told
