@@ -256,25 +256,29 @@ class Terminology:
                     found[concept["code"]].add(prop["valueCode"][0])
         return found
 
-    def expand(self, url: str) -> dict[str, list[str] | None] | None:
-        """Give a value set's codes by system (None: every code of a system that is not known here), or None."""
-        definition = self.sets.get(url.split("|")[0])
-        if definition is None or "compose" not in definition:
+    def expand(self, url: str, within: tuple[str, ...] = ()) -> dict[str, list[str] | None] | None:
+        """Give a value set's codes by system (None: every code of a system that is not known here), or None.
+
+        What it is `within` already adds nothing to itself.
+        """
+        url = url.split("|")[0]
+        definition = self.sets.get(url)
+        if definition is None or "compose" not in definition or url in within:
             return None
         found: dict[str, list[str] | None] = {}
         for part in definition["compose"].get("include", []):
-            for system, codes in self.included(part).items():
+            for system, codes in self.included(part, (*within, url)).items():
                 found[system] = None if codes is None else sorted({*(found.get(system) or []), *codes})
         for part in definition["compose"].get("exclude", []):
-            for system, codes in self.included(part).items():
+            for system, codes in self.included(part, (*within, url)).items():
                 found[system] = sorted({*(found.get(system) or [])} - {*(codes or [])})
         return found
 
-    def included(self, part: Json) -> dict[str, list[str] | None]:
+    def included(self, part: Json, within: tuple[str, ...]) -> dict[str, list[str] | None]:
         """Give what one `include` of a value set adds."""
         system = part.get("system")
         if system is None:
-            return {k: v for url in part.get("valueSet", []) for k, v in (self.expand(url) or {}).items()}
+            return {k: v for url in part.get("valueSet", []) for k, v in (self.expand(url, within) or {}).items()}
         if "concept" in part:
             return {system: [concept["code"] for concept in part["concept"]]}
         if system not in self.systems:

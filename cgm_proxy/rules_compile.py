@@ -163,7 +163,7 @@ class Compiler:
             self.rule(definition, here, test, f"a reference to {article(named[0])} {' or '.join(named)}", "reference")
         if any(not url.startswith(CORE) for url in targets):
             test = " or ".join(f"resolve().conformsTo({quoted(url)})" for url in targets)
-            short = " or ".join(url.rsplit("/", 1)[1] for url in targets)
+            short = " or ".join(url.rpartition("/")[2] for url in targets)
             self.rule(
                 definition,
                 here,
@@ -175,7 +175,7 @@ class Compiler:
     def target_type(self, url: str) -> str:
         """Give the resource type of a target profile."""
         known = self.guide.by_url.get(url.split("|")[0])
-        return str(known["type"]) if known else url.rsplit("/", 1)[1]
+        return str(known["type"]) if known else url.rpartition("/")[2]
 
     def invariants(self, definition: Json, here: str) -> None:
         """Compile the invariants that the profile adds."""
@@ -254,7 +254,7 @@ class Compiler:
         urls = profiles(resource.definition, "profile") if resource and name == "entry" else []
         if resource and urls:
             test = " or ".join(f"resource.conformsTo({quoted(url)})" for url in urls)
-            short = " or ".join(url.rsplit("/", 1)[1] for url in urls)
+            short = " or ".join(url.rpartition("/")[2] for url in urls)
             self.rule(resource.definition, here, test, f"a resource that conforms to {short}", "resource.resourceType")
 
 

@@ -6,31 +6,20 @@ A snapshot is compared with R4's own type, and only what it narrows becomes a ru
 values, slices (by value, pattern, type, profile, `resolve().code`), references' targets, required bindings, invariants.
 """
 
-import re
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 
 from cgm_proxy.core.model import CORE, Model
 from cgm_proxy.core.rulebook import RulesError, documents
 from cgm_proxy.rules_base import Terminology, write
 from cgm_proxy.rules_compile import Compiler
+from cgm_proxy.rules_definitions import read_definitions
 from cgm_proxy.rules_snapshot import Guide, both, fixed, profiles, quoted
 
 Json = dict[str, Any]
-#: What of a guide is compiled; its examples, pages and the like are passed over.
-COMPILED = ("StructureDefinition", "CodeSystem", "ValueSet")
-#: Largest file of a package that is read (bytes); a package must not fill the memory.
-LARGEST_FILE = 16 * 2**20
-#: Where a package has its definitions, packed or unpacked (FHIR NPM packages).
-FOLDER = "package"
-#: What FHIR calls an id, here also the name of a file.
-ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
 
 
 def implied_by(guide: Guide, definition: Json) -> str | None:
@@ -89,77 +78,6 @@ class _Dumper(yaml.SafeDumper):
 def dump(made: Json) -> str:
     """Give a file's text."""
     return yaml.dump(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-
-
-def read_definitions(source: Path) -> list[Json]:
-    """Read the definitions of a directory, an unpacked package or a package; raise RulesError where it has none."""
-    if not source.is_dir():
-        found = list(definitions(packed(source)))
-    else:
-        found = list(definitions(unpacked(source))) or list(definitions(unpacked(source / FOLDER)))
-    if not found:
-        raise RulesError(
-            f"{source}: holds no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
-        )
-    return found
-
-
-def unpacked(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Give a directory's JSON files by name."""
-    for path in sorted(directory.glob("*.json")):
-        try:
-            yield str(path), path.read_bytes()
-        except OSError as error:
-            raise RulesError(f"{path}: can't be read: {error.strerror}") from error
-
-
-def packed(package: Path) -> Iterator[tuple[str, bytes]]:
-    """Give a package's JSON files by name, read in memory; links and whatever else is no file are passed over."""
-    try:
-        with tarfile.open(package, "r:gz") as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if member.isreg() and path.parent == PurePosixPath(FOLDER) and path.suffix == ".json":
-                    yield f"{package}: {member.name}", _member(archive, member, package)
-    except OSError as error:
-        raise RulesError(f"{package}: can't be read: {error.strerror or error}") from error
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise RulesError(f"{package}: no package (.tgz): {error}; download it again") from error
-
-
-def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, package: Path) -> bytes:
-    file = archive.extractfile(member) if member.size <= LARGEST_FILE else None
-    if file is None:
-        raise RulesError(f"{package}: {member.name}: larger than {LARGEST_FILE} bytes; leave it out")
-    return file.read()
-
-
-def definitions(files: Iterable[tuple[str, bytes]]) -> Iterator[Json]:
-    """Give what of the files is compiled; raise RulesError for what can't be."""
-    for name, content in files:
-        try:
-            made = msgspec.json.decode(content)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise RulesError(f"{name}: no valid JSON: {error}; download the guide again") from error
-        type_ = made.get("resourceType") if isinstance(made, dict) else None
-        if type_ == "StructureDefinition":
-            _check(name, made)
-        if type_ in COMPILED and isinstance(made.get("url"), str):
-            yield made
-
-
-def _check(name: str, definition: Json) -> None:
-    """Raise RulesError for a StructureDefinition that lacks what compiling needs."""
-    for key in ("url", "type", "name", "id"):
-        if not isinstance(definition.get(key), str):
-            raise RulesError(f"{name}: the StructureDefinition has no `{key}`; add it")
-    if not ID.fullmatch(definition["id"]):
-        raise RulesError(f"{name}: `id: {definition['id'][:64]}` is no id; want letters, digits, - and .")
-    snapshot = definition.get("snapshot")
-    if not (isinstance(snapshot, dict) and snapshot.get("element")):
-        raise RulesError(
-            f"{name}: the StructureDefinition has no snapshot; take the guide's published package, which has one"
-        )
 
 
 def import_guide(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cgm_proxy.core.model import Model
+from cgm_proxy.core.rulebook import RulesError
 
 Json = dict[str, Any]
 
@@ -24,21 +25,30 @@ class Tree:
         return str(self.definition["path"]).rpartition(".")[2]
 
 
-def grow(elements: Iterable[Json]) -> Tree:
+def grow(definition: Json) -> Tree:
     """Make the tree of a snapshot from its elements' ids (`Observation.component:timeInLow.value[x]`)."""
-    listed = list(elements)
-    root = Tree(listed[0])
-    for definition in listed[1:]:
-        at = root
-        *above, last = str(definition["id"]).split(".")[1:]
-        for step in above:
-            at = child(at, step)
-        name, _, slice_name = last.partition(":")
-        if slice_name:
-            at.children[name].slices[slice_name] = Tree(definition)
-        else:
-            at.children[name] = Tree(definition)
+    first, *others = definition["snapshot"]["element"]
+    root = Tree(first)
+    for element in others:
+        try:
+            place(root, element)
+        except (KeyError, ValueError) as error:
+            where = f"{definition['url']}: snapshot: the element `{element['id']}`"
+            raise RulesError(f"{where} comes without or before what it is part of; take the published one") from error
     return root
+
+
+def place(root: Tree, element: Json) -> None:
+    """Put an element where its id says; raises KeyError or ValueError where there is no such place."""
+    at = root
+    *above, last = element["id"].split(".")[1:]
+    for step in above:
+        at = child(at, step)
+    name, _, slice_name = last.partition(":")
+    if slice_name:
+        at.children[name].slices[slice_name] = Tree(element)
+    else:
+        at.children[name] = Tree(element)
 
 
 def child(at: Tree, step: str) -> Tree:
@@ -98,7 +108,7 @@ class Guide:
         listed = list(definitions)
         self.by_url = {d["url"]: d for d in listed if d["resourceType"] == "StructureDefinition"}
         self.sets = {d["url"] for d in listed if d["resourceType"] == "ValueSet"}
-        self.trees = {url: grow(d["snapshot"]["element"]) for url, d in self.by_url.items()}
+        self.trees = {url: grow(d) for url, d in self.by_url.items()}
 
     def code_tests(self, url: str, path: str = "code") -> list[str]:
         """Give the tests that a profile's pattern makes on an element, for a discriminator that reads it."""

@@ -11,7 +11,8 @@ import pytest
 from cgm_proxy.cli import main
 from cgm_proxy.core.rulebook import RulesError, documents
 from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.rules_import import LARGEST_FILE, import_guide
+from cgm_proxy.rules_definitions import LARGEST_FILE
+from cgm_proxy.rules_import import import_guide
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT.parent / "shared" / "guide" / "ig"
@@ -151,21 +152,42 @@ def test_a_package_writes_nothing_but_rules(tmp_path: Path) -> None:
 
 
 SHORTENED = {k: v for k, v in definition("p").items() if k != "snapshot"}
+NAMELESS = {k: v for k, v in definition("p").items() if k != "id"}
+SYSTEM = {"resourceType": "CodeSystem", "url": "http://x.example/cs", "concept": [{"display": "x"}]}
+VALUES = {"resourceType": "ValueSet", "url": "http://x.example/vs", "compose": {"include": "x"}}
+ORPHAN = (
+    "snapshot: the element `Observation.code.text` comes without or before what it is part of; take the published one"
+)
+
+
+def uncompiled(why: str, kind: str = "StructureDefinition") -> str:
+    return f"{{}}: the {kind} can't be compiled: {why}; take it from the guide's published package"
+
+
 #: A package's bad file, and what is said of it.
 BAD = {
-    "broken": (b"{", "no valid JSON: Input data was truncated; download the guide again"),
-    "no snapshot": (
-        msgspec.json.encode(SHORTENED),
-        "the StructureDefinition has no snapshot; take the guide's published package, which has one",
+    "broken": (b"{", "{}: no valid JSON: Input data was truncated; download the guide again"),
+    "no snapshot": (SHORTENED, uncompiled("Object missing required field `snapshot`")),
+    "no elements": (
+        definition("p") | {"snapshot": {"element": []}},
+        uncompiled("Expected `array` of length >= 1 - at `$.snapshot.element`"),
     ),
-    "no id": (
-        msgspec.json.encode({k: v for k, v in definition("p").items() if k != "id"}),
-        "the StructureDefinition has no `id`; add it",
-    ),
+    "no id": (NAMELESS, uncompiled("Object missing required field `id`")),
     "id that leads elsewhere": (
-        msgspec.json.encode(definition("p") | {"id": "../p"}),
-        "`id: ../p` is no id; want letters, digits, - and .",
+        definition("p") | {"id": "../p"},
+        uncompiled("Expected `str` matching regex '^[A-Za-z0-9.-]{{1,64}}$' - at `$.id`"),
     ),
+    "element without id": (
+        definition("p", {"path": "Observation.code"}),
+        uncompiled("Object missing required field `id` - at `$.snapshot.element[1]`"),
+    ),
+    "element of the wrong kind": (
+        definition("p", element("Observation.code", type="x")),
+        uncompiled("Expected `array`, got `str` - at `$.snapshot.element[1].type`"),
+    ),
+    "element without its parent": (definition("p", element("Observation.code.text")), f"{URL}p: {ORPHAN}"),
+    "code system": (SYSTEM, uncompiled("Object missing required field `code` - at `$.concept[0]`", "CodeSystem")),
+    "value set": (VALUES, uncompiled("Expected `array`, got `str` - at `$.compose.include`", "ValueSet")),
 }
 
 
@@ -177,13 +199,24 @@ def refused(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
 def test_a_bad_definition_is_named_and_nothing_written(
-    tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes | dict, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    members, out = PACKAGE | {"package/z.json": content}, tmp_path / "out"
+    raw = content if isinstance(content, bytes) else msgspec.json.encode(content)
+    members, out = {"package/q.json": PACKAGE["package/p.json"], "package/z.json": raw}, tmp_path / "out"
     unpacked, packed = unpack(tmp_path / "unpacked", members), pack(tmp_path / "p.tgz", members)
-    assert refused(packed, out, capsys) == f"{packed}: package/z.json: {message}"
-    assert refused(unpacked, out, capsys) == f"{unpacked / 'package' / 'z.json'}: {message}"
+    assert refused(packed, out, capsys) == message.format(f"{packed}: package/z.json")
+    assert refused(unpacked, out, capsys) == message.format(unpacked / "package" / "z.json")
     assert not out.exists()
+
+
+def test_a_value_set_that_includes_itself_adds_nothing_to_itself(tmp_path: Path) -> None:
+    url = "http://x.example/vs"
+    include = [{"valueSet": [f"{url}|1"]}, {"system": "http://x.example/cs", "concept": [{"code": "a"}]}]
+    values = {"resourceType": "ValueSet", "url": url, "compose": {"include": include}}
+    source = pack(tmp_path / "p.tgz", PACKAGE | {"package/v.json": msgspec.json.encode(values)})
+    import_guide(source, "mine", tmp_path / "out", rules=ROOT / "rules")
+    line = msgspec.json.decode((tmp_path / "out" / "codes.ndjson").read_bytes())
+    assert line == {"valueSet": url, "codes": {"http://x.example/cs": ["a"]}}
 
 
 def test_a_source_without_definitions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
