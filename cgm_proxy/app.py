@@ -57,9 +57,9 @@ class Proxy:
         self._submissions = Submissions(settings, upstream, self._rules, memory, self._relay.traffic)
         status = Status(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
         self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory, status)
-        server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
+        self._server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
-        self._public = web.ServerRunner(server, shutdown_timeout=patience)
+        self._public = web.ServerRunner(self._server, shutdown_timeout=patience)
         self._ops = web.AppRunner(ops_application(upstream, memory), access_log=None)
         listen = settings.listen
         self.port = await _listen(self._public, listen.host, listen.port)
@@ -89,10 +89,12 @@ class Proxy:
         for site in list(self._public.sites):
             await site.stop()
         patience = self._settings.listen.stop_timeout
+        hanging_up = asyncio.get_running_loop().call_later(patience, self._hang_up)
         jobs = [self._jobs.stop(patience)] if self._jobs else []
         _, finished, *_ = await asyncio.gather(self._public.cleanup(), self._handlers.drain(patience), *jobs)
         if not (await self._handlers.drain(0) and finished):  # one may have begun while its connection was finished
             log("stopped before all submissions were answered", logging.WARNING)
+        hanging_up.cancel()
         if self._jobs:
             await self._jobs.close()
         self._lag.cancel()
@@ -100,6 +102,12 @@ class Proxy:
         await self._session.close()
         await self._memory.stop()
         await self._relay.close()
+
+    def _hang_up(self) -> None:
+        """End the connections of those who don't read: the server would wait as long for them once more."""
+        for connection in self._server.connections:
+            if connection.transport:
+                connection.transport.abort()
 
 
 async def serve(settings: Settings, rules: RuleBook) -> None:

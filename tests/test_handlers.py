@@ -252,6 +252,19 @@ async def test_a_proxy_that_is_stopped_does_not_wait_for_ever(seconds: float) ->
         assert await next_one.count() == 3
 
 
+async def test_a_client_that_does_not_read_its_answer_delays_a_stop_by_what_is_set_and_not_twice() -> None:
+    async with fake_upstream() as fake, proxying(upstream__url=fake.url, listen__stop_timeout=2) as world:
+        fake.script(gets("Binary"), before(200, b" " * 2**26))
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        writer.write(b"GET /fhir/Binary/1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(3.5):
+            await world.proxy.stop()
+        assert asyncio.get_running_loop().time() - began >= 2
+        writer.close()
+
+
 # ---- metadata
 
 STATEMENTS = [b"{", b"", b"[]", b'{"resourceType":"CapabilityStatement","rest":7,"instantiates":"x"}', b'{"a":1,"a":2}']
