@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -22,6 +22,9 @@ TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operatio
 
 #: What stands in a canonical serialisation for a Reference: an unescaped `"reference":` can only be a member's name.
 REFERENCE = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
+
+#: An element's name in JSON; whoever makes up others must not find them in an answer.
+NAME = re.compile(r"[A-Za-z]{1,64}")
 
 #: R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
 PATIENT = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
@@ -192,6 +195,26 @@ def references(encoded: bytes) -> tuple[str, ...]:
     """List the literal references in a canonical serialisation, without those to contained resources and without repeats."""
     found = dict.fromkeys(REFERENCE.findall(encoded))
     return tuple([unescaped(text) for text in found if text[:1] != b"#"])
+
+
+def reference_paths(entry: Entry) -> dict[str, str]:
+    """Map each literal reference to the path of the first element that makes it: `Observation.hasMember[2].reference`."""
+    found: dict[str, str] = {}
+    for reference, path in _referring(entry.resource, entry.type):
+        found.setdefault(reference, path)
+    return found
+
+
+def _referring(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        if isinstance(reference := value.get("reference"), str):
+            yield reference, f"{path}.reference"
+        for name, part in value.items():
+            if NAME.fullmatch(name):
+                yield from _referring(part, f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _referring(part, f"{path}[{index}]")
 
 
 def unescaped(text: bytes) -> str:

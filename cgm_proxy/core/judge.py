@@ -11,7 +11,7 @@ from functools import lru_cache
 import msgspec
 
 from cgm_proxy.core import policies
-from cgm_proxy.core.bundle import Entry, Submission, shown
+from cgm_proxy.core.bundle import Entry, Submission, reference_paths, shown
 from cgm_proxy.core.errors import Issue, Json
 from cgm_proxy.core.identity import Resolve
 from cgm_proxy.core.verdicts import Context, Judgement, Rules, Verdict
@@ -96,7 +96,7 @@ class Judging:
                 self._lost.add(index)
         self._lost |= circular
         for verdict in verdicts:
-            found = tuple(_lost(verdict.entry, circular, reasons))
+            found = tuple(_lost(verdict.entry, circular, reasons, self.submission.links))
             yield msgspec.structs.replace(verdict, issues=verdict.issues + found) if found else verdict
 
 
@@ -184,18 +184,26 @@ def _children(value: object) -> Iterable[object]:
 
 def _misdirected(entry: Entry, submission: Submission, resolve: Resolve) -> Iterator[Issue]:
     """Refuse a reference to what is about another patient, and one to an entry that is not there."""
-    for reference in entry.references:
-        target = resolve(reference)
-        if target is None:
-            if reference.startswith("urn:"):
-                text = f"no entry has the fullUrl {shown(reference)}; add it, or refer to what is stored as Type/id"
-                yield Issue("reference-unknown", text, entry.type, code="not-found")
-            continue
-        subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
-        about = subject.get("reference") if isinstance(subject, dict) else None
-        if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
-            text = f"{shown(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
-            yield Issue("reference-other-patient", text, entry.type, code="forbidden")
+    faults = {r: fault for r in entry.references if (fault := _misdirection(r, submission, resolve))}
+    paths = reference_paths(entry) if faults else {}
+    for reference, (rule, text, code) in faults.items():
+        yield Issue(rule, text, paths.get(reference, entry.type), code=code)
+
+
+def _misdirection(reference: str, submission: Submission, resolve: Resolve) -> tuple[str, str, str] | None:
+    """Tell by rule, text and FHIR issue type what is wrong with where a reference leads."""
+    target = resolve(reference)
+    if target is None:
+        text = f"no entry has the fullUrl {shown(reference)}; add it, or refer to what is stored as Type/id"
+        return ("reference-unknown", text, "not-found") if reference.startswith("urn:") else None
+    subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
+    about = subject.get("reference") if isinstance(subject, dict) else None
+    if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
+        text = (
+            f"{shown(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
+        )
+        return "reference-other-patient", text, "forbidden"
+    return None
 
 
 def referenced_first(edges: Mapping[int, set[int]]) -> list[int]:
@@ -214,13 +222,18 @@ def referenced_first(edges: Mapping[int, set[int]]) -> list[int]:
     return order
 
 
-def _lost(entry: Entry, circular: Collection[int], reasons: Mapping[int, int]) -> Iterator[Issue]:
+def _lost(
+    entry: Entry, circular: Collection[int], reasons: Mapping[int, int], links: Mapping[str, int]
+) -> Iterator[Issue]:
     if entry.index in circular:
         text = "its references lead in a circle; break the circle"
         yield Issue("reference-circular", text, entry.type or None, code="invalid")
     elif entry.index in reasons:
-        text = f"it references entry {reasons[entry.index]}, which is refused; correct that one and send both again"
-        yield Issue("reference-refused", text, entry.type or None, code="invalid")
+        refused = reasons[entry.index]
+        text = f"it references entry {refused}, which is refused; correct that one and send both again"
+        reference = next(each for each in entry.references if links.get(each) == refused)
+        path = reference_paths(entry).get(reference, entry.type)
+        yield Issue("reference-refused", text, path, code="invalid")
 
 
 def _warnings(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:

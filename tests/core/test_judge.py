@@ -211,7 +211,9 @@ def test_one_refused_entry_refuses_an_atomic_submission(kind: str, target: str, 
 )
 def test_a_reference_to_another_patients_data_is_refused(stored: Any) -> None:
     known = {"Observation/9": stored}
-    assert only(entry(summary("Observation/9")), stored=known) == ["reference-other-patient"]
+    judgement = judged(entry(summary("Observation/8", "Observation/9")), stored=known)
+    (issue,) = judgement.verdicts[0].issues
+    assert (issue.rule, issue.expression) == ("reference-other-patient", "Observation.hasMember[1].reference")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +261,8 @@ def test_what_references_a_refused_entry_is_refused_with_it_and_says_which() -> 
     assert rules_found(judgement) == [["reference-refused"], ["reference-refused"], ["bad"], []]
     texts = [verdict.issues[0].text for verdict in judgement.verdicts[:2]]
     assert [text.split(",")[0] for text in texts] == ["it references entry 1", "it references entry 2"]
+    paths = [verdict.issues[0].expression for verdict in judgement.verdicts[:2]]
+    assert paths == ["DiagnosticReport.result[0].reference", "Observation.hasMember[0].reference"]
 
 
 @pytest.mark.parametrize(
@@ -521,5 +525,16 @@ def test_a_urn_that_no_entry_has_is_refused_and_a_stored_reference_is_the_upstre
     dangling = reading(0, device={"reference": "urn:uuid:0b0fb34f-4fd6-4e10-9d6e-0cf1a7ad2cb1"})
     stored = reading(1, device={"reference": "Device/7"})
     first, second = judged(entry(dangling), entry(stored)).verdicts
-    assert [issue.rule for issue in first.issues] == ["reference-unknown"]
+    assert [(issue.rule, issue.expression) for issue in first.issues] == [
+        ("reference-unknown", "Observation.device.reference")
+    ]
     assert second.accepted
+
+
+def test_a_made_up_name_is_not_found_in_an_answer() -> None:
+    """Nor does a resource of nothing but references that lead nowhere take long."""
+    urns = [f"urn:uuid:{number}" for number in range(20_000)]
+    (verdict,) = judged(
+        entry(reading(0, **{"x; rm": {"reference": urns[0]}, "y": [{"reference": u} for u in urns]}))
+    ).verdicts
+    assert {issue.expression for issue in verdict.issues} == {f"Observation.y[{n}].reference" for n in range(20_000)}

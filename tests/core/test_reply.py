@@ -207,7 +207,7 @@ def test_a_selective_submission_is_not_refused_for_its_entries() -> None:
         (
             [entry(reading(id="bad"), urn(1)), entry(summary(urn(1))), entry(gmi(id="odd")), None],
             422,
-            ["Bundle.entry[0].resource.code", "Bundle.entry[1].resource", "Bundle.entry[3]"],
+            ["Bundle.entry[0].resource.code", "Bundle.entry[1].resource.hasMember[0].reference", "Bundle.entry[3]"],
         ),
     ],
 )
