@@ -118,21 +118,28 @@ class Memory:
                 topics |= _touched(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
         return self._notes.forgetting(topics)
 
-    async def note_submission(self, patient: str | None, now: datetime) -> None:
-        """Note that something new of the patient was stored now."""
+    async def note_submission(self, patient: str | None, now: datetime, fingerprint: str = "") -> None:
+        """Note that something new of the patient was stored now, and the fingerprint of what it came in."""
         if patient:
             epoch, _ = await self._notes.read("submitted", ())
-            await self._notes.write("submitted", epoch, {_hashed(patient): now.isoformat().encode()})
+            noted = f"{now.isoformat()} {fingerprint}".strip().encode()
+            await self._notes.write("submitted", epoch, {_hashed(patient): noted})
 
-    async def last_submission(self, patient: str | None) -> datetime | None:
-        """Tell when something new of the patient was last stored; None where it is not known."""
+    async def last_submission(self, patient: str | None, fingerprint: str = "") -> datetime | None:
+        """Tell when something new of the patient was last stored; None where it is not known, or came in this very submission.
+
+        Who lost the answer to a submission sends it again.
+        """
         if not patient:
             return None
         name = _hashed(patient)
         _, noted = await self._notes.read("submitted", [name])
         try:
-            moment = datetime.fromisoformat(noted[name].decode())
+            said, _, of = noted[name].decode().partition(" ")
+            moment = datetime.fromisoformat(said)
         except (KeyError, ValueError):
+            return None
+        if fingerprint and of == fingerprint:
             return None
         return min(moment, datetime.now(UTC)) if moment.tzinfo else None
 

@@ -106,7 +106,7 @@ class Storing:
         self._share_with_twins()
         unknown = any(isinstance(outcome, Refused) and outcome.status == 503 for outcome in outcomes.values())
         if not unknown and any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
-            await memory.note_submission(self._submission.patient, self._context.now)
+            await memory.note_submission(self._submission.patient, self._context.now, self._context.fingerprint)
         return await self._represented() if self._preferred == "representation" else outcomes
 
     async def _store_in_time(self, part: Part, first: asyncio.Task[None] | None) -> None:

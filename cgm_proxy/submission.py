@@ -112,6 +112,8 @@ class Submissions:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
         rules = self.rules  # those that are in force as it begins
         orders = await self._orders(submission.patient, submitter) if submission.patient else None
+        rejecting = self._settings.policies.too_often == "reject"
+        fingerprint = await asyncio.to_thread(submission.fingerprint) if rejecting else ""
         return Context(
             rules=rules,
             policies=self._settings.policies,
@@ -121,7 +123,8 @@ class Submissions:
             patient_known=orders is not None,
             orders=orders or (),
             stored=await self._referenced(submission, submitter),
-            last_submission=await self._memory.last_submission(submission.patient),
+            last_submission=await self._memory.last_submission(submission.patient, fingerprint),
+            fingerprint=fingerprint,
             observe=self._settings.mode == "observe",
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from fake_upstream import after, batches, before, reset, transactions
-from proxying import OTHER, World, metric, proxying, said, statuses, untagged
+from proxying import OTHER, World, locations, metric, proxying, said, statuses, untagged
 from test_bad_input import ENTRIES, WHOLE, WRONG
 
 from cgm_proxy.core.body import encode
@@ -289,6 +289,18 @@ async def test_the_policy_on_submissions_that_come_too_often(policy: str, status
         else:
             assert ("order-too-often" in said(answer)) == (policy == "warn")
             assert await world.count() > stored
+
+
+async def test_a_submission_whose_answer_was_lost_is_not_too_often_when_it_is_sent_again() -> None:
+    async with proxying(policies__too_often="reject") as world:
+        await world.order()
+        bundle = await whole(world)
+        first = await world.submit(bundle)
+        again = await world.submit(bundle)
+        assert set(statuses(again)) == {200}
+        assert locations(again) == locations(first)
+        assert (await world.submit(await whole(world, 4))).status == 429
+        assert set(statuses(await world.submit(bundle))) == {200}
 
 
 async def test_what_was_told_to_be_sent_again_is_not_too_often() -> None:

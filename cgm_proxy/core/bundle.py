@@ -1,5 +1,6 @@
 """A submission and its entries, made from a parsed document; structural faults of an entry are values."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -85,6 +86,13 @@ class Submission:
     def atomic(self) -> bool:
         """Whether one refused entry refuses all."""
         return self.kind == "transaction"
+
+    def fingerprint(self) -> str:
+        """Give a hash of all its resources, to know it by if it is sent again."""
+        found = hashlib.sha256()
+        for entry in self.entries:
+            found.update(entry.encoded)
+        return found.hexdigest()
 
     def linked(self, entry: Entry) -> AbstractSet[int]:
         """Give the indices of the entries that an entry references."""

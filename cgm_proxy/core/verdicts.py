@@ -80,6 +80,9 @@ class Context:
     stored: Mapping[str, Json] | None = None
     """Stored resources that entries reference, by reference."""
     last_submission: datetime | None = None
+    """When something new of the patient was last stored, by another submission than this one."""
+    fingerprint: str = ""
+    """The submission's, where it matters whether it is the last one once more."""
     observe: bool = False
 
 
