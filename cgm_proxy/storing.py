@@ -40,8 +40,11 @@ class Receiver:
 class Part:
     """Verdicts of a part of the submission, and what is accepted of it, identified."""
 
-    verdicts: list[Verdict]
-    identified: list[Identified]
+    verdicts: Sequence[Verdict] = ()
+    identified: Sequence[Identified] = ()
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part([*self.verdicts, *other.verdicts], [*self.identified, *other.identified])
 
 
 class Storing:
@@ -60,7 +63,8 @@ class Storing:
         self._known = Known(receiver.upstream, receiver.memory, submitter, submission.patient or "")
         self._targets = set(submission.links.values())
         self._first: asyncio.Task[None] | None = None
-        self._referenced: list[Identified] = []
+        self._planned = asyncio.Event()
+        self._referenced: dict[int, Identified] = {}
         self._seen: plan.Seen = {}
         self._same_as: dict[int, int] = {}
         self._begun: list[Identified] = []
@@ -68,11 +72,11 @@ class Storing:
         self._failure: RequestRefused | None = None
         self._outcomes: dict[int, Outcome] = {}
 
-    def identify(self, verdicts: Sequence[Verdict]) -> Sequence[Identified]:
-        """Identify what was accepted; the first time, that is all that entries of later times may reference."""
+    def identify(self, verdicts: Sequence[Verdict]) -> Part:
+        """Make a part of its verdicts; the first one holds all that entries of others may reference."""
         identified = plan.identify(verdicts, self._submission, self._resolve, self._referenced)
-        self._referenced += [one for one in identified if one.entry.index in self._targets]
-        return identified
+        self._referenced |= {one.entry.index: one for one in identified if one.entry.index in self._targets}
+        return Part(verdicts, identified)
 
     def begin(self, part: Part, tasks: asyncio.TaskGroup, turn: Turn) -> None:
         """Store a part in the background; those that reference entries of the first one wait for it."""
@@ -112,18 +116,24 @@ class Storing:
     async def _store_in_time(self, part: Part, first: asyncio.Task[None] | None) -> None:
         try:
             async with asyncio.timeout_at(self._deadline):
-                leaning = first and any(self._submission.linked(one.entry) for one in part.identified)
-                if first and leaning:
+                linked = {index for one in part.identified for index in self._submission.linked(one.entry)}
+                if first and linked:
                     await asyncio.wait([first])
-                await self._store(part, self._referenced if leaning else ())
+                earlier = [self._referenced[i] for i in linked & self._referenced.keys()] if first else ()
+                await self._store(part, earlier, first=first is None)
         except TimeoutError as error:
             self._failure = self._failure or fault(error)
         except RequestRefused as refused:
             self._failure = self._failure or refused
             said = Refused(refused.status, refused.issues)
+            if refused.status >= 500:  # of a look-up; that nothing was sent changes nothing for the submitter
+                said = Refused(503, UNKNOWN.issues + refused.issues)
             self._outcomes = {one.entry.index: said for one in part.identified} | self._outcomes
+        finally:
+            if first is None:
+                self._planned.set()
 
-    async def _store(self, part: Part, referenced: Sequence[Identified]) -> None:
+    async def _store(self, part: Part, referenced: Sequence[Identified], *, first: bool) -> None:
         """Find known → plan → forward; `referenced` are entries of an earlier part, whose outcomes are known."""
         if self._failure:
             raise self._failure
@@ -134,6 +144,8 @@ class Storing:
             self._sent = True
             return
         earlier = {o.entry.index: found for o in referenced if (found := self._outcomes.get(o.entry.index))}
+        if not first:
+            await self._planned.wait()  # of what is there twice, the one that others reference is stored
         planned = plan.plan(
             [*referenced, *part.identified],
             earlier | settled,
@@ -142,6 +154,7 @@ class Storing:
             receiver.localize,
             self._seen,
         )
+        self._planned.set()
         self._same_as |= planned.same_as
         self._sent = True
         await self._forward(planned)

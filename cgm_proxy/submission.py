@@ -5,14 +5,14 @@ Judge, plan and reply are pure; finding orders, finding what is known and forwar
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 
 from cgm_proxy import metrics
 from cgm_proxy.core import reply
-from cgm_proxy.core.bundle import Submission, localizer
+from cgm_proxy.core.bundle import Entry, Submission, localizer
 from cgm_proxy.core.dialects import ORDER_TOKENS
 from cgm_proxy.core.errors import Json
 from cgm_proxy.core.judge import Judging
@@ -27,9 +27,11 @@ from cgm_proxy.traffic import GivingWay, Traffic
 from cgm_proxy.upstream import Submitter, Upstream
 from cgm_proxy.upstream_faults import within
 
-#: Entries that are judged together, and then stored together.
-SLICE = 25
+#: Entries that are judged, and then stored, together.
 PART = 1000
+
+#: Threads that judge: more would only wait for one another, and for those who read bodies.
+JUDGES = 2
 
 #: What has more entries than this is judged and answered in a thread, so that streamed traffic goes on.
 LARGE = 250
@@ -69,6 +71,7 @@ class Submissions:
         """Judge what begins from now on; replaced when the rules are read again."""
         self._memory = memory
         self._traffic = traffic
+        self._judges = ThreadPoolExecutor(JUDGES, "judge")
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._receiver = Receiver(settings, upstream, memory, self._localize)
 
@@ -85,28 +88,31 @@ class Submissions:
             async for part in self._judged(judging, storing):
                 storing.begin(part, tasks, turn)
         outcomes = await storing.finish()
-        if _is_large(judging):
+        if len(submission.entries) > LARGE:
             return await asyncio.to_thread(_finished, judging, outcomes)
         return _finished(judging, outcomes)
 
     async def _judged(self, judging: Judging, storing: Storing) -> AsyncIterator[Part]:
         """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
-        slices, large, give_way = parts(judging.submission, SLICE), _is_large(judging), GivingWay(self._traffic)
-        part = Part([], [])
+        give_way = GivingWay(self._traffic)
 
-        def judged() -> bool:
-            for entries in (some := list(islice(slices, PART // SLICE))):
-                verdicts = judging.judge(entries)
-                part.verdicts.extend(verdicts)
-                part.identified.extend(storing.identify(verdicts))
-                if large:
-                    give_way()
-            return bool(some)
+        def judged(entries: Iterable[Entry]) -> Part:
+            return storing.identify(judging.judge(entries))
 
-        while await asyncio.to_thread(judged) if large else judged():
-            if judging.sure:
-                yield part
-                part = Part([], [])
+        waiting = Part()
+        try:
+            for entries in parts(judging.submission, PART):
+                if len(entries) > LARGE:
+                    waiting += await asyncio.get_running_loop().run_in_executor(
+                        self._judges, judged, give_way.between(entries)
+                    )
+                else:
+                    waiting += judged(entries)
+                if judging.sure:
+                    yield waiting
+                    waiting = Part()
+        finally:
+            give_way.stop()
 
     async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
@@ -146,10 +152,6 @@ class Submissions:
                 wanted.setdefault(local, []).append(reference)
         found = await self._upstream.read(sorted(wanted)[:REFERENCED], submitter) if wanted else {}
         return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
-
-
-def _is_large(judging: Judging) -> bool:
-    return len(judging.submission.entries) > LARGE
 
 
 def _finished(judging: Judging, outcomes: Mapping[int, Outcome]) -> Finished:

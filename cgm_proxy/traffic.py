@@ -6,9 +6,12 @@ One event loop writes them. A metrics endpoint reads them as they are; nothing h
 import math
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic, sleep
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 #: Upper bounds of the latency histogram's buckets (seconds); one more bucket holds what is slower.
 LATENCY_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -53,15 +56,32 @@ class Traffic:
         return monotonic() - self.last < RECENT
 
 
+class StoppedError(Exception):
+    """Nobody waits any more for what a thread works on."""
+
+
 class GivingWay:
     """What long work in a thread calls again and again, so that streamed requests need not wait for a processor, or the GIL."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
         self._began = monotonic()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the work, which can't be cancelled, by `StoppedError`."""
+        self._stopped = True
+
+    def between(self, items: Iterable[T]) -> Iterator[T]:
+        """Give the items to work on, and give way after each."""
+        for item in items:
+            yield item
+            self()
 
     def __call__(self) -> None:
         """Sleep a little, where requests stream and the work has taken its time since it did so last."""
+        if self._stopped:
+            raise StoppedError
         if monotonic() - self._began < WORK:
             return
         if self._traffic.streaming:

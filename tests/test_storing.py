@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from fake_upstream import before, searches, transactions
+from fake_upstream import Gate, before, holding, searches, transactions
 from proxying import World, counted, locations, proxying, said, statuses
 
 from cgm_proxy import submission
@@ -18,9 +18,8 @@ from cgm_proxy.sandbox.submissions import standing_orders
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut submissions into parts of 20 entries, judged ten by ten in a thread."""
+    """Cut submissions into parts of 20 entries, each judged in a thread."""
     monkeypatch.setattr(submission, "PART", 20)
-    monkeypatch.setattr(submission, "SLICE", 10)
     monkeypatch.setattr(submission, "LARGE", 1)
 
 
@@ -119,6 +118,40 @@ async def test_a_look_up_that_fails_later_is_told_for_its_entries_and_the_others
     async with proxying() as world:
         world.fake.script(searches("Observation"), before(500))
         answer = await world.submit(conditional(world.readings(100), 90))
-        assert counted(answer) == {201: 80, 502: 20}
-        assert said(answer, 95) == ["upstream-answer"]
+        assert counted(answer) == {201: 80, 503: 20}
+        assert said(answer, 95) == ["fate-unknown", "upstream-answer"]
         assert await world.count() == 80
+
+
+async def test_what_a_failed_look_up_kept_out_may_be_sent_again_where_too_often_is_refused() -> None:
+    async with proxying(policies__too_often="reject") as world:
+        await world.order()
+        bundle = conditional(world.readings(100, summary=True, pdf=True), 108)
+        world.fake.script(searches("Observation"), before(500))
+        assert counted(await world.submit(bundle)).keys() == {201, 503}
+        assert counted(await world.submit(bundle)).keys() == {200, 201}
+        assert 'outcome="failed"' in await world.metrics()
+
+
+async def test_a_twin_of_a_later_part_never_takes_the_place_of_an_entry_that_others_reference() -> None:
+    """Also where the first part, with all that is referenced, is looked up slowly while the later one is ready."""
+    async with proxying() as world:
+        bundle = world.readings(40, summary=True)
+        entries = bundle["entry"]
+        summary = next(entry for entry in entries if "hasMember" in entry["resource"])
+        member = next(e for e in entries if e["fullUrl"] == summary["resource"]["hasMember"][0]["reference"])
+        summary["request"]["ifNoneExist"] = "identifier=http://x.org|summary"  # which is looked up first
+        entries.append({**member, "fullUrl": "urn:uuid:00000000-0000-4000-8000-00000000ffff"})
+        slow, slower = Gate(), Gate()
+        world.fake.script(searches("Observation"), slow)
+        world.fake.always(holding("0000ffff"), slower)  # never, as it should be
+        sending = asyncio.create_task(world.submit(bundle))
+        await asyncio.wait_for(slow.reached.wait(), 10)
+        for gate in (slow, slower):
+            await asyncio.sleep(0.5)  # what may go on does
+            gate.opened.set()
+        answer = await sending
+        assert counted(answer) == {201: len(entries) - 1, 200: 1}
+        assert locations(answer)[-1] == locations(answer)[entries.index(member)]
+        (stored,) = [one for one in await world.stored() if "hasMember" in one]
+        assert not [one for one in stored["hasMember"] if one["reference"].startswith("urn:")]

@@ -7,6 +7,7 @@ group, a summary with its members and the report on it, stays in one transaction
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from types import MappingProxyType
 
 import msgspec
 
@@ -99,7 +100,7 @@ class Plan:
     aliases: Mapping[str, str]
     """References that are written in another way upstream: to what is stored, to an entry by its id, to this server."""
     links: Mapping[str, int]
-    """The references that mean an entry, with that entry's index, or the index of the one that it is the same as."""
+    """Its references that mean an entry, with that entry's index, or the index of the one that it is the same as."""
     settled: Mapping[int, Outcome]
     """Accepted entries of which it is known without the upstream what becomes of them."""
     atomic: bool = False
@@ -107,18 +108,23 @@ class Plan:
 
 
 def identify(
-    verdicts: Iterable[Verdict], submission: Submission, resolve: Resolve, earlier: Iterable[Identified] = ()
+    verdicts: Iterable[Verdict],
+    submission: Submission,
+    resolve: Resolve,
+    earlier: Mapping[int, Identified] = MappingProxyType({}),
 ) -> tuple[Identified, ...]:
     """Give each accepted entry its identity, those that are referenced first; one on a circle of references has none.
 
-    `earlier` are those of an earlier part that these may reference.
+    `earlier` are those of an earlier part that these may reference, by index.
     """
     accepted = {v.entry.index: v.entry for v in verdicts if v.accepted and v.profiles}
-    found = {one.entry.index: one.identity for one in earlier}
+    found: dict[int, str] = {}
     edges = {entry.index: submission.linked(entry) for entry in accepted.values()}
     for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
         entry = accepted[index]
-        inner = {r: found[submission.links[r]] for r in entry.references if submission.links.get(r) in found}
+        linked = {r: i for r in entry.references if (i := submission.links.get(r)) is not None}
+        known = {r: found.get(i) or (earlier[i].identity if i in earlier else None) for r, i in linked.items()}
+        inner = {r: name for r, name in known.items() if name}
         found[index] = identity(entry, submission.patient or "", resolve, inner)
     return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
 
@@ -150,7 +156,8 @@ def plan(
     sound = [one for one in identified if one.entry.index not in settled]
     same_as = _same_as(sound, {} if seen is None else seen)
     creates = {one.entry.index: one for one in sound if one.entry.index not in same_as}
-    links = {name: same_as.get(index, index) for name, index in submission.links.items()}
+    named = {r: i for o in identified for r in o.entry.references if (i := submission.links.get(r)) is not None}
+    links = {name: same_as.get(index, index) for name, index in named.items()}
     edges = {i: {links[r] for r in o.entry.references if links.get(r) in creates} for i, o in creates.items()}
     groups = [tuple(creates)] if submission.atomic and creates else _grouped(creates, edges)
     too_large = {index: TOO_LARGE for group in groups if len(group) > largest for index in group}

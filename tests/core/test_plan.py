@@ -324,10 +324,10 @@ def test_a_submission_that_is_cut_into_parts_is_identified_as_in_one_piece(items
     verdicts = judge(taken, context(rules=FakeRules(always="http://x/any"))).verdicts
     whole = {one.entry.index: one.identity for one in of(taken)}
     cut = list(parts(taken, size))
-    found: list[Identified] = []
+    found: dict[int, Identified] = {}
     for part in cut:
         made = identify([verdicts[entry.index] for entry in part], taken, resolver(taken), found)
         leaning = {index for one in made for index in taken.linked(one.entry)}
         assert leaning <= {one.index for one in (*cut[0], *part)}
-        found += made
-    assert {one.entry.index: one.identity for one in found} == whole
+        found |= {one.entry.index: one for one in made}
+    assert {index: one.identity for index, one in found.items()} == whole
