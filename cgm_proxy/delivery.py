@@ -45,11 +45,15 @@ SEVERAL = Refused(
     ),
 )
 
-#: Failures (500) of parts of chunks, in one submission, until the upstream itself is taken for broken, not an entry.
+#: Failures (500, 409) of parts of chunks, in one submission, until the upstream itself is taken for broken, not an entry.
 FAILURES = 32
 
-#: Races that one chunk may lose.
+#: Races that one chunk may lose, and one that is a part of another that lost all of its.
 RACES = 12
+FEWER_RACES = 3
+
+#: Causes that may last, and be of one entry's making: HAPI says 409 of whatever its store refuses.
+LASTING: tuple[set[Cause], ...] = ({"failed"}, {"conflict"})
 
 #: How long the upstream is left alone where what it was sent may still be under way, and must not be sent again (seconds).
 SETTLING = 1.0
@@ -108,7 +112,10 @@ class Delivery:
                 self._locations.update(dict.fromkeys(self._names[index], outcome.reference))
 
     async def deliver(self, groups: Sequence[Group], retries: int | None = None) -> None:
-        """Send groups together, again while that may help, then by parts; a group that is too large for that is left as it is."""
+        """Send groups together, again while that may help, then by parts; a group that is too large for that is left as it is.
+
+        `retries` are those of a part of what has failed before.
+        """
         look, tries = self._strategy.creating.looks, _Tries(self._way, retries)
         left = self.open(groups)
         while left:
@@ -251,8 +258,7 @@ class Delivery:
     async def _give_up(self, groups: Sequence[Group], answer: Mapping[int, Again]) -> None:
         """Leave entries unknown; but one that a server can't digest must not keep the others of its chunk out for ever."""
         CHUNKS.labels("unknown").inc()
-        failed = all(again.cause == "failed" for again in answer.values())
-        if failed and len(groups) > 1 and self._way.failures_left > 0:
+        if {again.cause for again in answer.values()} in LASTING and len(groups) > 1 and self._way.failures_left > 0:
             self._way.failures_left -= 1
             half = len(groups) // 2
             await self.deliver(groups[:half], 0)
@@ -260,7 +266,8 @@ class Delivery:
             return
         for index, again in answer.items():
             why = FAILED if again.cause == "failed" else UNAVAILABLE
-            self.note({index: Refused(503, UNKNOWN.issues + why.issues)})
+            said = again.refusal.told() if again.refusal else why
+            self.note({index: Refused(503, UNKNOWN.issues + said.issues)})
 
 
 class _Tries:
@@ -269,7 +276,8 @@ class _Tries:
     def __init__(self, way: Way, retries: int | None) -> None:
         self._patience = way.patience
         self._retries = way.retries if retries is None else retries
-        self._races = 0
+        self._races = RACES if retries is None else FEWER_RACES
+        self._lost = 0
         self.unclear = False
         """Whether a condition has failed before."""
 
@@ -279,9 +287,9 @@ class _Tries:
         if causes & FAILING:
             self._retries -= 1
             return self._retries >= 0 and not self._patience.over
-        self._races += 1
-        await after_race(self._races)
-        return self._races <= RACES
+        self._lost += 1
+        await after_race(self._lost)
+        return self._lost <= self._races
 
 
 def _indices(groups: Iterable[Group]) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 
 from cgm_proxy.core.bundle import Entry
-from cgm_proxy.core.errors import Issue, Json, RequestRefused
+from cgm_proxy.core.errors import Issue, Json, RequestRefused, operation_outcome
 from cgm_proxy.core.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored
 from cgm_proxy.core.strategy import apart
 from cgm_proxy.core.verdicts import Verdict
@@ -37,6 +37,14 @@ CIRCULAR = Refused(
             code="business-rule",
         ),
     ),
+)
+
+
+#: Said of an entry that was sent in the submitter's own words and is not answered.
+UNCONFIRMED = Issue(
+    "fate-unknown",
+    "the server did not confirm it, and may have stored it; look for it before you send it again",
+    code="transient",
 )
 
 
@@ -145,9 +153,17 @@ async def relay_unjudged(
     try:
         answered = await upstream.batch(batch, submitter)
     except RequestRefused as refused:
-        return {entry.index: Refused(refused.status, refused.issues) for entry in entries}
+        sent = refused.status in {502, 504}
+        outcome = unanswered(*refused.issues) if sent else Refused(refused.status, refused.issues)
+        return dict.fromkeys((entry.index for entry in entries), outcome)
     answers = answered if len(answered) == len(entries) else [{}] * len(entries)
     return {entry.index: _relayed(answer) for entry, answer in zip(entries, answers, strict=True)}
+
+
+def unanswered(*issues: Issue) -> Relayed:
+    """Make the outcome of an entry that was sent in the submitter's own words and has no answer; `issues` say why."""
+    response = {"status": "503 Service Unavailable", "outcome": operation_outcome([UNCONFIRMED, *issues])}
+    return Relayed(503, {"response": response})
 
 
 def _relayed(answer: Json) -> Outcome:

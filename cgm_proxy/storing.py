@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import msgspec
 
 from cgm_proxy.core import plan
-from cgm_proxy.core.bundle import Submission
+from cgm_proxy.core.bundle import Entry, Submission
 from cgm_proxy.core.errors import RequestRefused
 from cgm_proxy.core.judge import resolver
 from cgm_proxy.core.plan import Identified, Outcome, Refused, Stored
 from cgm_proxy.core.reply import Return
 from cgm_proxy.core.verdicts import Context, Verdict
 from cgm_proxy.delivery import UNKNOWN, Way
-from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, twin, unjudged
+from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, twin, unanswered, unjudged
 from cgm_proxy.known import Known
 from cgm_proxy.memory import Memory
 from cgm_proxy.notes import Turn
@@ -68,6 +68,7 @@ class Storing:
         self._seen: plan.Seen = {}
         self._same_as: dict[int, int] = {}
         self._begun: list[Identified] = []
+        self._unjudged: list[Entry] = []
         self._sent = False
         self._failure: RequestRefused | None = None
         self._outcomes: dict[int, Outcome] = {}
@@ -93,6 +94,7 @@ class Storing:
                 deadline=self._deadline,
             )
         self._begun += part.identified
+        self._unjudged += unjudged(part.verdicts, part.identified)
         task = tasks.create_task(self._store_in_time(part, self._first))
         self._first = self._first or task
 
@@ -107,6 +109,8 @@ class Storing:
         for one in self._begun:
             if one.entry.index not in self._same_as:
                 outcomes.setdefault(one.entry.index, UNKNOWN)
+        for entry in self._unjudged:  # that were not sent
+            outcomes.setdefault(entry.index, UNKNOWN)
         self._share_with_twins()
         unknown = any(isinstance(outcome, Refused) and outcome.status == 503 for outcome in outcomes.values())
         if not unknown and any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
@@ -190,6 +194,7 @@ class Storing:
         """Let through what `observe` mode does not refuse; it may change what is stored, as any batch may."""
         if left := unjudged(part.verdicts, part.identified):
             batch = in_own_words(left)
+            self._outcomes |= dict.fromkeys((entry.index for entry in left), unanswered())
             async with self._receiver.memory.writing_bundle(batch):
                 relayed = await relay_unjudged(left, batch, self._receiver.upstream, self._submitter)
             self._outcomes |= relayed

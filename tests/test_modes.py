@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from fake_upstream import after, batches, before, reset, transactions
-from proxying import OTHER, World, locations, metric, proxying, said, statuses, untagged
+from fake_upstream import after, batches, before, reset, searches, silent, transactions
+from proxying import OTHER, World, counted, locations, metric, proxying, said, statuses, untagged
 from test_bad_input import ENTRIES, WHOLE, WRONG
 
 from cgm_proxy.core.body import encode
@@ -184,6 +184,31 @@ async def test_a_batch_that_fails_while_observing_fails_alone(act) -> None:
         assert good == 201
         assert bad >= 400
         assert await world.count() == 1
+
+
+@pytest.mark.parametrize("act", [silent(committed=True), reset(committed=True), before(504)])
+async def test_a_batch_that_is_not_answered_while_observing_leaves_its_entries_unknown(act) -> None:
+    async with proxying(mode="observe", limits__seconds=3, upstream__read_timeout=3) as world:
+        world.fake.script(batches, act)
+        bundle = world.readings(2)
+        bundle["entry"][1] |= {"request": {"method": "PUT", "url": "Observation/mine"}}
+        answer = await world.submit(bundle)
+        assert statuses(answer) == [201, 503]
+        assert said(answer, 1)[0] == "fate-unknown"
+        assert "look for it before" in answer.body["entry"][1]["response"]["outcome"]["issue"][0]["diagnostics"]
+
+
+async def test_what_observing_would_let_through_and_never_sent_may_be_sent_again() -> None:
+    async with proxying(mode="observe") as world:
+        bundle = world.readings(1100)
+        bundle["entry"][1050]["resource"]["code"] = {"text": "no reading"}
+        for entry in bundle["entry"][1060:]:
+            entry["request"]["ifNoneExist"] = f"identifier=http://x.org|{entry['fullUrl']}"
+        world.fake.script(searches("Observation", "x.org"), before(500))
+        answer = await world.submit(bundle)
+        assert counted(answer) == {201: 1000, 503: 100}
+        assert said(answer, 1050)[0] == "fate-unknown"
+        assert not world.fake.of(batches)
 
 
 async def test_a_single_post_while_observing_names_its_location() -> None:

@@ -10,7 +10,7 @@ from cgm_proxy import pace as pace_module
 from cgm_proxy import traffic as traffic_module
 from cgm_proxy.pace import FIRST, Pace
 from cgm_proxy.settings import Forward
-from cgm_proxy.traffic import PAUSE, RECENT, WORK, GivingWay, Traffic
+from cgm_proxy.traffic import PAUSE, RECENT, WORK, GivingWay, StoppedError, Traffic
 
 SETTINGS = Forward(chunk=100, concurrency=8)
 
@@ -193,3 +193,12 @@ def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_t
     slept.clear()
     work(10 * WORK)
     assert slept == []
+
+
+def test_long_work_ends_when_nobody_waits_for_it_any_more() -> None:
+    give_way = GivingWay(Traffic())
+    items = give_way.between(range(10))
+    assert [next(items), next(items)] == [0, 1]
+    give_way.stop()
+    with pytest.raises(StoppedError):
+        next(items)

@@ -39,8 +39,9 @@ _RANGES = {"integer": (-(2**31), 2**31 - 1), "unsignedInt": (0, 2**31 - 1), "pos
 LONGEST_SHOWN = 60
 #: The byte order mark, which the HL7 validator takes out of any text.
 NOTHING = "\ufeff"
-#: Letters below U+0020 have no place in text (https://hl7.org/fhir/R4/datatypes.html#string); of these two the validator says so.
-CONTROL = re.compile("[\b\f]")
+#: Letters below U+0020 have no place in text (https://hl7.org/fhir/R4/datatypes.html#string); of two the validator says so, and
+#: a server on PostgreSQL can't store U+0000.
+CONTROL = re.compile("[\0\b\f]")
 
 
 def show(value: Any) -> str:
@@ -142,7 +143,7 @@ def fault(type_: str, value: Any) -> str | None:
     if not value:
         return "text that is not empty"
     if CONTROL.search(value):
-        return "text without the letters U+0008 and U+000C"
+        return "text without the letters U+0000, U+0008 and U+000C"
     return _TEXTS[type_](value) if type_ in _TEXTS else None
 
 

@@ -96,7 +96,7 @@ class Again(msgspec.Struct, frozen=True, gc=False):
     cause: Cause
     wait: float = 0.0
     refusal: Refusal | None = None
-    """What stands if it stays `unclear`."""
+    """What stands if it stays `unclear`, and is told beside if it stays a `conflict`."""
 
 
 Result = Stored | Refusal | Again
@@ -164,7 +164,7 @@ def _without(status: int, outcome: Json | None, answered: Answered | None = None
     wait = retry_after(headers.get("Retry-After", ""), answered.at) if answered else None
     refusal = Refusal(status, outcome or {}, headers.get("WWW-Authenticate"))
     if status in CAUSES:
-        return Again(CAUSES[status], wait or 0.0, refusal if status == 412 else None)
+        return Again(CAUSES[status], wait or 0.0, refusal if status in {409, 412} else None)
     if status < 500 or status in LASTING:
         return refusal
     if status == 503 and wait is not None:

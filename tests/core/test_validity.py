@@ -158,6 +158,7 @@ INVALID = {
     "a text of a byte order mark": {"valueQuantity": RESOURCE["valueQuantity"] | {"unit": "\ufeff"}},
     "a form feed in a text": {"method": {"text": "a\fb"}},
     "a form feed alone": {"method": {"text": "\f"}},
+    "a zero byte in a text": {"method": {"text": "a\0b"}},
     "a backspace in a text": {"method": {"text": "\b"}},
     "a companion of the type": {"_resourceType": {"id": "a"}},
     "a range from high to low": extended("http://x.org/e", valueRange={"low": {"value": 2}, "high": {"value": 1}}),
