@@ -5,7 +5,8 @@ create of each entry decides in any case.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from cgm_proxy.core.bundle import objects
@@ -135,7 +136,7 @@ class Known:
         others = [condition for condition in asked if condition not in simple]
         try:
             found: dict[tuple[str, Parameters], Matches] = dict(await self._match_identifiers(simple))
-            matched = await self._all(self._match(kind, wanted) for kind, wanted in others)
+            matched = await self._all(partial(self._match, kind, wanted) for kind, wanted in others)
         except RequestRefused as refused:
             if refused.status not in NOT_ALLOWED:
                 raise
@@ -171,7 +172,8 @@ class Known:
         for one in asked:
             by_type.setdefault(one.entry.type, []).append(one.identity)
         parts = [(kind, part) for kind, identities in by_type.items() for part in _parts(identities)]
-        found = await self._all(self._upstream.stored(kind, p, self._patient, self._submitter) for kind, p in parts)
+        stored = self._upstream.stored
+        found = await self._all(partial(stored, kind, part, self._patient, self._submitter) for kind, part in parts)
         return {identity: stored for part in found for identity, stored in part.items()}
 
     async def _match_identifiers(
@@ -182,7 +184,8 @@ class Known:
             by_type.setdefault(kind, []).append(wanted)
         parts = [(kind, part) for kind, wanted in by_type.items() for part in _parts(wanted)]
         found = await self._all(
-            self._upstream.search(
+            partial(
+                self._upstream.search,
                 kind,
                 {"identifier": ",".join(p), "_elements": "identifier", "_count": str(2 * len(p))},
                 self._submitter,
@@ -206,10 +209,10 @@ class Known:
                 raise
             return REJECTED_CONDITION
 
-    async def _all(self, look_ups: Iterable[Awaitable[T]]) -> list[T]:
-        async def placed(look_up: Awaitable[T]) -> T:
+    async def _all(self, look_ups: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+        async def placed(look_up: Callable[[], Awaitable[T]]) -> T:
             async with self._places:
-                return await look_up
+                return await look_up()
 
         return await asyncio.gather(*(placed(look_up) for look_up in look_ups))
 

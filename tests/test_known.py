@@ -1,12 +1,13 @@
 """What is found stored already: by identity, and by a submitter's own conditions."""
 
+import gc
 from copy import deepcopy
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
-from fake_upstream import before, changed, closed, reset, searches
+from fake_upstream import before, changed, closed, reset, searches, silent
 from proxying import OTHER, SYSTEM, World, counted, locations, observation, proxying, said, statuses
 
 
@@ -186,6 +187,16 @@ async def test_a_look_up_whose_connection_had_died_is_made_again(lost) -> None:
         await world.submit(world.readings(40))
         world.fake.script(searches("Observation"), lost)
         assert counted(await world.submit(world.readings(40))) == {200: 40}
+
+
+async def test_look_ups_that_still_wait_when_the_time_is_over_leave_nothing_behind() -> None:
+    async with proxying(limits__seconds=1, upstream__read_timeout=1, upstream__connect_timeout=1) as world:
+        bundle = world.readings(900)
+        for entry in bundle["entry"]:
+            entry["request"]["ifNoneExist"] = f"identifier=http://x.org|{entry['fullUrl']}"
+        world.fake.always(searches("Observation"), silent(committed=False))
+        assert (await world.submit(bundle)).status == 504
+        gc.collect()  # a coroutine that nobody awaited warns now
 
 
 async def plant(world: World, about: str) -> dict[str, Any]:
