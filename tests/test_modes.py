@@ -277,6 +277,14 @@ async def test_the_policy_on_an_incomplete_submission(policy: str, expected: Any
         assert await outcome(world, world.readings(1)) == expected
 
 
+async def test_what_may_not_be_created_is_told_so_and_not_that_the_submission_lacks_it() -> None:
+    async with proxying(policies__incomplete="reject") as world:
+        await world.put(standing_orders("argo", world.about)[1])
+        bundle = world.readings(1)
+        bundle["entry"][0]["request"] = {"method": "PUT", "url": "Observation/1"}
+        assert await outcome(world, bundle) == ([400], ["allow-method", "allow-url"])
+
+
 @pytest.mark.parametrize(("policy", "status", "named"), [("accept", 201, 0), ("warn", 201, 1), ("reject", 422, 1)])
 async def test_the_policy_on_unsolicited_entries(policy: str, status: int, named: int) -> None:
     async with proxying(policies__unsolicited=policy) as world:

@@ -57,7 +57,8 @@ class Judging:
         if self._schedules:
             verdicts = list(policies.solicited(verdicts, self._schedules, self._context))
         verdicts = list(self._by_references(verdicts))
-        self._present.update(profile for verdict in verdicts for profile in verdict.profiles)
+        if self._schedules:
+            self._present.update(profile for verdict in verdicts for profile in self._meant(verdict))
         if self._context.observe:
             verdicts = [msgspec.structs.replace(v, issues=_warnings(v.issues)) if v.issues else v for v in verdicts]
         self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
@@ -79,6 +80,10 @@ class Judging:
     def _issues(self) -> tuple[Issue, ...]:
         issues = tuple(policies.whole(self.submission, self._present, self._schedules, self._context))
         return _warnings(issues) if self._context.observe else issues
+
+    def _meant(self, verdict: Verdict) -> tuple[str, ...]:
+        """Give an entry's profiles, also where it was refused before they mattered."""
+        return verdict.profiles or _profiles(verdict.entry, self.submission, self._context)
 
     def _by_references(self, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
         """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
@@ -105,16 +110,21 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
     if refusals:
         return Verdict(entry, (), refusals)
     dialect = submission.dialect.id
-    resource = entry.resource
-    profiles = _claimed(resource, context.rules, dialect) or context.rules.implied(resource, dialect)
+    profiles = _profiles(entry, submission, context)
     if not profiles:
         text = (
             f"the {entry.type} claims no profile of the CGM guide ({dialect}) and has no code of one; "
             "correct its code or leave the entry out"
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
-    issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
+    issues = context.rules.examine(entry.resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
     return Verdict(entry, profiles, (*issues, *_misdirected(entry, submission, resolve)))
+
+
+def _profiles(entry: Entry, submission: Submission, context: Context) -> tuple[str, ...]:
+    """List the dialect's profiles that an entry claims, or else those that its code implies."""
+    resource, dialect = entry.resource, submission.dialect.id
+    return _claimed(resource, context.rules, dialect) or context.rules.implied(resource, dialect)
 
 
 def _claimed(resource: Json, rules: Rules, dialect: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The verdicts, with rules that find what they are told to."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +31,18 @@ from made import (
     urn,
 )
 
+from cgm_proxy.core.body import encode
 from cgm_proxy.core.errors import Issue
 from cgm_proxy.core.judge import judge, referenced_first, resolver
 from cgm_proxy.core.orders import Schedule, StandingOrder
+from cgm_proxy.core.rules import RuleBook
 from cgm_proxy.core.verdicts import Judgement
 from cgm_proxy.settings import Policies
+
+
+@pytest.fixture(scope="module")
+def book() -> RuleBook:
+    return RuleBook.load(Path(__file__).parents[2] / "rules")
 
 
 def only(item: Any, **more: Any) -> list[str]:
@@ -393,6 +401,47 @@ def test_a_refused_entry_does_not_make_the_submission_incomplete_too() -> None:
     rules = FakeRules({"bad": Issue("bad", "b")})
     judgement = judged(entry(summary(id="bad")), entry(gmi()), orders=ordered(asks(SUMMARY)), rules=rules)
     assert found(judgement) == [("bad", "error")]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"request": {"method": "PUT", "url": "Observation"}}, "allow-method"),
+        ({"request": {"method": "POST", "url": "Patient"}}, "allow-url"),
+        ({"request": {"method": "POST", "url": "Observation", "ifNoneExist": 5}}, "allow-condition"),
+        ({"request": None}, "entry-request"),
+        ({"fullUrl": 5}, "entry-full-url"),
+        ({"fullUrl": urn(1)}, "entry-full-url-unique"),
+        ({"resource": summary(meta={"profile": [READING]})}, "subject-unknown"),
+    ],
+)
+def test_what_may_not_be_created_does_not_make_the_submission_incomplete_too(change: dict[str, Any], rule: str) -> None:
+    """By what the refused entry claims or, where it claims nothing, by its code."""
+    change.get("resource", {}).pop("subject", None)
+    taken = [entry(gmi(), urn(1)), entry(summary()), entry(reading()) | change]
+    judgement = judged(*taken, orders=ordered(asks(READING)), policies=Policies(unsolicited="accept"))
+    assert judgement.issues == ()
+    assert rules_found(judgement)[2] == [rule]
+    assert judgement.verdicts[2].profiles == ()
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        None,
+        5,
+        [],
+        {},
+        {"resourceType": 5},
+        {"resourceType": "x"},
+        reading() | {"code": "x"},
+        reading() | {"code": nested(700)},
+    ],
+    ids=lambda resource: encode(resource)[:60].decode(),
+)
+def test_a_refused_entry_that_cannot_be_read_stands_for_no_profile(resource: Any, book: RuleBook) -> None:
+    judgement = judged(entry(resource, method="PUT"), entry(gmi()), orders=ordered(asks(READING)), rules=book)
+    assert [issue.rule for issue in judgement.issues] == ["order-incomplete"]
 
 
 @pytest.mark.parametrize(
