@@ -1,5 +1,6 @@
-"""What the proxy adds to the upstream's CapabilityStatement: that it receives CGM data, and the operation."""
+"""What the proxy changes in the upstream's CapabilityStatement: it receives CGM data by the operation, at the public base."""
 
+from collections.abc import Callable
 from typing import Any
 
 from cgm_proxy.core.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER
@@ -7,6 +8,29 @@ from cgm_proxy.core.errors import Json
 
 #: Says that a client may choose between a synchronous and an asynchronous answer (FHIR Extensions Pack, for R4 too).
 EITHER = {"url": "http://hl7.org/fhir/StructureDefinition/synchronicity-control", "valueUri": "either"}
+
+#: Where a statement gives URLs at its server's base. HAPI keeps the base of whoever asked first, maybe its own probe.
+ADDRESSES = (
+    ("implementation", "url"),
+    ("rest", "operation", "definition"),
+    ("rest", "resource", "operation", "definition"),
+)
+
+
+def publish(statement: Json, public: Callable[[str], str]) -> Json:
+    """Give the statement with the URLs at its server's base as `public` makes them; anything else comes back as it is."""
+    if statement.get("resourceType") == "CapabilityStatement":
+        for path in ADDRESSES:
+            statement = _replaced(statement, path, public)
+    return statement
+
+
+def _replaced(value: Any, path: tuple[str, ...], public: Callable[[str], str]) -> Any:
+    if isinstance(value, list):
+        return [_replaced(item, path, public) for item in value]
+    if path and isinstance(value, dict) and path[0] in value:
+        return {**value, path[0]: _replaced(value[path[0]], path[1:], public)}
+    return public(value) if not path and isinstance(value, str) else value
 
 
 def add_receiver(statement: Json, *, asynchronous: bool = False) -> Json:

@@ -10,7 +10,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from cgm_proxy import render
-from cgm_proxy.capabilities import add_receiver
+from cgm_proxy.capabilities import add_receiver, publish
 from cgm_proxy.core import asynchronous, body, detect, reply
 from cgm_proxy.core.bundle import Submission
 from cgm_proxy.core.detect import Target
@@ -65,6 +65,7 @@ class Handlers:
     ) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
+        self._bases = relay.bases
         self._public = relay.bases.public
         self._base = relay.bases.upstream.path
         self._target = relay.bases.target
@@ -141,10 +142,10 @@ class Handlers:
     def _with_receiver(self, data: bytes, made: body.Format) -> bytes:
         """Add what this proxy does to a CapabilityStatement; what can't be read is the upstream's own affair."""
         try:
-            statement = add_receiver(body.parse(data, self._limits.depth), asynchronous=self._status is not None)
+            statement = publish(body.parse(data, self._limits.depth), self._bases.published)
         except RequestRefused:
             return data
-        return render.written(statement, made)
+        return render.written(add_receiver(statement, asynchronous=self._status is not None), made)
 
     async def _inspect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Read a body, tell whether it is a submission, and answer it or let it pass as it came."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cgm_proxy.capabilities import add_receiver
+from cgm_proxy.capabilities import add_receiver, publish
 from cgm_proxy.core.body import decode, encode
 from cgm_proxy.core.dialects import OPERATION_DEFINITION, RECEIVER
 
@@ -67,3 +67,33 @@ def test_a_statement_of_wrong_types_is_added_to_all_the_same(wrong: Any) -> None
         assert RECEIVER in add_receiver(statement(**{field: wrong}))["instantiates"]
     [rest] = add_receiver(statement(rest=[{"mode": "server", "operation": wrong}]))["rest"]
     assert OPERATION in rest["operation"]
+
+
+def test_the_servers_own_urls_are_published_and_no_others() -> None:
+    operations = [{"name": "x", "definition": "up/x"}, {"name": "y", "definition": "up/y"}]
+    given = statement(
+        url="up/metadata",
+        implementation={"description": "up", "url": "up"},
+        rest=[
+            {"mode": "server", "operation": operations, "resource": [{"profile": "up", "operation": operations}, {}]}
+        ],
+    )
+    before = deepcopy(given)
+    published = [{"name": "x", "definition": "UP/X"}, {"name": "y", "definition": "UP/Y"}]
+    assert publish(given, str.upper) == statement(
+        url="up/metadata",
+        implementation={"description": "up", "url": "UP"},
+        rest=[{"mode": "server", "operation": published, "resource": [{"profile": "up", "operation": published}, {}]}],
+    )
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, True, 5, [], {}, [None], [5], [[]], {"url": 5}, [{"operation": [{"definition": 5}]}]]
+)
+def test_where_a_statement_has_wrong_types_nothing_is_published(wrong: Any) -> None:
+    given = statement(implementation=wrong, rest=wrong)
+    assert publish(given, str.upper) == given
+    assert publish({"resourceType": "Basic", "implementation": {"url": "up"}}, str.upper)["implementation"] == {
+        "url": "up"
+    }

@@ -280,6 +280,19 @@ async def test_a_capability_statement_that_cannot_be_read_is_the_upstreams_own_a
             assert given.data == answer
 
 
+async def test_a_capability_statement_names_the_public_base_whoever_asked_the_upstream_first() -> None:
+    async with proxying(listen__public_url="https://clinic.example/r4") as world:
+        named = {"definition": f"{world.fake.url}/OperationDefinition/x"}
+        rest = [{"mode": "server", "operation": [named], "resource": [{"operation": [named]}]}]
+        statement = {"resourceType": "CapabilityStatement", "implementation": {"url": world.fake.url}, "rest": rest}
+        world.fake.script(gets("metadata"), before(200, encode(statement), Content_Type=JSON))
+        given = (await world.request("GET", "metadata")).body
+        assert given["implementation"]["url"] == "https://clinic.example/r4"
+        public = {"definition": "https://clinic.example/r4/OperationDefinition/x"}
+        assert given["rest"][0]["operation"][0] == public
+        assert given["rest"][0]["resource"][0]["operation"] == [public]
+
+
 async def test_both_of_a_dialects_tags_and_the_operation_are_taken() -> None:
     async with proxying() as world:
         for number, tag in enumerate(BY_ID["argo"].tags):

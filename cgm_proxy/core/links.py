@@ -98,6 +98,14 @@ class Bases:
         moved = _moved(path.decode("latin-1"), self.upstream.path, self.public.path)
         return moved.encode("latin-1")
 
+    def published(self, url: str) -> str:
+        """Give the public form of a URL that is the upstream's base or lies below it; any other stays."""
+        for origin in self.upstream.origins:
+            moved = _moved(url, origin.decode() + self.upstream.path, self.public.url)
+            if moved != url:
+                return moved
+        return url
+
     @cached_property
     def upstream_mark(self) -> bytes:
         """Give what stands in every link to the upstream, however its slashes are written: host and port."""

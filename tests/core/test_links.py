@@ -32,6 +32,25 @@ def test_a_target_moves_by_whole_segments(bases, raw, target):
     assert bases.target(raw) == target
 
 
+@pytest.mark.parametrize(
+    ("url", "published"),
+    [
+        ("http://up:8081/hapi/fhir", "https://public.example:8443/r4"),
+        ("http://up:8081/hapi/fhir/OperationDefinition/x", "https://public.example:8443/r4/OperationDefinition/x"),
+        ("http://up:8081/hapi/fhirx", "http://up:8081/hapi/fhirx"),
+        ("http://up:8081/hapi", "http://up:8081/hapi"),
+        ("/hapi/fhir/x", "/hapi/fhir/x"),
+        ("http://hl7.org/fhir/x?at=http://up:8081/hapi/fhir", "http://hl7.org/fhir/x?at=http://up:8081/hapi/fhir"),
+    ],
+)
+def test_only_what_is_at_the_upstreams_base_is_published(url, published):
+    assert MOVED.published(url) == published
+
+
+def test_the_upstreams_default_port_may_be_written_or_not():
+    assert ROOT.published("http://up:80/fhir/x") == ROOT.published("http://up/fhir/x") == "http://public.example/x"
+
+
 LINKS = [
     (SAME, "http://up:8081/fhir/Patient/1/_history/2", "http://public.example/fhir/Patient/1/_history/2"),
     (SAME, "http://up:8081/fhir", "http://public.example/fhir"),
