@@ -46,6 +46,9 @@ SEARCHED = 200
 #: Longest answer that is read, in largest submissions: a representation holds more than what was sent.
 LARGEST = 4
 
+#: Answers up to this size are read however small submissions must be (bytes): HAPI's CapabilityStatement has 1.8 MB.
+LARGEST_AT_LEAST = 16 * 2**20
+
 #: The rule of a read that the upstream refuses for what it asks.
 REJECTED = "upstream-rejected"
 
@@ -77,7 +80,7 @@ class Upstream:
         self.pace = Pace(settings.forward, traffic)
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self.strategy = StrategyInForce(settings, self.pace, self._statement)
-        self._largest = LARGEST * settings.limits.body_bytes
+        self._largest = max(LARGEST * settings.limits.body_bytes, LARGEST_AT_LEAST)
         self._timeout = aiohttp.ClientTimeout(
             total=settings.limits.seconds,
             connect=settings.upstream.connect_timeout,

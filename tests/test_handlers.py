@@ -293,6 +293,13 @@ async def test_a_capability_statement_names_the_public_base_whoever_asked_the_up
         assert given["rest"][0]["resource"][0]["operation"] == [public]
 
 
+async def test_a_capability_statement_may_be_larger_than_any_submission() -> None:
+    async with proxying(limits__body_bytes=1024) as world:
+        statement = {"resourceType": "CapabilityStatement", "description": "x" * 2_000_000}
+        world.fake.script(gets("metadata"), before(200, encode(statement), Content_Type=JSON))
+        assert (await world.request("GET", "metadata")).body["description"] == statement["description"]
+
+
 async def test_both_of_a_dialects_tags_and_the_operation_are_taken() -> None:
     async with proxying() as world:
         for number, tag in enumerate(BY_ID["argo"].tags):
