@@ -1,8 +1,10 @@
 """Wiring: from settings to two listening ports, rules that can be replaced, and an end that loses nothing."""
 
 import asyncio
+import errno
 import gc
 import logging
+import os
 import signal
 from pathlib import Path
 from threading import Thread
@@ -22,6 +24,7 @@ from cgm_proxy.peers import Peers
 from cgm_proxy.relay import Relay
 from cgm_proxy.rules_lint import load_linted
 from cgm_proxy.settings import Settings
+from cgm_proxy.settings_keys import SettingsError
 from cgm_proxy.status import Status
 from cgm_proxy.submission import Submissions
 from cgm_proxy.upstream import Upstream
@@ -31,6 +34,8 @@ from cgm_proxy.wire import SERVER_OPTIONS
 RELOADING = (signal.SIGHUP,)
 #: Faults of rules that one log line names.
 LOGGED = 20
+#: Why one can't listen that another port mends; any other reason is the host's.
+PORT_FAULTS = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Proxy:
@@ -43,7 +48,7 @@ class Proxy:
         self.ops_port = settings.listen.ops_port
 
     async def start(self) -> None:
-        """Listen on both ports; raises `OSError` where one is taken."""
+        """Listen on both ports; raises `SettingsError`, with all closed again, where that can't be."""
         settings = self._settings
         self._jobs = Jobs.open(settings.jobs)
         self._relay = Relay(settings)
@@ -62,8 +67,13 @@ class Proxy:
         self._public = web.ServerRunner(self._server, shutdown_timeout=patience)
         self._ops = web.AppRunner(ops_application(upstream, memory), access_log=None)
         listen = settings.listen
-        self.port = await _listen(self._public, listen.host, listen.port)
-        self.ops_port = await _listen(self._ops, listen.ops_host, listen.ops_port)
+        try:
+            self.port = await _listen(self._public, "", listen.host, listen.port)
+            self.ops_port = await _listen(self._ops, "ops_", listen.ops_host, listen.ops_port)
+        except SettingsError:
+            await self._public.cleanup()
+            await self._close()
+            raise
         if self._jobs:
             await self._jobs.start(self._handlers.work)
         self._lag = asyncio.create_task(watch_lag())
@@ -95,9 +105,12 @@ class Proxy:
         if not (await self._handlers.drain(0) and finished):  # one may have begun while its connection was finished
             log("stopped before all submissions were answered", logging.WARNING)
         hanging_up.cancel()
+        self._lag.cancel()
+        await self._close()
+
+    async def _close(self) -> None:
         if self._jobs:
             await self._jobs.close()
-        self._lag.cancel()
         await self._ops.cleanup()
         await self._session.close()
         await self._memory.stop()
@@ -179,9 +192,18 @@ def _session(relay: Relay) -> aiohttp.ClientSession:
     )
 
 
-async def _listen(runner: web.BaseRunner, host: str, port: int) -> int:
+async def _listen(runner: web.BaseRunner, prefix: str, host: str, port: int) -> int:
     await runner.setup()
     site = web.TCPSite(runner, host, port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        name, cure = (
+            ("port", "free it, or set another port")
+            if error.errno in PORT_FAULTS
+            else ("host", "set an address of this machine")
+        )
+        raise SettingsError(f"listen.{prefix}{name}: can't listen at {host}:{port}: {reason}; {cure}") from None
     address: tuple[str, int] = runner.addresses[0]
     return address[1]

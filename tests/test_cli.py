@@ -1,6 +1,7 @@
 """The commands as a user runs them: output, exit status, faults in words."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,42 @@ def test_a_mistake_is_told_in_words_and_by_the_exit_status(arguments, status: in
     assert done.returncode == status
     assert told in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        (
+            "listen.port",
+            "{taken}",
+            "can't listen at 127.0.0.1:{taken}: Address already in use; free it, or set another port",
+        ),
+        (
+            "listen.ops_port",
+            "{taken}",
+            "can't listen at 127.0.0.1:{taken}: Address already in use; free it, or set another",
+        ),
+        (
+            "listen.host",
+            "192.0.2.1",
+            "can't listen at 192.0.2.1:0: Cannot assign requested address; set an address of this",
+        ),
+        ("listen.ops_host", "x.invalid", "can't listen at x.invalid:0: "),
+    ],
+)
+def test_where_nobody_can_listen_is_told_in_one_line_that_names_the_setting(
+    setting: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        given = {"listen.host": "127.0.0.1", "listen.ops_host": "127.0.0.1", "listen.port": "0", "listen.ops_port": "0"}
+        given |= {"upstream.url": "http://127.0.0.1:1/fhir", "jobs.path": str(tmp_path / "jobs")}
+        for name, text in {**given, setting: value.format(taken=taken)}.items():
+            monkeypatch.setenv(f"CGM_PROXY_{name.upper().replace('.', '_')}", text)
+        done = run("serve")
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"cgm-proxy: {setting}: {told.format(taken=taken)}")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_rules_are_listed_for_a_reader() -> None:
