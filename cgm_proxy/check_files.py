@@ -61,7 +61,7 @@ def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings) -> I
 def _submission(document: Json, settings: Settings) -> Submission:
     tagged = detect.bundle_dialect(document)
     dialect = tagged or detect.content_dialect(document) or BY_ID["1.0.0"]
-    if document.get("resourceType") in {"Bundle", "Parameters"}:
+    if document.get("resourceType") in ("Bundle", "Parameters"):
         opened = bundle.open_operation(document)
         return bundle.submission(opened, dialect, "base" if tagged else "operation", _as_it_is, settings.limits)
     return bundle.single(document, dialect, _as_it_is, None)

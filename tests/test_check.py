@@ -5,7 +5,9 @@ import json
 import pytest
 
 from cgm_proxy.check import check_line
+from cgm_proxy.check_files import check_file
 from cgm_proxy.core.rules import RuleBook
+from cgm_proxy.settings import Settings
 
 DEVICE = "http://argo.run/cgm/StructureDefinition/cgm-device"
 GOOD = {
@@ -29,6 +31,8 @@ def test_a_good_line_passes(book: RuleBook) -> None:
     assert check_line(line(GOOD), book).as_json() == {"id": "x", "verdict": "pass", "errors": []}
 
 
+SEX = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-birthsex"
+
 BAD = {
     "not JSON": (b"nope", "unreadable"),
     "not an object": (b"[1]", "json-malformed"),
@@ -45,6 +49,10 @@ BAD = {
     "an unknown profile": (line(GOOD, profile="http://e.org/p"), "unknown-profile"),
     "no profile": (line(GOOD, profile=None), "unknown-profile"),
     "a wrong element": (line({**GOOD, "serialNumber": None}), "r4-json"),
+    "an extension with a type that is a list": (
+        line({**GOOD, "extension": [{"url": SEX, "valueCode": "F", "resourceType": []}]}),
+        "r4-unknown-element",
+    ),
 }
 
 
@@ -53,6 +61,12 @@ def test_a_bad_line_fails_with_a_reason(book: RuleBook, text: bytes, rule: str) 
     checked = check_line(text, book).as_json()
     assert checked["verdict"] == "fail"
     assert rule in {error["rule"] for error in checked["errors"]}
+
+
+@pytest.mark.parametrize("kind", [[], {}, 5, None])
+def test_a_file_of_no_resource_type_fails_with_a_reason(book: RuleBook, kind: object) -> None:
+    (checked,) = check_file("x", json.dumps({"resourceType": kind}).encode(), book, Settings())
+    assert [issue.rule for issue in checked.issues] == ["entry-resource"]
 
 
 def test_references_mean_what_the_context_has(book: RuleBook) -> None:

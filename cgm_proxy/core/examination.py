@@ -127,7 +127,7 @@ class Examination:
 
     def judge(self, profile: Profile, data: Json, path: str, within: Json) -> Iterator[Issue]:
         """Evaluate a profile's rules on a resource or extension."""
-        if profile.type not in {"Extension", data.get("resourceType")}:
+        if profile.type not in ("Extension", data.get("resourceType")):
             text = f"{last(path)} is a {data.get('resourceType')}; {profile.name} is a profile of {profile.type}"
             yield Issue(f"{profile.name}/type", text, path)
             return
