@@ -3,6 +3,9 @@
 import logging
 from typing import Any, Final
 
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+
 #: Longest request or status line (bytes): searches by GET can be long.
 LINE: Final = 2**16
 #: Longest header field, its name included (bytes): SMART tokens can be long.
@@ -10,17 +13,26 @@ FIELD: Final = 2**17
 #: Most header fields of a message.
 FIELDS: Final = 512
 
+#: What only a client can cause: a message that is no HTTP, or a connection that ends early.
+CLIENTS: Final = (BadHttpMessage, ConnectionResetError, web.RequestPayloadError)
+
 #: Where aiohttp's server says what it could not read.
 LOG: Final = logging.getLogger("cgm_proxy.wire")
 
 
 def _without_content(record: logging.LogRecord) -> bool:
-    """Keep the kind of a fault and drop its text: aiohttp quotes the request, and so a patient's name in its URL."""
-    if record.exc_info:
-        kind = record.exc_info[0]
-        record.msg, record.args = "%s: %s", (record.getMessage(), kind.__name__ if kind else "unknown")
-        record.exc_info = None
-    return True
+    """Keep the kind of a fault and drop its text, which quotes the request and so a patient's name, and the client's address.
+
+    What a client caused is no error of the server.
+    """
+    if not record.exc_info:
+        return True
+    kind = record.exc_info[0]
+    event = str(record.msg).removesuffix(" from %s")
+    record.msg, record.args, record.exc_info = "%s: %s", (event, kind.__name__ if kind else "unknown"), None
+    if kind and issubclass(kind, CLIENTS) and record.levelno > logging.INFO:
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return LOG.isEnabledFor(record.levelno)
 
 
 LOG.addFilter(_without_content)

@@ -1,7 +1,9 @@
 """What is logged and counted of a submission, and what never is."""
 
+import asyncio
 import json
 import logging
+from contextlib import closing
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +14,7 @@ from proxying import metric, proxying
 from cgm_proxy.core.body import encode
 from cgm_proxy.logs import JsonLines
 from cgm_proxy.sandbox.submissions import patient
+from cgm_proxy.wire import LINE, LOG
 
 SECRET = "Zyxomma"
 
@@ -81,6 +84,40 @@ async def test_a_submissions_log_line_says_what_became_of_it(caplog: pytest.LogC
     assert len({line["request_id"] for line in lines}) == 6
     assert [line.get("rule") for line in lines][4:] == ["upstream-authority", "upstream-answer"]
     assert all(line["seconds"] >= 0 and line["level"] == "info" for line in lines)
+
+
+BROKEN = {
+    "no HTTP": (b"GET / HTTP/9\r\n\r\n", "BadStatusLine"),
+    "a field that is none": (b"GET / HTTP/1.1\r\nHost: x\r\n: x\r\n\r\n", "BadHttpMessage"),
+    "a long target": (b"GET /" + b"x" * 2 * LINE + b" HTTP/1.1\r\n\r\n", "LineTooLong"),
+}
+
+
+@pytest.mark.parametrize(("sent", "kind"), BROKEN.values(), ids=BROKEN)
+async def test_what_a_client_breaks_is_no_error_and_does_not_name_the_client(
+    sent: bytes, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with proxying() as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        with closing(writer):
+            writer.write(sent)
+            assert (await reader.read()).startswith(b"HTTP/1.0 400 ")
+    (line,) = lines_of(caplog, f"Error handling request: {kind}")
+    assert line["level"] == "info"
+    assert "127.0.0.1" not in json.dumps(logged(caplog))
+
+
+def test_a_client_that_hangs_up_is_no_error_and_a_fault_of_the_server_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    for fault in (ConnectionResetError(SECRET), ValueError(SECRET)):
+        LOG.error("Error handling request from %s", "10.1.2.3", exc_info=fault)
+    assert [(line["level"], line["event"]) for line in logged(caplog)] == [
+        ("error", "Error handling request: ValueError"),
+    ]
+    caplog.set_level(logging.INFO)
+    LOG.error("Error handling request from %s", "10.1.2.3", exc_info=ConnectionResetError(SECRET))
+    assert logged(caplog)[-1]["level"] == "info"
 
 
 async def test_every_submission_and_entry_is_counted() -> None:
