@@ -83,7 +83,7 @@ class Judging:
 
     def _meant(self, verdict: Verdict) -> tuple[str, ...]:
         """Give an entry's profiles, also where it was refused before they mattered."""
-        return verdict.profiles or _profiles(verdict.entry, self.submission, self._context)
+        return verdict.profiles or _profiles(verdict.entry.resource, self.submission.dialect.id, self._context.rules)
 
     def _by_references(self, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
         """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
@@ -109,22 +109,21 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
     refusals = entry.issues or tuple(_not_allowed(entry, submission, context))
     if refusals:
         return Verdict(entry, (), refusals)
-    dialect = submission.dialect.id
-    profiles = _profiles(entry, submission, context)
+    resource, dialect = entry.resource, submission.dialect.id
+    profiles = _profiles(resource, dialect, context.rules)
     if not profiles:
         text = (
             f"the {entry.type} claims no profile of the CGM guide ({dialect}) and has no code of one; "
             "correct its code or leave the entry out"
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
-    issues = context.rules.examine(entry.resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
+    issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
     return Verdict(entry, profiles, (*issues, *_misdirected(entry, submission, resolve)))
 
 
-def _profiles(entry: Entry, submission: Submission, context: Context) -> tuple[str, ...]:
-    """List the dialect's profiles that an entry claims, or else those that its code implies."""
-    resource, dialect = entry.resource, submission.dialect.id
-    return _claimed(resource, context.rules, dialect) or context.rules.implied(resource, dialect)
+def _profiles(resource: Json, dialect: str, rules: Rules) -> tuple[str, ...]:
+    """List the dialect's profiles that a resource claims, or else those that its code implies."""
+    return _claimed(resource, rules, dialect) or rules.implied(resource, dialect)
 
 
 def _claimed(resource: Json, rules: Rules, dialect: str) -> tuple[str, ...]:
