@@ -122,9 +122,12 @@ def identify(
     edges = {entry.index: submission.linked(entry) for entry in accepted.values()}
     for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
         entry = accepted[index]
-        linked = {r: i for r in entry.references if (i := submission.links.get(r)) is not None}
-        known = {r: found.get(i) or (earlier[i].identity if i in earlier else None) for r, i in linked.items()}
-        inner = {r: name for r, name in known.items() if name}
+        inner = {}
+        for reference in entry.references if edges[index] else ():
+            if (target := submission.links.get(reference, -1)) in found:
+                inner[reference] = found[target]
+            elif target in earlier:
+                inner[reference] = earlier[target].identity
         found[index] = identity(entry, submission.patient or "", resolve, inner)
     return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
 
