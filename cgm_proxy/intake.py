@@ -17,7 +17,7 @@ from cgm_proxy.core.detect import Target
 from cgm_proxy.core.dialects import Dialect
 from cgm_proxy.core.errors import Json, RequestRefused, operation_outcome, refuse
 from cgm_proxy.inbound import LARGE, Inbound
-from cgm_proxy.jobs import Result
+from cgm_proxy.jobs import FORGOTTEN, Result
 from cgm_proxy.logs import log
 from cgm_proxy.settings import Settings
 from cgm_proxy.submission import Finished, Submissions
@@ -111,6 +111,10 @@ class Intake:
                 outcome = "failed" if refused.status >= 500 else "refused"
                 fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
                 return Told.refusal(refused)
+            except asyncio.CancelledError as cancelled:
+                if FORGOTTEN in cancelled.args:
+                    fields["outcome"] = "cancelled"
+                raise
             finally:
                 metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))

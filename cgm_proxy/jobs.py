@@ -36,6 +36,9 @@ ATTEMPTS = 3
 #: Pauses before a submission is tried again, or the store is asked again, that failed (seconds); the last one repeats.
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 
+#: What the cancellation of a submission's work says where its submitter asked for it.
+FORGOTTEN = "forgotten"
+
 #: How often results that have expired are looked for (seconds).
 SWEEP_EVERY = 60.0
 
@@ -118,7 +121,7 @@ class Jobs:
         """Stop working on a submission, and remove all of it; raises `StoreFailed`."""
         key = _key(name)
         if task := self._tasks.get(key):
-            task.cancel()
+            task.cancel(FORGOTTEN)
             await asyncio.wait([task])
             metrics.JOBS.labels("cancelled").inc()
         await self._ask(self._store.forget, key)

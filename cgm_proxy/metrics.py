@@ -33,7 +33,8 @@ def _counter(name: str, doc: str, *labels: str) -> Counter:
 
 SUBMISSIONS = _counter(
     "submissions",
-    "Submissions, by dialect and by what became of them: stored, duplicate, partly, refused, failed, kept (for later)",
+    "Submissions, by dialect and by what became of them: stored, duplicate, partly, refused, failed, kept (for later), "
+    "cancelled (a kept one, by its submitter)",
     "dialect",
     "outcome",
 )

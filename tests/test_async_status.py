@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from client import JSON, XML
-from fake_upstream import Asked, Gate, before, gets, transactions
+from fake_upstream import Asked, Gate, before, gets, searches, transactions
 from later import files, keep, polled, raw, result, rules, status, statuses
 from proxying import metric
 from proxying import statuses as now
@@ -175,6 +175,22 @@ async def test_deleting_stops_what_is_under_way(keeping) -> None:
         assert await metric(world, "jobs_waiting") == 0
         assert set(now(await world.submit(world.readings(8)))) <= {200, 201}
         assert await world.count() == 8
+
+
+@pytest.mark.parametrize("about", [transactions, searches("ServiceRequest")], ids=["storing", "finding orders"])
+async def test_what_its_submitter_stops_is_counted_as_cancelled_and_not_as_failed(keeping, about, caplog) -> None:
+    caplog.set_level("INFO")
+    async with keeping() as world:
+        earlier = [await metric(world, "submissions_total", outcome=name) for name in ("cancelled", "failed")]
+        world.fake.script(about, gate := Gate())
+        where = await keep(world, world.readings(3))
+        await gate.reached.wait()
+        assert (await world.request("DELETE", where)).status == 202
+        gate.opened.set()
+        later = [await metric(world, "submissions_total", outcome=name) for name in ("cancelled", "failed")]
+        assert later == [earlier[0] + 1, earlier[1]]
+    lines = [record.fields for record in caplog.records if record.message == "submission"]
+    assert [line["outcome"] for line in lines] == ["kept", "cancelled"]
 
 
 # ---- what is left
