@@ -89,7 +89,7 @@ WHOLE: list[tuple[str, Callable[[str], str | bytes], int, str]] = [
         400,
         "bundle-empty",
     ),
-    ("entries that are an object", lambda t: json.dumps({**json.loads(t), "entry": {"a": 1}}), 400, "bundle-empty"),
+    ("entries that are an object", lambda t: json.dumps({**json.loads(t), "entry": {"a": 1}}), 400, "bundle-entry"),
     ("another type of Bundle", lambda t: t.replace('"batch"', '"collection"', 1), 400, "bundle-type"),
     ("a type that is a number", lambda t: t.replace('"batch"', "7", 1), 400, "bundle-type"),
     ("a body over the limit", lambda t: t.replace("final", "x" * 4_000_001, 1), 413, "too-large"),

@@ -134,7 +134,7 @@ def submission(
     """Make the submission of a Bundle that was posted to `target` ("base" or "operation").
 
     `localize` turns an absolute reference to this server into a relative one and leaves any other as it is.
-    Raises `RequestRefused`: 400 for a wrong type or no entries, 413 for too many.
+    Raises `RequestRefused`: 400 for a wrong type, no entries or no list of them, 413 for too many.
     """
     kind = bundle.get("type")
     if kind not in TYPES[target]:
@@ -144,6 +144,10 @@ def submission(
         )
         raise refuse(400, "bundle-type", text, code="value")
     found = bundle.get("entry")
+    if not isinstance(found, Entries | list | None):
+        raise refuse(
+            400, "bundle-entry", f"Bundle.entry is {shown(found)}; it wants a list of entries", code="structure"
+        )
     made = found.made if isinstance(found, Entries) else list(_made(found, localize))
     if not made:
         raise refuse(400, "bundle-empty", "the submission has no entries; send at least one", code="required")
@@ -167,8 +171,8 @@ def single(resource: Json, dialect: Dialect, localize: Callable[[str], str], if_
     return Submission(dialect, "create", (made,), made.subject, links([made]))
 
 
-def _made(found: Any, localize: Callable[[str], str]) -> Iterable[Entry]:
-    return (entry(index, item, localize) for index, item in enumerate(found)) if isinstance(found, list) else ()
+def _made(found: list[Any] | None, localize: Callable[[str], str]) -> Iterable[Entry]:
+    return (entry(index, item, localize) for index, item in enumerate(found or ()))
 
 
 def entry(index: int, item: Any, localize: Callable[[str], str], before: Entry | None = None) -> Entry:

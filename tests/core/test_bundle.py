@@ -62,9 +62,15 @@ def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
         made = submission(document, BY_ID["argo"], "base", localize, LIMITS)
         assert [issue.rule for issue in made.entries[0].issues] == ["entry-object"]
     else:
-        assert refusal(document) == (400, "bundle-empty")
+        assert refusal(document) == (400, "bundle-empty" if entries in ([], None) else "bundle-entry")
     del document["entry"]
     assert refusal(document) == (400, "bundle-empty")
+
+
+def test_entries_that_are_no_list_are_told_so() -> None:
+    with pytest.raises(RequestRefused) as refused:
+        submission(bundle() | {"entry": {"fullUrl": "x"}}, BY_ID["argo"], "base", localize, LIMITS)
+    assert refused.value.issues[0].text == 'Bundle.entry is {"fullUrl":"x"}; it wants a list of entries'
 
 
 @pytest.mark.parametrize(
