@@ -58,7 +58,7 @@ class Judging:
             verdicts = list(policies.solicited(verdicts, self._schedules, self._context))
         verdicts = list(self._by_references(verdicts))
         if self._schedules:
-            self._present.update(profile for verdict in verdicts for profile in self._meant(verdict))
+            self._present.update(profile for v in verdicts for profile in v.profiles or self._meant(v))
         if self._context.observe:
             verdicts = [msgspec.structs.replace(v, issues=_warnings(v.issues)) if v.issues else v for v in verdicts]
         self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
@@ -82,8 +82,8 @@ class Judging:
         return _warnings(issues) if self._context.observe else issues
 
     def _meant(self, verdict: Verdict) -> tuple[str, ...]:
-        """Give an entry's profiles, also where it was refused before they mattered."""
-        return verdict.profiles or _profiles(verdict.entry.resource, self.submission.dialect.id, self._context.rules)
+        """Give the profiles of an entry that was refused before they mattered."""
+        return _profiles(verdict.entry.resource, self.submission.dialect.id, self._context.rules)
 
     def _by_references(self, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
         """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
