@@ -271,7 +271,8 @@ def _demand_ok(status: int, headers: Mapping[str, str], purpose: str) -> None:
         said = [(name, value) for name, value in headers.items() if name.lower() in {"www-authenticate", "retry-after"}]
         kept = {name: ", ".join(value for other, value in said if other == name) for name, _ in said}
         text = f"the server answered {status} to a request to {purpose}; the submitter's token, or the service token, must allow it"
-        raise RequestRefused(status, refuse(status, "upstream-authority", text, code="forbidden").issues, kept)
+        code = "login" if status == 401 else "forbidden"
+        raise RequestRefused(status, refuse(status, "upstream-authority", text, code=code).issues, kept)
     if status < 500 and status not in CAUSES:
         raise refuse(502, REJECTED, f"the server answered {status} to a request to {purpose}", code="not-supported")
     raise refuse(

@@ -169,6 +169,14 @@ async def test_a_refusal_of_the_first_reads_is_the_whole_requests(about, status:
         assert statuses(await world.submit(world.readings(2))) == [201, 201]
 
 
+@pytest.mark.parametrize(("status", "code"), [(401, "login"), (403, "forbidden")])
+async def test_who_is_not_known_is_told_to_log_in_and_who_may_not_that_it_is_forbidden(status: int, code: str) -> None:
+    async with proxying() as world:
+        world.fake.script(gets("Patient/"), before(status))
+        answer = await world.submit(world.readings(1))
+        assert (answer.rules, [issue["code"] for issue in answer.body["issue"]]) == (["upstream-authority"], [code])
+
+
 @pytest.mark.parametrize("status", [404, 410])
 async def test_a_patient_that_is_not_there_refuses_the_entries(status: int) -> None:
     async with proxying() as world:
