@@ -113,6 +113,8 @@ class FakeRules:
     def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:  # noqa: ARG002 -- the protocol's
         if self.always:
             return (self.always,)
+        if "resourceType" not in resource:
+            return ()
         found = BY_TYPE.get(resource["resourceType"]) or BY_CODE.get(resource["code"]["coding"][0]["code"])
         return (found,) if found else ()
 
