@@ -9,18 +9,13 @@ from cgm_proxy.core.errors import Issue, Json, RequestRefused
 from cgm_proxy.core.plan import Group, Outcome, Plan, Refused, Stored
 from cgm_proxy.core.results import FAILING, Again, Cause, Refusal, Result, retry_after
 from cgm_proxy.core.strategy import Strategy
-from cgm_proxy.known import TAKEN
+from cgm_proxy.known import TAKEN, UNKNOWN
 from cgm_proxy.metrics import CHUNKS
 from cgm_proxy.notes import Turn
 from cgm_proxy.patience import Patience, after_race
 from cgm_proxy.sending import Sender
 from cgm_proxy.upstream import NOT_ALLOWED, SEARCHED, Submitter, Upstream
 from cgm_proxy.upstream_faults import FAILED, UNAVAILABLE
-
-#: What an entry answers whose fate is unknown.
-UNKNOWN = Refused(
-    503, (Issue("fate-unknown", "the server did not confirm it; send it again, which is safe", code="transient"),)
-)
 
 #: What an entry answers that can't be created once without the patient's turn.
 NO_TURN = Refused(
@@ -53,7 +48,7 @@ RACES = 12
 FEWER_RACES = 3
 
 #: Causes that may last, and be of one entry's making: HAPI says 409 of whatever its store refuses.
-LASTING: tuple[set[Cause], ...] = ({"failed"}, {"conflict"})
+NARROWED: tuple[set[Cause], ...] = ({"failed"}, {"conflict"})
 
 #: How long the upstream is left alone where what it was sent may still be under way, and must not be sent again (seconds).
 SETTLING = 1.0
@@ -258,7 +253,7 @@ class Delivery:
     async def _give_up(self, groups: Sequence[Group], answer: Mapping[int, Again]) -> None:
         """Leave entries unknown; but one that a server can't digest must not keep the others of its chunk out for ever."""
         CHUNKS.labels("unknown").inc()
-        if {again.cause for again in answer.values()} in LASTING and len(groups) > 1 and self._way.failures_left > 0:
+        if {again.cause for again in answer.values()} in NARROWED and len(groups) > 1 and self._way.failures_left > 0:
             self._way.failures_left -= 1
             half = len(groups) // 2
             await self.deliver(groups[:half], 0)

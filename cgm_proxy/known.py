@@ -38,7 +38,8 @@ TAKEN = Refused(
         ),
     ),
 )
-UNCONFIRMED = Refused(
+#: What an entry answers whose fate is unknown.
+UNKNOWN = Refused(
     503, (Issue("fate-unknown", "the server did not confirm it; send it again, which is safe", code="transient"),)
 )
 
@@ -156,7 +157,7 @@ class Known:
         try:
             places = await self._places_of(said)
         except RequestRefused as refused:
-            return {} if refused.status in NOT_ALLOWED else {one.entry.index: UNCONFIRMED for one in said}
+            return {} if refused.status in NOT_ALLOWED else {one.entry.index: UNKNOWN for one in said}
         return {one.entry.index: TAKEN for one in said if one.identity not in places}
 
     async def _look_up(self, asked: Sequence[Identified]) -> dict[str, Stored]:
@@ -172,8 +173,9 @@ class Known:
         for one in asked:
             by_type.setdefault(one.entry.type, []).append(one.identity)
         parts = [(kind, part) for kind, identities in by_type.items() for part in _parts(identities)]
-        stored = self._upstream.stored
-        found = await self._all(partial(stored, kind, part, self._patient, self._submitter) for kind, part in parts)
+        found = await self._all(
+            partial(self._upstream.stored, kind, part, self._patient, self._submitter) for kind, part in parts
+        )
         return {identity: stored for part in found for identity, stored in part.items()}
 
     async def _match_identifiers(

@@ -265,12 +265,13 @@ class Terminology:
         definition = self.sets.get(url)
         if definition is None or "compose" not in definition or url in within:
             return None
+        within = (*within, url)
         found: dict[str, list[str] | None] = {}
         for part in definition["compose"].get("include", []):
-            for system, codes in self.included(part, (*within, url)).items():
+            for system, codes in self.included(part, within).items():
                 found[system] = None if codes is None else sorted({*(found.get(system) or []), *codes})
         for part in definition["compose"].get("exclude", []):
-            for system, codes in self.included(part, (*within, url)).items():
+            for system, codes in self.included(part, within).items():
                 found[system] = sorted({*(found.get(system) or [])} - {*(codes or [])})
         return found
 

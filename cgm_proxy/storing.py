@@ -16,9 +16,9 @@ from cgm_proxy.core.judge import resolver
 from cgm_proxy.core.plan import Identified, Outcome, Refused, Stored
 from cgm_proxy.core.reply import Return
 from cgm_proxy.core.verdicts import Context, Verdict
-from cgm_proxy.delivery import UNKNOWN, Way
+from cgm_proxy.delivery import Way
 from cgm_proxy.forward import Forwarding, in_own_words, relay_unjudged, stored_by_identity, twin, unanswered, unjudged
-from cgm_proxy.known import Known
+from cgm_proxy.known import UNKNOWN, Known
 from cgm_proxy.memory import Memory
 from cgm_proxy.notes import Turn
 from cgm_proxy.settings import Settings

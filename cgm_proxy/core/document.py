@@ -6,6 +6,7 @@ where it is needed. So each entry is parsed, made an `Entry`, and forgotten.
 
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -43,7 +44,7 @@ def read(
             data = encode(xml.to_json(bytes(data), depth=depth, pack=_packed))
         case _:
             raise unreadable()
-    reader = _Reader(localize, limit, between)
+    reader = _Reader(partial(_Entries, localize, limit, between))
     with refusing_malformed():
         document = with_room(reader.document, data)
     refuse_repeated(data, reader.colons)
@@ -53,11 +54,9 @@ def read(
 class _Reader:
     """Reads one document, and counts the colons of its compact serialisation."""
 
-    def __init__(self, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None) -> None:
+    def __init__(self, begin: "Callable[[], _Entries]") -> None:
         self.colons = 0
-        self._localize = localize
-        self._limit = limit
-        self._between = between
+        self._begin = begin
 
     def document(self, data: Buffer | msgspec.Raw) -> Json:
         """Read a document, and the resources that are parameters of it."""
@@ -91,7 +90,7 @@ class _Reader:
     def _entries(self, raw: msgspec.Raw) -> Any:
         if memoryview(raw)[0] != ord("["):
             return self._value(raw)
-        entries = _Entries(self._localize, self._limit, self._between)
+        entries = self._begin()
         msgspec.json.Decoder(list[_Item], dec_hook=entries.take, float_hook=Decimal).decode(raw)
         self.colons += entries.colons
         return Entries(entries.made, list(entries.outline.values()))

@@ -118,16 +118,11 @@ def identify(
     `earlier` are those of an earlier part that these may reference, by index.
     """
     accepted = {v.entry.index: v.entry for v in verdicts if v.accepted and v.profiles}
-    found: dict[int, str] = {}
     edges = {entry.index: submission.linked(entry) for entry in accepted.values()}
+    found = {i: earlier[i].identity for targets in edges.values() for i in targets if i in earlier}
     for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
         entry = accepted[index]
-        inner = {}
-        for reference in entry.references if edges[index] else ():
-            if (target := submission.links.get(reference, -1)) in found:
-                inner[reference] = found[target]
-            elif target in earlier:
-                inner[reference] = earlier[target].identity
+        inner = {r: found[submission.links[r]] for r in entry.references if submission.links.get(r) in found}
         found[index] = identity(entry, submission.patient or "", resolve, inner)
     return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
 
@@ -159,8 +154,8 @@ def plan(
     sound = [one for one in identified if one.entry.index not in settled]
     same_as = _same_as(sound, {} if seen is None else seen)
     creates = {one.entry.index: one for one in sound if one.entry.index not in same_as}
-    named = {r: i for o in identified for r in o.entry.references if (i := submission.links.get(r)) is not None}
-    links = {name: same_as.get(index, index) for name, index in named.items()}
+    named = {r for one in identified for r in one.entry.references if r in submission.links}
+    links = {name: same_as.get(index := submission.links[name], index) for name in named}
     edges = {i: {links[r] for r in o.entry.references if links.get(r) in creates} for i, o in creates.items()}
     groups = [tuple(creates)] if submission.atomic and creates else _grouped(creates, edges)
     too_large = {index: TOO_LARGE for group in groups if len(group) > largest for index in group}
