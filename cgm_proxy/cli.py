@@ -12,19 +12,19 @@ from typing import TypeAlias
 import uvloop
 
 from cgm_proxy import __version__
-from cgm_proxy.app import RELOADING, load_rules, serve, shipped_rules
-from cgm_proxy.check import Checked
-from cgm_proxy.check_files import check_file, check_resources
-from cgm_proxy.core.dialects import BY_ID
-from cgm_proxy.core.rules import RuleBook, RulesError
-from cgm_proxy.demo import demo, print_submission
-from cgm_proxy.logs import start as start_logs
-from cgm_proxy.rules_import import import_guide
-from cgm_proxy.rules_lint import lint
-from cgm_proxy.rules_list import list_profile
-from cgm_proxy.rules_samples import run_samples
-from cgm_proxy.settings import Settings, load, printable
-from cgm_proxy.settings_keys import SettingsError
+from cgm_proxy.commands.check import check_file, check_resources
+from cgm_proxy.commands.check_lines import Checked
+from cgm_proxy.commands.demo import demo, print_submission
+from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
+from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.observability.logs import start as start_logs
+from cgm_proxy.rulekit.importer import import_guide
+from cgm_proxy.rulekit.lint import lint
+from cgm_proxy.rulekit.listing import list_profile
+from cgm_proxy.rulekit.samples import run_samples
+from cgm_proxy.server.proxy import RELOADING, load_rules, serve, shipped_rules
+from cgm_proxy.settings.loading import Settings, load, printable
+from cgm_proxy.settings.schema import SettingsError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 -- it has no public name
 

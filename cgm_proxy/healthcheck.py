@@ -6,7 +6,7 @@ A module of its own that imports little, for it starts every few seconds. Kubern
 import http.client
 import sys
 
-from cgm_proxy.settings import Listen, load
+from cgm_proxy.settings.loading import Listen, load
 
 #: Shorter than the Dockerfile's --timeout (seconds).
 PATIENCE = 3.0

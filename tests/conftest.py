@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import servers
-from proxying import World, proxying
+from support import servers
+from support.places import GUIDE
+from support.proxying import World, proxying
 
-from cgm_proxy.sandbox.app import make_app
+from cgm_proxy.sandbox.store.app import make_app
 
 CI = os.environ.get("CI") == "true"
 HAPI_NEEDS = ("java", "mvn", "make")
-GUIDE = Path(__file__).parents[2] / "shared" / "guide"
 _skipped = pytest.StashKey[list[str]]()
 #: HAPI's process is neither stopped nor forgotten here: other workers may still use it when this one is done.
 _started: list[servers.Running] = []

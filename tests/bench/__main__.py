@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-import servers
 from bench import figures, isolation, memory, shapes
 from bench.streams import requests_per_second
 from bench.submissions import conditional, new_readings, timed
-from client import Client
+from support import servers
+from support.client import Client
 
 TWO_WEEKS = 4032
 

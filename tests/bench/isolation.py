@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import servers
 from bench.figures import Runs
 from bench.submissions import new_readings, timed
-from client import Client
+from support import servers
+from support.client import Client
 
 #: Readings of the large submission: 90 days at 5 minutes.
 LARGE = 25_920

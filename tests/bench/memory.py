@@ -4,13 +4,13 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import servers
 from bench.figures import Runs
 from bench.submissions import timed
+from support import servers
 
-from cgm_proxy.core.body import encode
-from cgm_proxy.sandbox.readings import START, readings
-from cgm_proxy.sandbox.submissions import submission
+from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.sandbox.simulation.readings import START, readings
+from cgm_proxy.sandbox.simulation.submissions import submission
 
 #: Readings of 90 days at one minute.
 MINUTES = 129_600

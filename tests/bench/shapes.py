@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 
 from bench.figures import Runs
 
-from cgm_proxy.app import shipped_rules
-from cgm_proxy.core import document
-from cgm_proxy.core.body import encode
-from cgm_proxy.core.bundle import Entry, Submission
-from cgm_proxy.core.bundle import submission as made
-from cgm_proxy.core.dialects import BY_ID
-from cgm_proxy.core.judge import Judging
-from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.core.verdicts import Context
-from cgm_proxy.sandbox.submissions import submission
-from cgm_proxy.settings import Settings
+from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.core.submission import reader
+from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.judge import Judging
+from cgm_proxy.core.submission.model import Entry, Submission
+from cgm_proxy.core.submission.model import submission as made
+from cgm_proxy.core.submission.verdicts import Context
+from cgm_proxy.sandbox.simulation.submissions import submission
+from cgm_proxy.server.proxy import shipped_rules
+from cgm_proxy.settings.loading import Settings
 
 #: Readings that are judged with the memory, then without it, before the next: what else the machine does weighs on both.
 TURN = 96
@@ -30,7 +30,7 @@ def different(readings: int) -> Submission:
         if number % 2:
             entry["resource"]["valueQuantity"]["unit"] = "mg/dL"
     limits = Settings().limits
-    read = document.read(encode(bundle), limits.depth, str, limits.entries)
+    read = reader.read(encode(bundle), limits.depth, str, limits.entries)
     return made(read, BY_ID["argo"], "base", str, limits)
 
 

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import msgspec
-from client import Client
+from support.client import Client
 
-from cgm_proxy.core.body import encode
-from cgm_proxy.core.errors import Json
-from cgm_proxy.sandbox.readings import START
-from cgm_proxy.sandbox.submissions import patient, standing_orders, submission
+from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.core.issues import Json
+from cgm_proxy.sandbox.simulation.readings import START
+from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, submission
 
 HEADERS = {"Content-Type": "application/fhir+json", "Accept": "application/fhir+json"}
 

@@ -3,8 +3,8 @@
 import sys
 
 from cgm_proxy import cli
-from cgm_proxy.core import rules
+from cgm_proxy.core.rules import rulebook
 
 if __name__ == "__main__":
-    rules.Shapes = lambda: None  # type: ignore[assignment, misc, return-value]
+    rulebook.Shapes = lambda: None  # type: ignore[assignment, misc, return-value]
     sys.exit(cli.main())

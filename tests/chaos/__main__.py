@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from random import SystemRandom
 
-import servers
 from chaos.report import Options
 from chaos.storm import storm, upstream
+from support import servers
 
 
 def main() -> int:

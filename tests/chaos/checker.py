@@ -6,7 +6,7 @@ from functools import cached_property
 
 from chaos.content import Resolve, digits, key, references
 
-from cgm_proxy.core.errors import Json
+from cgm_proxy.core.issues import Json
 
 #: What can be wrong, and what that means.
 KINDS = {

@@ -7,7 +7,7 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
-from cgm_proxy.core.errors import Json
+from cgm_proxy.core.issues import Json
 
 #: Codes of single readings; any other resource is known by its whole content.
 READINGS = frozenset({"99504-3", "14745-4", "105272-9"})

@@ -12,8 +12,8 @@ from random import Random
 from subprocess import Popen
 from urllib.parse import urlsplit
 
-from cutting import CuttingRelay, Point
-from servers import Running
+from support.cutting import CuttingRelay, Point
+from support.servers import Running
 
 #: How often each kind of server is killed, against the others. HAPI takes most of a minute to start again.
 SHARES = {"proxy": 10, "valkey": 4, "store": 4, "hapi": 1}

@@ -11,17 +11,17 @@ from pathlib import Path
 from random import Random
 from uuid import uuid4
 
-import servers
 from chaos.checker import Checker
 from chaos.monkey import Monkey, Victim
 from chaos.report import Options, Report
 from chaos.submitters import Submitters
 from chaos.workload import Patient, Workload
-from client import Client
-from cutting import CuttingRelay, cutting_relay
+from support import servers
+from support.client import Client
+from support.cutting import CuttingRelay, cutting_relay
 
-from cgm_proxy.core.errors import Json
-from cgm_proxy.sandbox.resources import Units
+from cgm_proxy.core.issues import Json
+from cgm_proxy.sandbox.simulation.resources import Units
 
 #: What makes a run nasty: small transactions, so that a submission is stored in several; short waits.
 SETTINGS = {

@@ -11,10 +11,10 @@ from random import Random
 import aiohttp
 from chaos.checker import AGAIN, Answer, Entry, Submission
 from chaos.workload import Workload
-from client import JSON, Client
+from support.client import JSON, Client
 
-from cgm_proxy.core.body import encode
-from cgm_proxy.core.errors import Json
+from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.core.issues import Json
 
 #: Share of the requests whose submitter hangs up soon, and sends them again.
 HANGS_UP = 0.05

@@ -13,10 +13,10 @@ from uuid import UUID
 
 from chaos.checker import Entry, Submission
 
-from cgm_proxy.core.errors import Json
-from cgm_proxy.sandbox.readings import START, STEP_MINUTES, Reading, figures, glucose
-from cgm_proxy.sandbox.resources import Submitter, Units
-from cgm_proxy.sandbox.submissions import bundle, patient, standing_orders
+from cgm_proxy.core.issues import Json
+from cgm_proxy.sandbox.simulation.readings import START, STEP_MINUTES, Reading, figures, glucose
+from cgm_proxy.sandbox.simulation.resources import Submitter, Units
+from cgm_proxy.sandbox.simulation.submissions import bundle, patient, standing_orders
 
 Dialect = Literal["argo", "1.0.0"]
 DIALECTS: tuple[Dialect, ...] = ("argo", "1.0.0")

@@ -1,12 +1,9 @@
 """The shipped rules, loaded once."""
 
-from pathlib import Path
-
 import pytest
+from support.places import ROOT
 
-from cgm_proxy.core.rules import RuleBook
-
-ROOT = Path(__file__).parents[2]
+from cgm_proxy.core.rules.rulebook import RuleBook
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from support.places import GUIDE
 
-from cgm_proxy.check import among
-from cgm_proxy.check_files import check_resources
-from cgm_proxy.core.body import decode
-from cgm_proxy.core.rules import RuleBook
-from cgm_proxy.settings import Settings
+from cgm_proxy.commands.check import check_resources
+from cgm_proxy.commands.check_lines import among
+from cgm_proxy.core.codec.json_body import decode
+from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.settings.loading import Settings
 
-GUIDE = Path(__file__).parents[3] / "shared" / "guide"
 CORPUS = GUIDE / "corpus" / "public.ndjson"
 DIALECTS = ("argo", "0.1.0", "1.0.0-ballot", "1.0.0")
 CONTEXT_TYPES = ("Observation", "Patient", "DiagnosticReport", "Device")

@@ -6,15 +6,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from client import Client
-from servers import Running, proxy
+from support.client import Client
+from support.places import RULES
+from support.servers import Running, proxy
 
-from cgm_proxy.rules_lint import lint
-from cgm_proxy.rules_samples import run_samples
-from cgm_proxy.sandbox.submissions import patient, submission
+from cgm_proxy.rulekit.lint import lint
+from cgm_proxy.rulekit.samples import run_samples
+from cgm_proxy.sandbox.simulation.submissions import patient, submission
 
 HOSPITAL = Path(__file__).parent / "hospital"
-RULES = Path(__file__).parents[2] / "rules"
 DIALECTS = ("argo", "0.1.0", "1.0.0-ballot", "1.0.0")
 MASS = {"argo": "cgm-sensor-reading-mass"}
 MOLAR = {"argo": "cgm-sensor-reading-molar"}

@@ -1,9 +1,9 @@
-"""How cgm_proxy/sandbox/readings.csv was made, once; kept so that anybody can make it again.
+"""How cgm_proxy/sandbox/simulation/readings.csv was made, once; kept so that anybody can make it again.
 
 In an environment of its own (simglucose is no dependency of the project):
 
     pip install simglucose==0.2.11 setuptools==65.5.0 numpy==2.4.6 scipy==1.17.1 pandas==3.1.1
-    python tests/sandbox/simulate_readings.py > cgm_proxy/sandbox/readings.csv
+    python tests/sandbox/simulate_readings.py > cgm_proxy/sandbox/simulation/readings.csv
 
 simglucose (https://github.com/jxx123/simglucose, MIT, Jinyu Xie) is the UVa/Padova type 1 diabetes model of 2008. Its
 virtual patient adult#004 lives 15 days here: three meals and some snacks a day, carbohydrates counted with errors,

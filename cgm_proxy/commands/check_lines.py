@@ -1,0 +1,65 @@
+"""Check single resources, one JSON line each, against a profile: `cgm-proxy check` on NDJSON.
+
+A line is `{"id", "profile", "resource"}`, with `"context"` (a list of resources that references may mean) and `"dialect"`
+(which version a canonical means that two dialects share; `canonical|version` says the same) where they are wanted.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cgm_proxy.core.codec.json_body import encode, parse
+from cgm_proxy.core.issues import Issue, Json, RequestRefused
+from cgm_proxy.core.r4.reference_scope import nowhere, resources_of
+from cgm_proxy.core.rules.rulebook import Resolve, RuleBook
+
+#: Deepest nesting of a line, as of a submission.
+DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The verdict on one line."""
+
+    id: Any
+    issues: tuple[Issue, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing refuses the resource; warnings do not."""
+        return not any(issue.refuses for issue in self.issues)
+
+    def as_json(self) -> Json:
+        """Give the verdict as a line of the output."""
+        errors = [{"rule": i.rule, "path": i.expression, "message": i.text} for i in self.issues if i.refuses]
+        return {"id": self.id, "verdict": "pass" if self.passed else "fail", "errors": errors}
+
+    def as_line(self, output: str) -> str:
+        """Give the verdict as NDJSON or as text: one line, and one more for each issue."""
+        if output == "ndjson":
+            return encode(self.as_json()).decode()
+        told = "".join(f"\n  {i.severity} {i.expression or ''} {i.text} [{i.rule}]" for i in self.issues)
+        return f"{'pass' if self.passed else 'FAIL'} {self.id}{told}"
+
+
+def among(resources: Iterable[Json]) -> Resolve:
+    """Resolve `Type/id` to one of some resources."""
+    known = {f"{r.get('resourceType')}/{r.get('id')}": r for r in resources}
+    return known.get if known else nowhere
+
+
+def check_line(line: bytes, book: RuleBook) -> Checked:
+    """Judge one line; a line that cannot be read fails like any other."""
+    try:
+        asked = parse(line, DEPTH)
+    except RequestRefused as refusal:
+        return Checked(None, refusal.issues)
+    resource, profile, dialect = asked.get("resource"), asked.get("profile"), asked.get("dialect")
+    if not isinstance(resource, dict):
+        return Checked(asked.get("id"), (Issue("r4-json", "the resource is no JSON object; R4 wants { … }"),))
+    if not isinstance(profile, str) or book.profile(profile, dialect if isinstance(dialect, str) else None) is None:
+        issue = Issue("unknown-profile", f"the profile {str(profile)[:100]} is not known; see `cgm-proxy rules list`")
+        return Checked(asked.get("id"), (issue,))
+    resolve = among(resources_of(asked.get("context")))
+    of = dialect if isinstance(dialect, str) else None
+    return Checked(asked.get("id"), book.examine(resource, [profile], resolve, dialect=of))

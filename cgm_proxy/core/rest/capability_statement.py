@@ -1,0 +1,61 @@
+"""What the proxy changes in the upstream's CapabilityStatement: it receives CGM data by the operation, at the public base."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cgm_proxy.core.issues import Json
+from cgm_proxy.core.submission.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER
+
+#: Says that a client may choose between a synchronous and an asynchronous answer (FHIR Extensions Pack, for R4 too).
+EITHER = {"url": "http://hl7.org/fhir/StructureDefinition/synchronicity-control", "valueUri": "either"}
+
+#: Where a statement gives URLs at its server's base. HAPI keeps the base of whoever asked first, maybe its own probe.
+ADDRESSES = (
+    ("implementation", "url"),
+    ("rest", "operation", "definition"),
+    ("rest", "resource", "operation", "definition"),
+)
+
+
+def publish(statement: Json, public: Callable[[str], str]) -> Json:
+    """Give the statement with the URLs at its server's base as `public` makes them; anything else comes back as it is."""
+    if statement.get("resourceType") == "CapabilityStatement":
+        for path in ADDRESSES:
+            statement = _replaced(statement, path, public)
+    return statement
+
+
+def _replaced(value: Any, path: tuple[str, ...], public: Callable[[str], str]) -> Any:
+    if isinstance(value, list):
+        return [_replaced(item, path, public) for item in value]
+    if path and isinstance(value, dict) and path[0] in value:
+        return {**value, path[0]: _replaced(value[path[0]], path[1:], public)}
+    return public(value) if not path and isinstance(value, str) else value
+
+
+def add_receiver(statement: Json, *, asynchronous: bool = False) -> Json:
+    """Give the statement with `instantiates` and the operation added, once; anything else comes back as it is.
+
+    With `asynchronous`, the operation is said to have answers of both kinds.
+    """
+    if statement.get("resourceType") != "CapabilityStatement":
+        return statement
+    instantiates = _listed(statement.get("instantiates"))
+    added = {**statement, "instantiates": instantiates if RECEIVER in instantiates else [*instantiates, RECEIVER]}
+    operation: Json = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
+    operation |= {"extension": [EITHER]} if asynchronous else {}
+    rest = [_with_operation(part, operation) for part in _listed(statement.get("rest"))]
+    return added | ({"rest": rest} if rest else {})
+
+
+def _with_operation(rest: Any, operation: Json) -> Any:
+    if not isinstance(rest, dict) or rest.get("mode") != "server":
+        return rest
+    operations = _listed(rest.get("operation"))
+    if any(isinstance(known, dict) and known.get("definition") == OPERATION_DEFINITION for known in operations):
+        return rest
+    return {**rest, "operation": [*operations, operation]}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

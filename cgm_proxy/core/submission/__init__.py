@@ -1,0 +1,1 @@
+"""The guide's submissions: detection, reading, orders, judging, identity, planning and the reply."""

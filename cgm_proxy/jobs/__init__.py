@@ -1,0 +1,1 @@
+"""Submissions kept for later (`Prefer: respond-async`): the queue, its SQLite file and the worker."""

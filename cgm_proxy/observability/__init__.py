@@ -1,0 +1,1 @@
+"""What operators see: metrics, structured logs and the counters of streamed traffic."""

@@ -1,0 +1,1 @@
+"""The story of a submission, from its parsed request to its answer."""

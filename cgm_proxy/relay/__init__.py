@@ -1,0 +1,1 @@
+"""Streaming through, byte for byte, whatever is no submission."""

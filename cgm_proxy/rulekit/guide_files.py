@@ -1,0 +1,181 @@
+"""A guide's definitions, read from its directory or package, and checked for what compiling them needs."""
+
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
+
+from cgm_proxy.core.rules.rule_files import RulesError
+
+Json = dict[str, Any]
+#: Largest file of a package that is read (bytes); a package must not fill the memory.
+LARGEST_FILE = 16 * 2**20
+#: Where a package has its definitions, packed or unpacked (FHIR NPM packages).
+FOLDER = "package"
+
+
+class _CodeableConcept(TypedDict):
+    coding: NotRequired[list[Json]]
+
+
+class _Type(TypedDict):
+    code: str
+    profile: NotRequired[list[str]]
+    targetProfile: NotRequired[list[str]]
+
+
+class _Discriminator(TypedDict):
+    type: str
+    path: str
+
+
+class _Slicing(TypedDict):
+    discriminator: NotRequired[list[_Discriminator]]
+    rules: NotRequired[str]
+
+
+class _Binding(TypedDict):
+    strength: NotRequired[str]
+    valueSet: NotRequired[str]
+
+
+class _Constraint(TypedDict):
+    key: str
+    severity: str
+    human: str
+    expression: NotRequired[str]
+
+
+class _Element(TypedDict):
+    id: str
+    path: str
+    min: NotRequired[int]
+    max: NotRequired[Annotated[str, msgspec.Meta(pattern=r"^(\*|[0-9]+)$")]]
+    sliceName: NotRequired[str]
+    type: NotRequired[list[_Type]]
+    slicing: NotRequired[_Slicing]
+    binding: NotRequired[_Binding]
+    constraint: NotRequired[list[_Constraint]]
+    patternCodeableConcept: NotRequired[_CodeableConcept]
+    fixedCodeableConcept: NotRequired[_CodeableConcept]
+
+
+class _Snapshot(TypedDict):
+    element: Annotated[list[_Element], msgspec.Meta(min_length=1)]
+
+
+class _Context(TypedDict):
+    expression: str
+
+
+class _StructureDefinition(TypedDict):
+    #: Also the name of a file.
+    id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9.-]{1,64}$")]
+    url: str
+    name: str
+    title: NotRequired[str]
+    type: str
+    context: NotRequired[list[_Context]]
+    snapshot: _Snapshot
+
+
+class _Concept(TypedDict):
+    code: str
+    concept: NotRequired[list["_Concept"]]
+
+
+class _CodeSystem(TypedDict):
+    url: str
+    concept: NotRequired[list[_Concept]]
+
+
+class _Filter(TypedDict):
+    op: str
+    value: str
+
+
+class _Include(TypedDict):
+    system: NotRequired[str]
+    concept: NotRequired[list[_Concept]]
+    filter: NotRequired[list[_Filter]]
+    valueSet: NotRequired[list[str]]
+
+
+class _Compose(TypedDict):
+    include: NotRequired[list[_Include]]
+    exclude: NotRequired[list[_Include]]
+
+
+class _ValueSet(TypedDict):
+    url: str
+    compose: NotRequired[_Compose]
+
+
+#: What of a guide is compiled, and what is read of it; its examples, pages and the like are passed over.
+COMPILED: dict[str, Any] = {
+    "StructureDefinition": _StructureDefinition,
+    "CodeSystem": _CodeSystem,
+    "ValueSet": _ValueSet,
+}
+
+
+def read_definitions(source: Path) -> list[Json]:
+    """Read the definitions of a directory, an unpacked package or a package; raise RulesError where it has none."""
+    if not source.is_dir():
+        found = list(definitions(packed(source)))
+    else:
+        found = list(definitions(unpacked(source))) or list(definitions(unpacked(source / FOLDER)))
+    if not found:
+        raise RulesError(
+            f"{source}: holds no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
+        )
+    return found
+
+
+def unpacked(directory: Path) -> Iterator[tuple[str, bytes]]:
+    """Give a directory's JSON files by name."""
+    for path in sorted(directory.glob("*.json")):
+        try:
+            yield str(path), path.read_bytes()
+        except OSError as error:
+            raise RulesError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def packed(package: Path) -> Iterator[tuple[str, bytes]]:
+    """Give a package's JSON files by name, read in memory; links and whatever else is no file are passed over."""
+    try:
+        with tarfile.open(package, "r:gz") as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if member.isreg() and path.parent == PurePosixPath(FOLDER) and path.suffix == ".json":
+                    yield f"{package}: {member.name}", _member(archive, member, package)
+    except OSError as error:
+        raise RulesError(f"{package}: can't be read: {error.strerror or error}") from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise RulesError(f"{package}: no package (.tgz): {error}; download it again") from error
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, package: Path) -> bytes:
+    file = archive.extractfile(member) if member.size <= LARGEST_FILE else None
+    if file is None:
+        raise RulesError(f"{package}: {member.name}: larger than {LARGEST_FILE} bytes; leave it out")
+    return file.read()
+
+
+def definitions(files: Iterable[tuple[str, bytes]]) -> Iterator[Json]:
+    """Give what of the files is compiled; raise RulesError for what can't be."""
+    for name, content in files:
+        try:
+            made = msgspec.json.decode(content)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RulesError(f"{name}: no valid JSON: {error}; download the guide again") from error
+        if kind := COMPILED.get(str(made.get("resourceType")) if isinstance(made, dict) else ""):
+            try:
+                msgspec.convert(made, kind)
+            except msgspec.ValidationError as error:
+                what = f"{name}: the {made['resourceType']} can't be compiled: {error}"
+                raise RulesError(f"{what}; take it from the guide's published package") from error
+            yield made

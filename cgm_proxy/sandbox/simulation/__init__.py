@@ -1,0 +1,1 @@
+"""Simulated patients, orders and submissions."""

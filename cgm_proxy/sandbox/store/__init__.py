@@ -1,0 +1,1 @@
+"""The embedded FHIR store behind `cgm-proxy demo` and the tests."""

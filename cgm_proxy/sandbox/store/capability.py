@@ -1,0 +1,52 @@
+"""The CapabilityStatement: what the store does, and nothing more."""
+
+from functools import cache
+
+from cgm_proxy import __version__
+from cgm_proxy.sandbox.store import parameters
+from cgm_proxy.sandbox.store.faults import Json
+
+_INTERACTIONS = ("read", "vread", "update", "delete", "history-instance", "create", "search-type")
+
+
+def statement(base: str) -> Json:
+    """Give the CapabilityStatement of the store at the URL `base`."""
+    implementation = {"description": "cgm-proxy's embedded FHIR store", "url": base}
+    return _unplaced() | {"implementation": implementation}
+
+
+@cache
+def _unplaced() -> Json:
+    return {
+        "resourceType": "CapabilityStatement",
+        "status": "active",
+        "date": "2026-01-01",
+        "kind": "instance",
+        "software": {"name": "cgm-proxy sandbox", "version": __version__},
+        "fhirVersion": "4.0.1",
+        "format": ["application/fhir+json", "json"],
+        "rest": [
+            {
+                "mode": "server",
+                "resource": [_resource(name) for name in sorted(parameters.RESOURCE_TYPES)],
+                "interaction": [{"code": "transaction"}, {"code": "batch"}],
+            }
+        ],
+    }
+
+
+def _resource(resource_type: str) -> Json:
+    searched = sorted(parameters.of(resource_type).items())
+    return {
+        "type": resource_type,
+        "interaction": [{"code": code} for code in _INTERACTIONS],
+        "versioning": "versioned-update",
+        "readHistory": True,
+        "updateCreate": True,
+        "conditionalCreate": True,
+        "conditionalRead": "not-match",
+        "conditionalUpdate": True,
+        "conditionalDelete": "single",
+        "referencePolicy": ["literal", "enforced", "local"],
+        "searchParam": [{"name": name, "type": parameter.documented_type} for name, parameter in searched],
+    }

@@ -1,0 +1,1 @@
+"""Settings: one YAML file and the environment, checked strictly, with the file, line and cure of each fault."""

@@ -1,0 +1,275 @@
+"""What is remembered, of stored entries and of orders, and what makes the proxy forget it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from support.fake_upstream import Gate, before, gets, searches, transactions
+from support.proxying import World, counted, locations, observation, proxying, said, statuses
+
+from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders
+
+#: Writes through the proxy after which it can't know where anything is.
+FORGETTING = [
+    ("DELETE", "Observation/{id}", None),
+    ("DELETE", "Observation?identifier={identity}", None),
+    ("PUT", "Observation/{id}", "other"),
+    ("POST", "", [{"method": "DELETE", "url": "Observation/{id}"}]),
+    ("POST", "", [{"method": "DELETE", "url": "/Obs%65rvation/{id}"}]),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "content"), FORGETTING, ids=[f"{row[0]} {row[1]}" for row in FORGETTING])
+async def test_what_a_write_removed_is_stored_anew_when_sent_again(method: str, path: str, content: Any) -> None:
+    async with proxying() as world:
+        place = await unlooked_at(world)
+        reading = (await world.ask_store("GET", place)).body
+        names = {"id": reading["id"], "identity": reading["identifier"][-1]["value"]}
+        if content == "other":
+            content = observation(reading["id"], world.about, "x")
+        elif content:
+            entries = [{"request": {**request, "url": request["url"].format(**names)}} for request in content]
+            content = {"resourceType": "Bundle", "type": "batch", "entry": entries}
+        assert (await world.request(method, path.format(**names), content)).status == 200
+        if "%65" in str(content):  # this store does not decode it, another one may
+            await world.ask_store("DELETE", place)
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+        assert len([r for r in await world.stored() if "valueQuantity" in r]) == 40
+
+
+async def unlooked_at(world: World) -> str:
+    """Store 40 readings, and give the place of one that is not among those looked at before the others are believed."""
+    places = locations(await world.submit(world.readings(40)))
+    await world.submit(world.readings(40))
+    looked_at = world.fake.of(searches("Observation"))[-1].form["identifier"]
+    for place in map(str, places):
+        reference = place.partition("/_history")[0]
+        identity = (await world.ask_store("GET", reference)).body["identifier"][-1]["value"]
+        if identity not in str(looked_at):
+            return reference
+    raise AssertionError("all are looked at")
+
+
+async def test_a_method_in_a_header_may_delete_as_well() -> None:
+    async with proxying() as world:
+        place = await unlooked_at(world)
+        await world.request("POST", place, X_HTTP_Method_Override="delete")
+        await world.ask_store("DELETE", place)  # this store does not know of the header, another one may
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+
+
+async def test_what_was_found_while_it_was_deleted_is_not_remembered() -> None:
+    async with proxying() as world:
+        await world.submit(world.readings(40))
+        doomed = (await world.stored())[0]["id"]
+        await world.request("DELETE", "Observation/none-such")
+        gate = Gate(late=True)
+        world.fake.script(searches("Observation"), gate)
+        sending = asyncio.create_task(world.submit(world.readings(40)))
+        await gate.reached.wait()
+        assert (await world.request("DELETE", f"Observation/{doomed}")).status == 200
+        gate.opened.set()
+        await sending
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+        assert await world.count() == 40
+
+
+async def test_what_is_known_is_answered_after_a_look_at_a_few_of_it() -> None:
+    async with proxying() as world:
+        first = await world.submit(world.readings(400, device=True))
+        world.fake.seen.clear()
+        again = await world.submit(world.readings(400, device=True))
+        assert (
+            len(world.fake.seen)
+            == len(world.fake.of(searches("Observation"))) + len(world.fake.of(searches("Device")))
+            == 2
+        )
+        assert sum(asked.form["identifier"].count("urn:uuid:") for asked in world.fake.seen) <= 32
+        assert locations(again) == locations(first)
+
+
+async def test_what_was_deleted_past_the_proxy_is_stored_anew() -> None:
+    async with proxying() as world:
+        first = await world.submit(world.readings(40))
+        for place in locations(first):
+            await world.ask_store("DELETE", str(place).partition("/_history")[0])
+        again = await world.submit(world.readings(40))
+        assert counted(again) == {201: 40}
+        assert await world.count() == 40
+
+
+async def test_etags_and_locations_are_the_same_however_a_duplicate_is_found() -> None:
+    async with proxying() as world:
+        first = await world.submit(world.readings(40))
+        by_memory = await world.submit(world.readings(40))
+        await world.request("DELETE", "Observation/none-such")
+        by_search = await world.submit(world.readings(40))
+        await world.request("DELETE", "Observation/none-such")
+        by_create = await world.submit(world.readings(5))
+        for answer in (by_memory, by_search, by_create):
+            for mine, firsts in zip(answer.body["entry"], first.body["entry"], strict=False):
+                assert mine["response"]["location"] == firsts["response"]["location"]
+                assert mine["response"]["etag"] == firsts["response"]["etag"]
+
+
+ORDERED = 422
+
+
+async def is_ordered(world: World) -> bool:
+    """Whether the proxy judges readings by an order that wants a summary."""
+    answer = await world.submit(world.readings(1))
+    return answer.status == ORDERED
+
+
+def summary_order(world: World) -> dict[str, Any]:
+    return standing_orders("argo", world.about)[0]
+
+
+async def test_orders_are_asked_for_once_and_also_that_there_are_none() -> None:
+    async with proxying() as world:
+        for number in (1, 2, 3):
+            assert statuses(await world.submit(world.readings(number)))
+        assert len(world.fake.of(searches("ServiceRequest"))) == 1
+        assert len(world.fake.of(gets(world.about))) == 1
+        await world.put(summary_order(world))  # past the proxy
+        assert not await is_ordered(world)
+
+
+async def test_orders_are_asked_for_anew_when_they_are_not_to_be_remembered() -> None:
+    async with proxying(cache__orders_seconds=0) as world:
+        assert not await is_ordered(world)
+        await world.put(summary_order(world))
+        assert await is_ordered(world)
+
+
+#: Writes of an order through the proxy, by what the store can do; what it can't is done past the proxy.
+WRITES = [
+    ("POST", "ServiceRequest", None),
+    ("PUT", "ServiceRequest/{id}", None),
+    ("PUT", "ServiceRequest?_id={id}", None),
+    ("PATCH", "ServiceRequest/{id}", None),
+    ("DELETE", "ServiceRequest/none-such", None),
+    ("POST", "", {"method": "POST", "url": "ServiceRequest"}),
+    ("POST", "", {"method": "PUT", "url": "ServiceRequest/{id}"}),
+    ("POST", "", {"method": "POST", "url": ""}),
+    ("POST", "$import", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "entry"), WRITES, ids=[f"{row[0]} {row[1]} {row[2]}" for row in WRITES])
+async def test_a_write_of_an_order_through_the_proxy_is_noticed_at_once(method: str, path: str, entry: Any) -> None:
+    async with proxying() as world:
+        assert not await is_ordered(world)
+        order = summary_order(world)
+        content: Any = order
+        if entry:
+            request = entry | {"url": entry["url"].format(id=order["id"])}
+            content = {
+                "resourceType": "Bundle",
+                "type": "transaction",
+                "entry": [{"resource": order, "request": request}],
+            }
+        answer = await world.request(method, path.format(id=order["id"]), content)
+        if answer.status not in {200, 201} or method == "DELETE":
+            await world.put(order)
+        assert await is_ordered(world)
+
+
+async def test_an_order_that_is_deleted_through_the_proxy_asks_for_nothing_any_more() -> None:
+    async with proxying() as world:
+        order = summary_order(world)
+        await world.put(order)
+        assert await is_ordered(world)
+        await world.request("DELETE", f"ServiceRequest/{order['id']}")
+        assert not await is_ordered(world)
+
+
+async def test_a_search_for_orders_through_the_proxy_forgets_nothing() -> None:
+    async with proxying() as world:
+        assert not await is_ordered(world)
+        await world.request(
+            "POST", "ServiceRequest/_search", b"_id=x", Content_Type="application/x-www-form-urlencoded"
+        )
+        assert not await is_ordered(world)
+        assert len([asked for asked in world.fake.of(searches("ServiceRequest")) if "subject" in asked.form]) == 1
+
+
+@pytest.mark.parametrize("how", ["PUT", "batch"])
+async def test_orders_read_while_one_is_written_are_not_remembered(how: str) -> None:
+    async with proxying() as world:
+        order, gate = summary_order(world), Gate()
+        entry = {"resource": order, "request": {"method": "PUT", "url": f"ServiceRequest/{order['id']}"}}
+        if how == "PUT":
+            writing = world.request("PUT", f"ServiceRequest/{order['id']}", order)
+        else:
+            writing = world.request("POST", "", {"resourceType": "Bundle", "type": "batch", "entry": [entry]})
+        world.fake.script(lambda asked: order["id"] in asked.body.decode(), gate)
+        task = asyncio.create_task(writing)
+        await gate.reached.wait()
+        assert not await is_ordered(world)  # true for now, and remembered
+        gate.opened.set()
+        assert (await task).status in {200, 201}
+        assert await is_ordered(world)
+
+
+async def test_a_look_up_under_way_when_an_order_is_written_is_not_remembered() -> None:
+    async with proxying() as world:
+        order, gate = summary_order(world), Gate(late=True)
+        world.fake.script(searches("ServiceRequest"), gate)
+        sending = asyncio.create_task(world.submit(world.readings(1)))
+        await gate.reached.wait()
+        await world.request("PUT", f"ServiceRequest/{order['id']}", order)
+        gate.opened.set()
+        assert statuses(await sending) == [201]
+        assert await is_ordered(world)
+
+
+async def test_submissions_at_the_same_moment_share_one_look_up() -> None:
+    async with proxying() as world:
+        gate = Gate()
+        world.fake.script(searches("ServiceRequest"), gate)
+        sending = [asyncio.create_task(world.submit(world.readings(1))) for _ in range(5)]
+        await gate.reached.wait()
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        answers = await asyncio.gather(*sending)
+        assert sorted(status for answer in answers for status in statuses(answer)) == [200, 200, 200, 200, 201]
+        assert len(world.fake.of(searches("ServiceRequest"))) == 1
+        assert len(world.fake.of(transactions)) == 1
+
+
+async def test_a_look_up_that_failed_is_not_remembered() -> None:
+    async with proxying() as world:
+        world.fake.script(searches("ServiceRequest"), before(500))
+        assert (await world.submit(world.readings(1))).status == 502
+        assert statuses(await world.submit(world.readings(1))) == [201]
+
+
+async def test_a_patient_who_was_unknown_is_known_once_created_through_the_proxy() -> None:
+    async with proxying() as world:
+        world.about = "Patient/newcomer"
+        assert statuses(await world.submit(world.readings(1))) == [400]
+        assert said(await world.submit(world.readings(1))) == ["subject-unknown"]
+        assert len(world.fake.of(gets(world.about))) == 1
+        await world.request("PUT", "Patient/newcomer", patient("newcomer"))
+        assert statuses(await world.submit(world.readings(1))) == [201]
+
+
+async def test_a_patient_who_was_deleted_is_unknown_again() -> None:
+    async with proxying() as world:
+        assert not await is_ordered(world)
+        assert (await world.ask_store("DELETE", f"Observation/{(await world.stored())[0]['id']}")).status == 200
+        assert (await world.request("DELETE", world.about)).status == 200
+        assert statuses(await world.submit(world.readings(1))) == [400]
+
+
+async def test_orders_are_not_shared_between_authorizations() -> None:
+    async with proxying() as world:
+        for authorization in ("Bearer a", "Bearer b", "Bearer a", "Bearer b"):
+            await world.submit(world.readings(1), Authorization=authorization)
+        asked = [one.headers["Authorization"] for one in world.fake.of(searches("ServiceRequest"))]
+        assert asked == ["Bearer a", "Bearer b"]
+        world.fake.always(gets("Patient/"), before(403))
+        assert (await world.submit(world.readings(1), Authorization="Bearer c")).status == 403
+        assert (await world.submit(world.readings(1))).status == 403
+        assert statuses(await world.submit(world.readings(1), Authorization="Bearer a")) == [200]

@@ -1,0 +1,274 @@
+"""Valkey slow, full, restarted, flushed, gone, locked or no Valkey at all: a replica goes on without, and comes back."""
+
+import asyncio
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+from redis import Redis
+from support import servers
+from support.sharing import HERE, ONE, TWO, found, knows, replica, until
+
+from cgm_proxy.cache.cache import Memory
+from cgm_proxy.observability.metrics import REGISTRY
+
+#: The longest that one question may take, with what the machine is busy with (seconds).
+BOUND = 1.0
+
+#: How long a replica waits that is to be kept waiting (seconds).
+QUICK = 0.25
+
+
+@dataclass
+class Fault:
+    """What befalls a Valkey, how it ends, and as what it is counted."""
+
+    begin: Callable[[servers.Running, Redis], object]
+    end: Callable[[servers.Running, Redis], object]
+    kind: str
+
+
+def lock(_: servers.Running, raw: Redis) -> None:
+    raw.config_set("requirepass", "s3cr3t")
+    raw.client_kill_filter(_type="normal", skipme=True)
+
+
+FAULTS = {
+    "slow": Fault(
+        lambda server, _: server.process.send_signal(signal.SIGSTOP),
+        lambda server, _: server.process.send_signal(signal.SIGCONT),
+        "timeout",
+    ),
+    "killed": Fault(lambda server, _: server.kill(), lambda server, _: server.start(), "refused"),
+    "locked": Fault(lock, lambda _, raw: raw.config_set("requirepass", ""), "error"),
+    "not allowed": Fault(
+        lambda _, raw: raw.execute_command("ACL SETUSER default -info"),
+        lambda _, raw: raw.execute_command("ACL SETUSER default +info"),
+        "error",
+    ),
+    "a replica": Fault(
+        lambda _, raw: raw.replicaof("127.0.0.1", "1"), lambda _, raw: raw.replicaof("NO", "ONE"), "error"
+    ),
+}
+
+
+def counted(kind: str) -> float:
+    return REGISTRY.get_sample_value("cgm_proxy_shared_memory_faults_total", {"kind": kind}) or 0
+
+
+def shown() -> float | None:
+    return REGISTRY.get_sample_value("cgm_proxy_shared_memory_up")
+
+
+@asynccontextmanager
+async def quickly(seconds: float = BOUND) -> AsyncIterator[None]:
+    started = perf_counter()
+    yield
+    assert perf_counter() - started < seconds
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.Running, fault: Fault) -> None:
+    with Redis.from_url(valkey.url) as raw:
+        async with replica(valkey.url, shared_timeout=QUICK) as one:
+            await one.remember(HERE, await one.epoch())
+            before = counted(fault.kind)
+            fault.begin(valkey, raw)
+            try:
+                async with quickly():
+                    await one.forget_known()
+                async with quickly(0.2):
+                    for _ in range(100):
+                        assert not await knows(one)
+                        await one.remember(HERE, await one.epoch())
+                        async with one.turn("Patient/1") as turn, one.writing(["DELETE"], ["Observation", "1"]):
+                            assert not turn.held
+                await until(lambda: counted(fault.kind) > before)
+                assert (one.available, shown()) == (False, 0)
+            finally:
+                fault.end(valkey, raw)
+            await until(lambda: one.available)
+            assert shown() == 1
+            assert not await knows(one)
+            await one.remember(HERE, await one.epoch())
+            assert await asyncio.gather(*(knows(one) for _ in range(64))) == [True] * 64
+            assert one.available
+
+
+@pytest.mark.parametrize("fault", ["slow", "locked", "a replica"])
+async def test_what_could_not_be_forgotten_is_forgotten_as_soon_as_it_can_be(
+    valkey: servers.Running, fault: str
+) -> None:
+    """Valkey has kept its values all the time: the other replica would find them."""
+    with Redis.from_url(valkey.url) as raw:
+        async with replica(valkey.url, shared_timeout=QUICK) as one, replica(valkey.url) as other:
+            await one.remember(HERE, await one.epoch())
+            assert await knows(other)
+            FAULTS[fault].begin(valkey, raw)
+            async with one.writing(["DELETE"], ["Observation", "7"]):
+                pass
+            FAULTS[fault].end(valkey, raw)
+            await until(lambda: one.available)
+            await until(lambda: other.available)
+            assert not await knows(other)
+            assert await other.epoch()
+
+
+async def test_what_is_full_is_still_read_and_still_forgets(valkey: servers.Running) -> None:
+    with Redis.from_url(valkey.url) as raw:
+        async with replica(valkey.url) as one, replica(valkey.url) as other:
+            await one.remember({ONE: HERE[ONE]}, await one.epoch())
+            raw.config_set("maxmemory", "1")
+            before = counted("error")
+            await one.remember({TWO: HERE[TWO]}, await one.epoch())
+            assert counted("error") == before + 1
+            assert await found(other, [ONE, TWO]) == {ONE: HERE[ONE]}
+            async with one.turn("Patient/1") as turn:
+                assert not turn.held
+            async with one.writing(["DELETE"], ["Observation", "7"]):
+                assert await other.epoch() == ""
+            assert not await knows(other)
+            assert other.available
+            raw.config_set("maxmemory", "0")
+            await other.remember(HERE, await other.epoch())
+            assert await knows(one)
+
+
+async def test_what_was_flushed_is_forgotten_and_learnt_again(valkey: servers.Running) -> None:
+    with Redis.from_url(valkey.url) as raw:
+        async with replica(valkey.url) as one, replica(valkey.url) as other:
+            asked = await one.epoch()
+            await one.remember(HERE, asked)
+            raw.flushall()
+            raw.script_flush()
+            await one.remember(HERE, asked)
+            assert not await knows(other)
+            await one.remember(HERE, await one.epoch())
+            assert await knows(other)
+            assert (one.available, other.available) == (True, True)
+
+
+async def test_an_epoch_that_was_evicted_does_not_come_back(valkey: servers.Running) -> None:
+    with Redis.from_url(valkey.url) as raw:
+        async with replica(valkey.url) as one:
+            await one.remember(HERE, first := await one.epoch())
+            raw.delete(*raw.scan_iter("*:known:epoch"))
+            assert await one.epoch() != first
+            assert not await knows(one)
+
+
+async def test_a_start_without_valkey_is_a_start(tmp_path: Path) -> None:
+    server = servers.valkey_process(tmp_path)
+    async with quickly(), replica(server.url) as one:
+        assert (one.available, shown()) == (False, 0)
+        assert not await knows(one)
+    server.start()
+    try:
+        async with replica(server.url) as one:
+            assert (one.available, shown()) == (True, 1)
+    finally:
+        server.stop()
+
+
+#: Answers of something that is no Valkey.
+NONSENSE = [
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"$-5\r\n",
+    b"$x\r\n",
+    b"*x\r\n",
+    b"*1\r\n" * 5000,
+    b":1\r\n" * 100,
+    b"+OK\r\n" * 100,
+    b"$3\r\n\xff\xff\xff\r\n" * 100,
+    b"*2\r\n$1\r\na\r\n" * 100,
+    b"-NOPE\r\n" * 100,
+    b"",
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=[str(each[:24]) for each in NONSENSE])
+async def test_who_answers_nonsense_is_not_listened_to(nonsense: bytes) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            writer.write(nonsense)
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        async with quickly(2), replica(f"redis://127.0.0.1:{port}", shared_timeout=QUICK) as one:
+            for _ in range(3):
+                assert not await knows(one)
+                await one.remember(HERE, await one.epoch())
+                assert await one.last_submission("Patient/1") is None
+                async with one.turn("Patient/1") as turn, one.writing(["DELETE"], ["Observation", "7"]):
+                    assert not turn.held
+
+
+def certificates(folder: Path) -> None:
+    subject = ["-subj", "/CN=valkey", "-addext", "subjectAltName=IP:127.0.0.1"]
+    keys = ["-newkey", "rsa:2048", "-nodes", "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "1"]
+    subprocess.run(["openssl", "req", "-x509", *keys, *subject], check=True, capture_output=True)
+
+
+async def shares(url: str) -> bool:
+    async with replica(url) as one, replica(url) as other:
+        await one.remember(HERE, await one.epoch())
+        return await knows(other)
+
+
+async def test_valkey_is_reached_by_tls_and_its_certificate_is_checked(tmp_path: Path) -> None:
+    certificates(tmp_path)
+    port = servers.free_port()
+    files = ["--tls-cert-file", f"{tmp_path}/cert.pem", "--tls-key-file", f"{tmp_path}/key.pem"]
+    options = [*files, "--tls-port", str(port), "--tls-auth-clients", "no"]
+    with servers.valkey(tmp_path, *options):
+        assert await shares(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}/cert.pem")
+        assert not await shares(f"rediss://127.0.0.1:{port}/0")
+        assert not await shares(f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/cert.pem")
+
+
+async def test_valkey_is_reached_by_a_socket_with_a_password(tmp_path: Path) -> None:
+    socket = tmp_path / "s"
+    with servers.valkey(tmp_path, "--unixsocket", str(socket), "--requirepass", "p@ss/word:1"):
+        assert await shares(f"unix://:p%40ss%2Fword%3A1@{socket}")
+        assert await shares(f"unix://:p%40ss%2Fword%3A1@{socket}?db=3")
+        assert not await shares(f"unix://:wrong@{socket}")
+        assert not await shares(f"unix://{socket}")
+
+
+async def test_a_user_that_may_do_no_more_than_is_needed_is_enough(valkey: servers.Running) -> None:
+    """The README's rights."""
+    with Redis.from_url(valkey.url) as raw:
+        raw.execute_command(
+            "ACL SETUSER cgm on >pw ~cgm1:* resetchannels -@all "
+            "+get +mget +set +del +exists +sadd +srem +expire +pexpire +info +time +evalsha +script|load"
+        )
+        async with replica(valkey.url.replace("//", "//cgm:pw@")) as one:
+            await one.remember(HERE, await one.epoch())
+            async with one.turn("Patient/1"), one.writing(["DELETE"], ["Observation", "7"]):
+                pass
+            assert await one.epoch()
+            assert one.available
+
+
+async def test_nothing_secret_is_logged(valkey: servers.Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with replica(valkey.url.replace("//", "//:s3cr3t@")) as one:
+        assert not one.available
+    told = "".join(str(record.__dict__) for record in caplog.records)
+    assert "shared memory is away" in told
+    assert "s3cr3t" not in told
+
+
+async def test_a_stopped_memory_asks_nothing_more(valkey: servers.Running) -> None:
+    async with replica(valkey.url) as one:
+        assert isinstance(one, Memory)
+    with Redis.from_url(valkey.url) as raw:
+        assert not await knows(one)
+        assert len(raw.client_list()) == 1

@@ -1,0 +1,36 @@
+"""UCUM codes as the HL7 validator reads them."""
+
+import pytest
+from support.places import RULES
+
+from cgm_proxy.core.r4.model import Model
+from cgm_proxy.core.r4.ucum import LONGEST
+
+UCUM = Model(RULES / "r4").ucum
+UNITS = [
+    "mg/dL", "g%", "10*3/uL", "10^3/uL", "{a}", "{}", "%", "[degF]", "1", "2.mg", "mg2", "mg-2", "mg+2", "(mg)", "mg)",
+    "m[H2O]", "dam", "Cel", "mCel", "[iU]/L", "k[iU]/L", "{a}/mL", "10*", "10*-3", "5", "B[SPL]", "[arb'U]", "ug", "L",
+    "l", "lx", "mo", "mo_j", "wk", "[in_i]", "m3/s", "+3", "10*+3", "eq", "m/s2", "%{x}", "mol/kg{a}.s", "1/min", "/min",
+    "/{b}", "((m))", "4.[pi].10*-7.N/A2", "d",
+]  # fmt: skip
+NONE = [
+    "{\u00e9}", "mmHg", "2mg", "mg--2", "(mg/dL", "/", "//", "mg/", ".mg", "mg..s", "kkg", "mg{a}s", "{a}mg", "mg {a}",
+    'mg"', "\u00b5g", "Y", "kwk", "k[in_i]", "[in_i", "in_i]", "3m", "()", "m()", "m[pH]", " mg", "mg ", "mg/dl2a", "{a",
+    "a}", "\u0663", None, 5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", UNITS)
+def test_a_unit_is_one(code: str) -> None:
+    assert code in UCUM
+
+
+@pytest.mark.parametrize("code", NONE)
+def test_anything_else_is_none(code: object) -> None:
+    assert code not in UCUM
+
+
+def test_nesting_without_end_is_no_unit_and_no_fault() -> None:
+    assert "(" * LONGEST not in UCUM
+    assert "(" * 10**6 not in UCUM
+    assert "(" * 100 + "m" + ")" * 100 in UCUM

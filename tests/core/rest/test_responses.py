@@ -1,0 +1,201 @@
+"""What a server's answers mean: stored, refused for good, or worth sending again; whatever it answers."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from multidict import CIMultiDict
+from support.made import entry, of, reading, submitted, urn
+
+from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.core.rest.responses import LOST, Again, Answered, Refusal, of_bundle, of_single, retry_after
+from cgm_proxy.core.submission.plan import Stored
+
+NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
+OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "x", "diagnostics": "why"}]}
+
+
+def answered(status: int, body: Any = OUTCOME, **headers: str) -> Answered:
+    fields = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
+    return Answered(status, fields, body if isinstance(body, bytes) else encode(body), NOW)
+
+
+#: Answers by which nothing is known to be stored, and what they mean.
+WITHOUT: list[tuple[Answered, Again | Refusal]] = [
+    (answered(400), Refusal(400, OUTCOME)),
+    (answered(400, b"<html>"), Refusal(400, {})),
+    (answered(401, WWW_Authenticate="Bearer"), Refusal(401, OUTCOME, "Bearer")),
+    (answered(307), Refusal(307, OUTCOME)),
+    (answered(501), Refusal(501, OUTCOME)),
+    (answered(409), Again("conflict", refusal=Refusal(409, OUTCOME))),
+    (answered(412), Again("unclear", refusal=Refusal(412, OUTCOME))),
+    (answered(408), Again("busy")),
+    (answered(429), Again("busy")),
+    (answered(429, Retry_After="7"), Again("busy", 7)),
+    (answered(503, Retry_After="7"), Again("busy", 7)),
+    (answered(503, Retry_After="Sun, 15 Jun 2025 12:01:00 GMT"), Again("busy", 60)),
+    (answered(503), LOST),
+    (answered(503, Retry_After="soon"), LOST),
+    (answered(500), Again("failed")),
+    (answered(500, b"<html>"), LOST),
+    (answered(502, b"<html>"), LOST),
+    (answered(504, OUTCOME), LOST),
+    (answered(520), LOST),
+]
+
+
+@pytest.mark.parametrize(("given", "meaning"), WITHOUT)
+def test_what_an_answer_without_a_location_means(given: Answered, meaning: Any) -> None:
+    assert of_bundle(given, 2, whole=True) == meaning
+    assert of_bundle(given, 2, whole=False) == meaning
+    assert of_single(given, "Observation") == meaning
+
+
+def response(status: str, location: str | None = None, **more: Any) -> Any:
+    return {"response": {"status": status, **({"location": location} if location else {}), **more}}
+
+
+#: Entries of a batch-response, and what they mean.
+ENTRIES: list[tuple[Any, Any]] = [
+    (response("201 Created", "Observation/1/_history/1", etag="1"), Stored("Observation/1/_history/1", 'W/"1"', True)),
+    (response("200", "http://up/fhir/Observation/1"), Stored("Observation/1")),
+    (response("201"), Again("unclear")),
+    (response("204 No Content"), Again("unclear")),
+    (response("422", outcome=OUTCOME), Refusal(422, OUTCOME)),
+    (response("422", outcome=7), Refusal(422, {})),
+    (response("409 Conflict"), Again("conflict", refusal=Refusal(409, {}))),
+    (response("412", outcome=OUTCOME), Again("unclear", refusal=Refusal(412, OUTCOME))),
+    (response("500", outcome=OUTCOME), Again("failed")),
+    (response("500"), LOST),
+    (response("503"), LOST),
+    (response("429"), Again("busy")),
+    (response("Created"), LOST),
+    (response("²²²"), LOST),
+    ({"response": 7}, LOST),
+    ({}, LOST),
+    (7, LOST),
+    (None, LOST),
+]
+
+
+@pytest.mark.parametrize(("one", "meaning"), ENTRIES)
+def test_each_entry_of_a_batch_is_answered_for_itself(one: Any, meaning: Any) -> None:
+    sound = response("201", "Observation/9/_history/1")
+    given = answered(200, {"resourceType": "Bundle", "entry": [sound, one]})
+    assert of_bundle(given, 2, whole=False) == [Stored("Observation/9/_history/1", created=True), meaning]
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", {}, {"entry": None}, {"entry": []}, {"entry": [{}, {}, {}]}])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_that_is_not_about_what_was_sent_leaves_its_fate_unknown(body: Any, whole: bool) -> None:
+    assert of_bundle(answered(200, body), 2, whole=whole) == LOST
+
+
+RESOURCE = {"resourceType": "Observation", "id": "7", "meta": {"versionId": "2"}}
+
+#: Answers to an entry by itself.
+SINGLE: list[tuple[Answered, Any]] = [
+    (
+        answered(201, b"", Location="http://up/fhir/Observation/7/_history/1", ETag='W/"1"'),
+        ("7/_history/1", 'W/"1"', True),
+    ),
+    (answered(200, b"", Content_Location="Observation/7"), ("7", None, False)),
+    (answered(200, b"", Location="Patient/1", Content_Location="Observation/7"), ("7", None, False)),
+    (answered(200, RESOURCE), ("7/_history/2", 'W/"2"', False)),
+]
+
+
+@pytest.mark.parametrize(("given", "place"), SINGLE)
+def test_an_entry_by_itself_is_where_the_answer_says(given: Answered, place: Any) -> None:
+    stored = of_single(given, "Observation")
+    assert isinstance(stored, Stored)
+    assert (stored.location, stored.etag, stored.created) == (f"Observation/{place[0]}", *place[1:])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        answered(200, b""),
+        answered(201, OUTCOME),
+        answered(200, RESOURCE | {"id": "../x"}),
+        answered(200, b"", Location="x"),
+    ],
+)
+def test_an_entry_that_is_stored_nobody_says_where_is_unclear(given: Answered) -> None:
+    assert of_single(given, "Observation") == Again("unclear")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        ("9" * 400, math.inf),
+        ("Sun, 15 Jun 2025 12:00:30 GMT", 30),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
+        ("Sun, 15 Jun 2025 14:00:30 +0200", 30),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("²", None),
+        ("soon", None),
+        ("Sun, 99 Jun 2025 12:00:30 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(text: str, seconds: float | None) -> None:
+    assert retry_after(text, NOW) == seconds
+
+
+ONES = of(
+    submitted(
+        *(entry(reading(n, device={"reference": f"Device/d{n}"}), urn(n)) for n in range(3)),
+    )
+)
+
+
+def refusal(*issues: Any) -> Refusal:
+    return Refusal(400, {"issue": list(issues)})
+
+
+#: What a server says of three entries, and which it names. HAPI 8.8's words were measured.
+NAMED = [
+    (refusal({"expression": ["Bundle.entry[1].resource.status"]}), {1}),
+    (refusal({"location": ["Bundle.entry[0]", "x"]}, {"diagnostics": "Bundle.entry[2] is wrong"}), {0, 2}),
+    (refusal({"expression": ["Bundle.entry[3]"]}), set()),
+    (refusal({"diagnostics": "HAPI-1094: Resource Device/d2 not found, specified in path: Observation.device"}), {2}),
+    (
+        refusal(
+            {
+                "diagnostics": f'HAPI-2207: Invalid match URL "Observation?identifier=urn:ietf:rfc:3986|{ONES[1].identity}" - '
+                "Multiple resources match this search"
+            }
+        ),
+        {1},
+    ),
+    (refusal({"diagnostics": "HAPI-0450: Failed to parse request body as JSON resource."}), set()),
+    (refusal({"diagnostics": 7, "expression": {"a": 1}, "location": None}, None, 7), set()),
+    (Refusal(400, {"issue": "x"}), set()),
+]
+
+
+@pytest.mark.parametrize(("said", "places"), NAMED)
+def test_a_refusal_names_entries_by_path_by_identity_or_by_what_they_reference(said: Refusal, places: set[int]) -> None:
+    assert said.named(ONES) == places
+
+
+@pytest.mark.parametrize(
+    ("said", "too_large", "of_all"),
+    [
+        (Refusal(413, {}), True, False),
+        (refusal({"code": "too-costly"}), True, False),
+        (refusal({"code": "too-long"}), True, False),
+        (refusal({"code": "invalid"}), False, False),
+        (refusal({"code": ["too-long"]}, {"code": {}}), False, False),
+        (Refusal(401, {}), False, True),
+        (Refusal(501, {}), False, True),
+        (Refusal(302, {}), False, True),
+    ],
+)
+def test_a_refusal_is_of_an_entry_of_so_many_or_of_all(said: Refusal, too_large: bool, of_all: bool) -> None:
+    assert (said.too_large, said.of_all) == (too_large, of_all)

@@ -1,0 +1,295 @@
+"""The identity: the same for what is the same, in whatever words; another for anything else."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.made import PATIENT, device, entry, gmi, reading, submitted, summary, urn
+
+from cgm_proxy.core.codec.json_body import decode, encode
+from cgm_proxy.core.submission.identity import FORM, SYSTEM, canonical, foreign_identity, identity, stamp, token
+from cgm_proxy.core.submission.model import Entry
+
+
+def made(resource: dict[str, Any]) -> Entry:
+    return submitted(entry(resource)).entries[0]
+
+
+def identified(
+    resource: dict[str, Any], patient: str = PATIENT, known: dict[str, Any] | None = None, **references: str
+) -> str:
+    return identity(made(resource), patient, (known or {}).get, references)
+
+
+def test_an_identity_is_a_uuid_of_version_8() -> None:
+    for number in range(100):
+        assert FORM.fullmatch(identified(reading(number)))
+    assert token(identified(reading())).startswith("urn:ietf:rfc:3986|urn:uuid:")
+
+
+def quantity(**more: Any) -> dict[str, Any]:
+    return {"valueQuantity": reading()["valueQuantity"] | more}
+
+
+SAME = {
+    "another zone": {"effectiveDateTime": "2025-06-01T05:45:00+05:45"},
+    "a fraction of zeros": {"effectiveDateTime": "2025-06-01T00:00:00.0000000Z"},
+    "a digit more": quantity(value=Decimal("100.0")),
+    "an exponent": quantity(value=Decimal("1e2")),
+    "another unit text, the same code": quantity(unit="mg/dL"),
+    "an id and meta": {"id": "x", "meta": {"lastUpdated": "2025-01-01T00:00:00Z"}},
+    "narrative": {"text": {"status": "generated"}},
+    "an identifier of its own": {"identifier": [{"system": "http://x", "value": "1"}]},
+    "a display": {
+        "code": {"coding": [{"system": "http://loinc.org", "code": "99504-3", "display": "Glucose"}], "text": "CGM"}
+    },
+    "another coding before": {
+        "code": {"coding": [{"system": "http://x", "code": "y"}, {"system": "http://loinc.org", "code": "99504-3"}]}
+    },
+    "a device that can't be identified": {"device": {"reference": urn(9)}},
+    "a device by its name alone": {"device": {"display": "Sensor"}},
+}
+OTHER = {
+    "another value": quantity(value=101),
+    "a value that differs in the last digit": quantity(value=Decimal("100.00000000000000000001")),
+    "a negative value": quantity(value=-100),
+    "a comparator": quantity(comparator=">"),
+    "another unit": quantity(unit="mmol/l", code="mmol/L"),
+    "another instant": {"effectiveDateTime": "2025-06-01T00:00:01Z"},
+    "a fraction": {"effectiveDateTime": "2025-06-01T00:00:00.5Z"},
+    "another code": {"code": {"coding": [{"system": "http://loinc.org", "code": "14745-4"}]}},
+    "no value": {"valueQuantity": None, "dataAbsentReason": {"text": "x"}},
+    "a value that is no number": quantity(value="100"),
+    "a device with a serial": {"device": {"reference": "Device/serial"}},
+}
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+def test_the_same_reading_in_other_words_is_the_same(change: dict[str, Any]) -> None:
+    assert identified(reading() | change) == identified(reading())
+
+
+@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+def test_another_reading_is_another(change: dict[str, Any]) -> None:
+    known = {"Device/serial": device(serialNumber="1")}
+    assert identified(reading() | change, known=known) != identified(reading())
+
+
+def test_another_patients_reading_is_another() -> None:
+    assert identified(reading(), "Patient/1") != identified(reading(), "Patient/12")
+
+
+def test_all_changes_together_differ_from_one_another() -> None:
+    known = {"Device/serial": device(serialNumber="1")}
+    found = [identified(reading() | change, known=known) for change in OTHER.values()]
+    assert len(set(found)) == len(OTHER)
+
+
+@given(st.permutations(list(reading().items())))
+def test_the_order_of_members_does_not_matter(members: list[tuple[str, Any]]) -> None:
+    assert identified(dict(members)) == identified(reading())
+    assert identified(dict(members) | {"valueString": "x"}) == identified(reading() | {"valueString": "x"})
+
+
+NUMBERS = st.decimals(allow_nan=False, allow_infinity=False) | st.integers()
+
+
+@given(NUMBERS, NUMBERS)
+def test_numbers_are_written_alike_just_if_they_are_equal(one: Decimal | int, other: Decimal | int) -> None:
+    assert (canonical(one) == canonical(other)) == (one == other)
+
+
+@given(st.integers(), st.integers(0, 30))
+def test_trailing_zeros_and_exponents_do_not_matter(number: int, zeros: int) -> None:
+    written = canonical(number)
+    assert canonical(Decimal(f"{number}.{'0' * zeros}")) == canonical(Decimal(f"{number}e0")) == written
+    assert canonical(Decimal(f"{number}{'0' * zeros}e-{zeros}")) == written
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "-1e-999999999", "9e999999999999999999", "0e999999999", "1" * 4000])
+def test_a_number_of_any_size_is_written_shortly(number: str) -> None:
+    assert len(canonical(Decimal(number))) <= len(number) + 20
+    identified(reading(value=Decimal(number)))
+
+
+def test_zero_has_no_sign() -> None:
+    assert canonical(Decimal("-0.0")) == canonical(0) == "0"
+
+
+@pytest.mark.parametrize("wrong", [None, True, "100", [], {}])
+def test_what_is_no_number_has_no_canonical_form(wrong: Any) -> None:
+    assert canonical(wrong) == ""
+
+
+#: What names a device, and what does not.
+DEVICES = {
+    "serial": ({"serialNumber": "1"}, True),
+    "udi": ({"udiCarrier": [{}, {"deviceIdentifier": "1"}]}, True),
+    "udi as read from the label": ({"udiCarrier": [{"carrierHRF": "(01)1"}]}, True),
+    "identifier": ({"identifier": [{"system": "http://x", "value": "1"}]}, True),
+    "identifier without system": ({"identifier": [{"value": "1"}]}, True),
+    "nothing": ({}, False),
+    "an id": ({"id": "1"}, False),
+    "an empty serial": ({"serialNumber": "", "identifier": [{"system": "http://x"}]}, False),
+    "its own stamp": ({"identifier": [{"system": SYSTEM, "value": identified(device())}]}, False),
+    "wrong types": ({"serialNumber": None, "udiCarrier": [5], "identifier": ["x", None, {"value": None}]}, False),
+    "wrong types again": ({"udiCarrier": {"deviceIdentifier": "1"}, "identifier": 5}, False),
+}
+
+
+@pytest.mark.parametrize(("fields", "names"), DEVICES.values(), ids=DEVICES)
+def test_a_device_distinguishes_when_it_can_be_identified(fields: dict[str, Any], names: bool) -> None:
+    known = {urn(1): device(**fields), "Device/7": device(**fields)}
+    by_urn, by_id = (
+        identified(reading(device={"reference": reference}), known=known) for reference in (urn(1), "Device/7")
+    )
+    assert by_urn == by_id
+    assert (by_urn != identified(reading())) == names
+
+
+def test_the_order_of_a_devices_identifiers_does_not_matter() -> None:
+    identifiers = [{"system": "http://x", "value": "1"}, {"system": "http://a", "value": "2"}]
+    one, other = ({"Device/7": device(identifier=listed)} for listed in (identifiers, identifiers[::-1]))
+    resource = reading(device={"reference": "Device/7"})
+    assert identified(resource, known=one) == identified(resource, known=other)
+
+
+def test_readings_that_cannot_be_read_are_told_apart_by_their_content() -> None:
+    wrong: list[dict[str, Any]] = [
+        quantity(value="100"),
+        quantity(value="105"),
+        {"valueQuantity": [1]},
+        {"valueQuantity": [2]},
+        {"valueQuantity": None},
+        {"valueInteger": 1},
+        {"effectiveDateTime": 5},
+        {"effectiveDateTime": 6},
+        {"code": {"coding": "99504-3"}},
+        {"code": {"coding": [{"system": ["http://loinc.org"], "code": {}}]}},
+    ]
+    assert len({identified(reading() | change) for change in wrong}) == len(wrong)
+
+
+def test_a_reading_without_value_is_known_by_its_reason() -> None:
+    bare = {name: value for name, value in reading().items() if name != "valueQuantity"}
+    reasons = [{}, {"dataAbsentReason": {"text": "off"}}, {"dataAbsentReason": {"text": "error"}}]
+    assert len({identified(bare | reason) for reason in reasons}) == len(reasons)
+
+
+# -- content --------------------------------------------------------------------------------------------------------------
+
+
+def test_content_is_the_same_under_new_references_to_the_same_entries() -> None:
+    member = identified(gmi())
+    first = identified(summary(urn(1), urn(2)), **{urn(1): member, urn(2): "urn:uuid:x"})
+    again = identified(summary("Observation/g", urn(8)), **{"Observation/g": member, urn(8): "urn:uuid:x"})
+    assert first == again
+    assert first != identified(summary(urn(1), urn(2)), **{urn(1): "urn:uuid:x", urn(2): member})
+    assert first != identified(summary(urn(1), urn(2)))
+
+
+def test_a_reference_that_needs_escapes_is_replaced_as_any_other() -> None:
+    odd = 'urn:"odd\\"\n'
+    assert identified(summary(odd), **{odd: "urn:uuid:x"}) == identified(summary(urn(1)), **{urn(1): "urn:uuid:x"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "1"},
+        {"meta": {"versionId": "2"}},
+        {"text": {"div": "<div/>"}},
+        {"identifier": [{"system": SYSTEM, "value": identified(summary())}]},
+    ],
+)
+def test_what_a_server_adds_does_not_change_content(change: dict[str, Any]) -> None:
+    assert identified(summary(**change)) == identified(summary())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identifier": [{"system": "http://x", "value": "1"}]},
+        {"identifier": ["x"]},
+        {"identifier": "x"},
+        {"issued": "2025-01-01T00:00:00Z"},
+        {"effectivePeriod": {"start": "2025"}},
+        {"component": []},
+    ],
+)
+def test_any_other_change_is_one_of_content(change: dict[str, Any]) -> None:
+    assert identified(summary(**change)) != identified(summary())
+
+
+# -- stamping -------------------------------------------------------------------------------------------------------------
+
+OWN = identified(reading())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, [{"system": SYSTEM, "value": OWN}]),
+        ([], [{"system": SYSTEM, "value": OWN}]),
+        ([{"value": "1"}], [{"value": "1"}, {"system": SYSTEM, "value": OWN}]),
+        ([{"system": SYSTEM, "value": OWN, "use": "official"}], [{"system": SYSTEM, "value": OWN, "use": "official"}]),
+        # the conditional create asks for system and value, so a value of another system would not be found
+        (
+            [{"system": "http://x", "value": OWN}],
+            [{"system": "http://x", "value": OWN}, {"system": SYSTEM, "value": OWN}],
+        ),
+        ([5, None, "x"], [5, None, "x", {"system": SYSTEM, "value": OWN}]),
+        ({"value": "1"}, [{"value": "1"}, {"system": SYSTEM, "value": OWN}]),
+    ],
+)
+def test_the_identity_is_one_more_identifier(given: Any, expected: list[Any]) -> None:
+    resource = reading() if given is None else reading(identifier=given)
+    assert decode(stamp(made(resource), OWN, {}))["identifier"] == expected
+
+
+def test_a_stamped_resource_keeps_order_and_digits_of_all_that_was_sent() -> None:
+    sent = b'{"resourceType":"Observation","x":[{"y":5.60}],"valueQuantity":{"value":100.0},"a":"\xc3\xa4"}'
+    stamped = stamp(made(decode(sent)), OWN, {})
+    assert stamped == sent[:-1] + b',"identifier":' + encode([{"system": SYSTEM, "value": OWN}]) + b"}"
+
+
+def test_references_are_replaced_and_nothing_that_looks_like_one() -> None:
+    odd = 'urn:"odd\\"'
+    resource = summary(urn(1), odd, "#x", note=[{"text": f'"reference":"{urn(1)}"'}], x={"reference": urn(11)})
+    stored = decode(stamp(made(resource), OWN, {urn(1): "Observation/7", odd: 'a"b'}))
+    assert [member["reference"] for member in stored["hasMember"]] == ["Observation/7", 'a"b', "#x"]
+    assert stored["note"] == resource["note"]
+    assert stored["x"] == {"reference": urn(11)}
+
+
+@pytest.mark.parametrize(
+    ("identifier", "foreign"),
+    [
+        ([{"system": SYSTEM, "value": OWN}], False),
+        ([{"system": SYSTEM, "value": identified(reading(1))}], True),
+        ([{"system": SYSTEM, "value": identified(reading(1)).upper()}], True),
+        ([{"system": SYSTEM, "value": OWN.upper()}], True),
+        ([{"value": "1"}, {"system": SYSTEM, "value": identified(reading(1))}], True),
+        ([{"system": SYSTEM, "value": "urn:uuid:2f5a7e54-0f5e-4c3f-9c5e-3f1f0f4f5a6b"}], False),  # version 4
+        ([{"system": "http://x", "value": identified(reading(1))}], False),
+        ([{"system": SYSTEM, "value": 5}, {"system": SYSTEM}, SYSTEM, None], False),
+        (SYSTEM, False),
+        ({"system": SYSTEM, "value": 5}, False),
+    ],
+)
+def test_another_entrys_identity_is_recognised(identifier: Any, foreign: bool) -> None:
+    assert foreign_identity(made(reading(identifier=identifier)), OWN) == foreign
+
+
+@pytest.mark.parametrize("status", ["amended", "corrected", "cancelled", "entered-in-error"])
+def test_a_revision_is_no_repetition(status: str) -> None:
+    assert identified(reading(0)) != identified(reading(0) | {"status": status})
+    assert identified(reading(0)) == identified(reading(0) | {"status": "preliminary"})
+
+
+def test_no_text_of_one_part_can_stand_for_another() -> None:
+    assert identified(reading(0, device={"reference": "a"}), known={"a": {"serialNumber": 'x","y'}}) != identified(
+        reading(0, device={"reference": "a"}), known={"a": {"serialNumber": "x"}}
+    )

@@ -1,0 +1,306 @@
+"""Submissions are made of any JSON: what is wrong with an entry is a value, what is wrong with all of it a refusal."""
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.any_json import ENTRIES, VALUES
+from support.made import (
+    LIMITS,
+    PATIENT,
+    FakeRules,
+    bundle,
+    context,
+    device,
+    entry,
+    judged,
+    localize,
+    reading,
+    rules_found,
+    submitted,
+    summary,
+    urn,
+)
+
+from cgm_proxy.core.codec.json_body import decode, encode
+from cgm_proxy.core.issues import RequestRefused
+from cgm_proxy.core.rest.create_requests import bundle as written
+from cgm_proxy.core.rest.strategy import Strategy
+from cgm_proxy.core.submission import reply
+from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.judge import judge, resolver
+from cgm_proxy.core.submission.model import Submission, localizer, names, open_operation, references, single, submission
+from cgm_proxy.core.submission.plan import forged, identify, plan
+from cgm_proxy.settings.loading import Limits
+
+WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}}, {"resourceType": 5}]
+
+
+def refusal(document: Any, target: str = "base", limits: Limits = LIMITS) -> tuple[int, str]:
+    with pytest.raises(RequestRefused) as refused:
+        submission(document, BY_ID["argo"], target, localize, limits)
+    return refused.value.status, refused.value.issues[0].rule
+
+
+@pytest.mark.parametrize("kind", [*WRONG, "document", "Batch", "history", ["batch"]])
+@pytest.mark.parametrize("target", ["base", "operation"])
+def test_a_bundle_of_another_type_is_refused(kind: Any, target: str) -> None:
+    assert refusal(bundle(entry(reading())) | {"type": kind}, target) == (400, "bundle-type")
+
+
+def test_a_long_type_is_cut_short_in_the_message() -> None:
+    with pytest.raises(RequestRefused) as refused:
+        submission(bundle(kind="x" * 100_000), BY_ID["argo"], "base", localize, LIMITS)
+    assert len(refused.value.issues[0].text) < 250
+
+
+@pytest.mark.parametrize("entries", WRONG)
+def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
+    document = bundle() | {"entry": entries}
+    if isinstance(entries, list) and entries:
+        made = submission(document, BY_ID["argo"], "base", localize, LIMITS)
+        assert [issue.rule for issue in made.entries[0].issues] == ["entry-object"]
+    else:
+        assert refusal(document) == (400, "bundle-empty" if entries in ([], None) else "bundle-entry")
+    del document["entry"]
+    assert refusal(document) == (400, "bundle-empty")
+
+
+def test_entries_that_are_no_list_are_told_so() -> None:
+    with pytest.raises(RequestRefused) as refused:
+        submission(bundle() | {"entry": {"fullUrl": "x"}}, BY_ID["argo"], "base", localize, LIMITS)
+    assert refused.value.issues[0].text == 'Bundle.entry is {"fullUrl":"x"}; it wants a list of entries'
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "most"),
+    [("batch", "base", 5), ("transaction", "base", 3), ("transaction", "operation", 5), ("batch", "operation", 5)],
+)
+def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, target: str, most: int) -> None:
+    limits = Limits(entries=5, atomic_entries=3)
+    whole = bundle(*[entry(reading(n)) for n in range(most)], kind=kind)
+    assert len(submission(whole, BY_ID["argo"], target, localize, limits).entries) == most
+    whole["entry"].append(None)
+    assert refusal(whole, target, limits) == (413, "too-many-entries")
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "expected", "atomic"),
+    [
+        ("batch", "base", "batch", False),
+        ("transaction", "base", "transaction", True),
+        ("transaction", "operation", "operation", False),
+        ("batch", "operation", "operation", False),
+    ],
+)
+def test_only_a_tagged_transaction_is_atomic(kind: str, target: str, expected: str, atomic: bool) -> None:
+    made = submitted(entry(reading()), kind=kind, target=target)
+    assert (made.kind, made.atomic) == (expected, atomic)
+
+
+@pytest.mark.parametrize(
+    ("item", "rules"),
+    [
+        *[(wrong, ["entry-object"]) for wrong in WRONG if not isinstance(wrong, dict)],
+        ({}, ["entry-resource", "entry-request"]),
+        *[({"resource": wrong, "request": {}}, ["entry-resource"]) for wrong in WRONG],
+        *[
+            ({"resource": reading(), "request": wrong}, ["entry-request"])
+            for wrong in WRONG
+            if not isinstance(wrong, dict)
+        ],
+        *[({"resource": {"resourceType": wrong}, "request": {}}, ["entry-resource"]) for wrong in (5, None, [], {})],
+        *[
+            ({"resource": reading(), "request": {}, "fullUrl": wrong}, ["entry-full-url"])
+            for wrong in WRONG
+            if wrong is not None and not isinstance(wrong, str)
+        ],
+        ({"resource": reading(), "request": {}, "fullUrl": ""}, []),
+        ({"resource": reading(), "request": {}, "fullUrl": None}, []),
+    ],
+)
+def test_a_structural_fault_is_an_issue_of_the_entry(item: Any, rules: list[str]) -> None:
+    made = submission(bundle(entry(reading()), item), BY_ID["argo"], "base", localize, LIMITS)
+    assert [issue.rule for issue in made.entries[1].issues] == rules
+    assert made.entries[0].issues == ()
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"reference": 5}, {"reference": ["Patient/1"]}, [{"reference": PATIENT}]])
+def test_a_subject_of_a_wrong_type_names_nobody(wrong: Any) -> None:
+    made = submitted(entry(reading() | {"subject": wrong}), entry(device() | {"patient": wrong}))
+    assert [one.subject for one in made.entries] == [None, None]
+    assert made.patient is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "subject"),
+    [
+        ("Patient/1", "Patient/1"),
+        ("https://public.example/fhir/Patient/1", "Patient/1"),
+        ("http://up:8081/fhir/Patient/a.b-C9", "Patient/a.b-C9"),
+        ("https://public.example/fhirx/Patient/1", None),
+        ("https://public.example/fhir//Patient/1", None),
+        ("https://other.example/fhir/Patient/1", None),
+        ("Patient/1/_history/2", None),
+        ("Patient/", None),
+        ("Patient/1 ", None),
+        ("Patient/1\n", None),
+        (" Patient/1", None),
+        ("patient/1", None),
+        ("Patient/1?x=y", None),
+        ("Patient/1,Patient/2", None),
+        ("Patient/../Patient/1", None),
+        ("Patient/" + "a" * 65, None),
+        ("Group/1", None),
+        ("urn:uuid:00000000-0000-4000-8000-000000000001", None),
+        ("#p", None),
+        ("", None),
+    ],
+)
+def test_a_subject_is_a_literal_reference_to_a_patient_of_this_server(reference: str, subject: str | None) -> None:
+    assert submitted(entry(reading(subject={"reference": reference}))).entries[0].subject == subject
+
+
+def test_a_device_is_about_its_patient_and_a_performer_is_no_subject() -> None:
+    made = submitted(entry(device()), entry(reading(subject=None, performer=[{"reference": PATIENT}])))
+    assert [one.subject for one in made.entries] == [PATIENT, None]
+
+
+def test_the_submissions_patient_is_whom_most_entries_are_about() -> None:
+    others = [entry(reading(n, subject={"reference": "Patient/2"})) for n in range(2)]
+    assert submitted(others[0], *[entry(reading(n)) for n in range(3)], others[1]).patient == PATIENT
+
+
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [
+        ({"subject": {"reference": "Patient/1"}, "x": [{"reference": "Patient/1"}]}, ("Patient/1",)),
+        ({"device": {"reference": "#contained"}}, ()),
+        ({"x": {"reference": 5}, "y": {"reference": None}, "z": {"reference": ["a"]}}, ()),
+        ({"note": '"reference":"Patient/9"'}, ()),
+        ({"x": {"reference": 'urn:"quoted\\"'}}, ('urn:"quoted\\"',)),
+        ({"x": {"reference": "a\nb\x01"}}, ("a\nb\x01",)),
+        ({"x": {"reference": "ä😀"}}, ("ä😀",)),
+        ({"extension": [{"valueReference": {"reference": "Device/1"}}]}, ("Device/1",)),
+        ({"contained": [{"subject": {"reference": "Patient/2"}}]}, ("Patient/2",)),
+        ({"x": {"reference": ""}}, ("",)),
+    ],
+)
+def test_references_are_found_at_any_depth_as_they_are_meant(
+    resource: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    assert references(encode(resource)) == expected
+
+
+def test_an_escaped_reference_is_the_reference_that_it_spells() -> None:
+    document = decode(b'{"resourceType":"Observation","derivedFrom":[{"r\\u0065ference":"Observation\\/\\u0031"}]}')
+    assert submitted(entry(document)).entries[0].references == ("Observation/1",)
+
+
+def test_an_entry_is_meant_by_its_full_url_and_by_its_type_and_id() -> None:
+    made = submitted(entry(reading(id="a"), urn(1)), entry(reading(1, id="a")), entry(reading(2), "Observation/a"))
+    assert names(made.entries) == {urn(1): 0, "Observation/a": 2}
+
+
+@pytest.mark.parametrize("wrong", [5, None, [], {}, True])
+def test_an_id_of_a_wrong_type_names_nothing(wrong: Any) -> None:
+    assert names(submitted(entry(reading(id=wrong), urn(1))).entries) == {urn(1): 0}
+
+
+def test_entries_of_one_full_url_are_refused_all_and_so_is_what_references_them() -> None:
+    judgement = judged(
+        entry(reading(0), urn(1)),
+        entry(reading(1), urn(1)),
+        entry(summary(urn(1)), urn(2)),
+        entry(reading(2)),
+        entry(reading(3)),
+    )
+    unique = ["entry-full-url-unique"]
+    assert rules_found(judgement) == [unique, unique, ["reference-refused"], [], []]
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("https://public.example/fhir/Patient/1", "Patient/1"),
+        ("http://up:8081/fhir/Observation/1/_history/2", "Observation/1/_history/2"),
+        ("https://public.example/fhir", "https://public.example/fhir"),
+        ("https://public.example/fhirx/Patient/1", "https://public.example/fhirx/Patient/1"),
+        ("http://up:8081.evil.example/fhir/Patient/1", "http://up:8081.evil.example/fhir/Patient/1"),
+        ("Patient/1", "Patient/1"),
+        ("", ""),
+    ],
+)
+def test_only_references_below_this_servers_bases_are_made_relative(reference: str, expected: str) -> None:
+    assert localize(reference) == expected
+    assert localizer("https://public.example/fhir/", "http://up:8081/fhir/")(reference) == expected
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_operation_takes_a_bundle_alone_or_in_parameters(wrong: Any) -> None:
+    whole = bundle(entry(reading()))
+    parameters = {
+        "resourceType": "Parameters",
+        "parameter": [wrong, {"name": wrong}, {"name": "resource", "resource": whole}],
+    }
+    assert open_operation(whole) is whole
+    assert open_operation(parameters) is whole
+    documents: list[Any] = [
+        {"resourceType": "Parameters", "parameter": wrong},
+        {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": wrong}]},
+        {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": whole}] * 2},
+        {"resourceType": wrong},
+        {},
+    ]
+    for document in documents:
+        with pytest.raises(RequestRefused) as refused:
+            open_operation(document)
+        assert (refused.value.status, refused.value.issues[0].rule) == (400, "bundle-expected")
+
+
+def test_a_single_create_is_a_submission_of_one_with_the_condition_of_its_header() -> None:
+    made = single(reading(), BY_ID["1.0.0"], localize, "identifier=a|b")
+    assert (made.kind, made.atomic, made.patient, len(made.entries)) == ("create", False, PATIENT, 1)
+    assert made.entries[0].request == {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=a|b"}
+    assert single({}, BY_ID["1.0.0"], localize, None).entries[0].issues
+
+
+# -- any JSON at all ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(ENTRIES, max_size=5) | VALUES,
+    st.sampled_from([("batch", "base"), ("transaction", "base"), ("transaction", "operation")]),
+    st.booleans(),
+)
+def test_any_json_is_judged_planned_and_answered(entries: Any, way: tuple[str, str], observe: bool) -> None:
+    kind, target = way
+    with suppress(RequestRefused):
+        follow(
+            submission(bundle(kind=kind) | {"entry": entries}, BY_ID["1.0.0"], target, localize, LIMITS),
+            entries,
+            observe,
+        )
+
+
+def follow(taken: Submission, noise: Any, observe: bool) -> None:
+    """Take a submission through every pure stage."""
+    stored = {"Device/1": {"resourceType": "Device", "identifier": noise, "udiCarrier": noise}}
+    judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe, stored=stored))
+    identified = identify(judgement.verdicts, taken, resolver(taken, stored))
+    planned = plan(identified, forged(identified), taken, 4, localize)
+    for wave in planned.waves:
+        ones = [planned.creates[index] for group in wave for index in group]
+        assert decode(written(ones, planned.aliases, Strategy()))["type"] == "transaction"
+    answers = reply.answers(judgement, planned.settled)
+    assert len(reply.bundle(judgement, answers, "OperationOutcome")["entry"]) == len(taken.entries)
+    reply.refusal(judgement, answers)
+
+
+def test_a_relative_reference_means_the_entry_whose_full_url_ends_with_it() -> None:
+    resource = {name: value for name, value in reading().items() if name != "id"}
+    taken = submitted(entry(resource, "https://s.example/fhir/Observation/x"))
+    assert names(taken.entries) == {"https://s.example/fhir/Observation/x": 0, "Observation/x": 0}

@@ -1,0 +1,264 @@
+"""Orders are read in every dialect's form; what is malformed asks for nothing, and never fails."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.places import GUIDE
+
+from cgm_proxy.core.codec.json_body import decode
+from cgm_proxy.core.submission.dates import FIRST, LAST
+from cgm_proxy.core.submission.dialects import BY_ID, DIALECTS
+from cgm_proxy.core.submission.orders import LONGEST, ONE_TIME, SCHEDULE, Schedule, StandingOrder, read_orders
+
+EXAMPLES = GUIDE / "ig"
+STU1 = BY_ID["1.0.0"]
+
+
+def order(*parts: Any, dialect: str = "1.0.0", code: int = 0, form: str = SCHEDULE, **more: Any) -> dict[str, Any]:
+    guide = BY_ID[dialect]
+    made = {
+        "resourceType": "ServiceRequest",
+        "id": "o",
+        "status": "active",
+        "code": {"coding": [{"system": guide.code_system, "code": guide.order_codes[code]}]},
+        "extension": [{"url": guide.profile(form), "extension": list(parts)}],
+    }
+    return made | more
+
+
+def profile(name: str, dialect: str = "1.0.0") -> dict[str, Any]:
+    return {"url": "submissionDataProfile", "valueCanonical": BY_ID[dialect].profile(name)}
+
+
+def quantity(url: str, value: Any, code: Any, **more: Any) -> dict[str, Any]:
+    return {"url": url, "valueQuantity": {"value": value, "code": code, **more}}
+
+
+def frequency(**repeat: Any) -> dict[str, Any]:
+    return {"url": "submissionFrequency", "valueTiming": {"repeat": repeat}}
+
+
+def only(resource: Any) -> Schedule:
+    [found] = read_orders([resource])
+    [schedule] = found.schedules
+    return schedule
+
+
+@pytest.mark.parametrize("dialect", [dialect.id for dialect in DIALECTS])
+def test_each_dialects_code_makes_an_order(dialect: str) -> None:
+    [found] = read_orders([order(profile("cgm-summary", dialect), dialect=dialect)])
+    assert dialect in found.dialects
+    assert found.location == "ServiceRequest/o"
+    assert found.schedules == (Schedule(frozenset({BY_ID[dialect].profile("cgm-summary")})),)
+
+
+def test_dialects_that_share_their_code_share_the_order_and_the_one_time_code_is_stu1s_alone() -> None:
+    found = read_orders([order(), order(code=1, form=ONE_TIME), order(dialect="argo"), order(dialect="0.1.0")])
+    assert [sorted(each.dialects) for each in found] == [["1.0.0", "1.0.0-ballot"], ["1.0.0"], ["argo"], ["0.1.0"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "completed"},
+        {"status": "draft"},
+        {"status": None},
+        {"status": ["active"]},
+        {"resourceType": "MedicationRequest"},
+        {"code": None},
+        {"code": {"coding": [{"system": STU1.code_system, "code": "other"}]}},
+        {"code": {"coding": [{"system": "http://other", "code": STU1.order_codes[0]}]}},
+        {"code": {"coding": [{"code": STU1.order_codes[0]}]}},
+        {"code": {"text": STU1.order_codes[0]}},
+    ],
+)
+def test_what_is_no_active_order_is_left_out(change: dict[str, Any]) -> None:
+    assert read_orders([order() | change]) == ()
+
+
+def test_a_schedule_of_another_dialect_asks_for_nothing() -> None:
+    foreign = {"url": BY_ID["argo"].profile(SCHEDULE), "extension": [profile("cgm-summary", "argo")]}
+    assert read_orders([order(extension=[foreign])])[0].schedules == ()
+
+
+def test_one_order_may_hold_several_schedules() -> None:
+    [found] = read_orders(
+        [
+            order(
+                extension=[
+                    {
+                        "url": STU1.profile(SCHEDULE),
+                        "extension": [profile("cgm-summary"), quantity("submissionPeriod", 2, "wk")],
+                    },
+                    {
+                        "url": STU1.profile(SCHEDULE),
+                        "extension": [profile("cgm-device"), quantity("submissionPeriod", 1, "d")],
+                    },
+                ]
+            )
+        ]
+    )
+    assert [schedule.period for schedule in found.schedules] == [timedelta(weeks=2), timedelta(days=1)]
+
+
+def test_a_profiles_version_does_not_matter() -> None:
+    versioned = {"url": "submissionDataProfile", "valueCanonical": STU1.profile("cgm-summary") + "|1.0.0"}
+    assert only(order(versioned, profile("cgm-summary"))).profiles == {STU1.profile("cgm-summary")}
+
+
+@pytest.mark.parametrize(
+    ("part", "period"),
+    [
+        (quantity("submissionPeriod", 2, "wk"), timedelta(weeks=2)),
+        (quantity("submissionPeriod", Decimal("0.5"), "d"), timedelta(hours=12)),
+        (quantity("submissionPeriod", 1, None, unit="h"), timedelta(hours=1)),
+        (quantity("submissionPeriod", 12, "mo"), timedelta(days=365.25)),
+        (quantity("submissionPeriod", 10**30, "a"), LONGEST),
+        (quantity("submissionPeriod", 10**4000, "s"), LONGEST),
+        (quantity("submissionPeriod", Decimal("1e999999999"), "s"), LONGEST),
+        (frequency(frequency=1, period=2, periodUnit="wk"), timedelta(weeks=2)),
+        (frequency(period=1, periodUnit="d"), timedelta(days=1)),
+        (frequency(frequency=2, period=1, periodUnit="d"), timedelta(hours=12)),
+        (frequency(frequency=1, frequencyMax=4, period=Decimal("1.0"), periodUnit="d"), timedelta(hours=6)),
+        (frequency(frequency=10**400, period=1, periodUnit="d"), timedelta()),
+        (frequency(frequency=0, period=1, periodUnit="d"), timedelta(days=1)),
+        (frequency(frequency=-1, period=1, periodUnit="d"), timedelta(days=1)),
+        (frequency(frequency="2", period=1, periodUnit="d"), timedelta(days=1)),
+    ],
+)
+def test_a_period_is_read_in_either_form(part: dict[str, Any], period: timedelta) -> None:
+    assert only(order(part)).period == period
+    assert only(order(part, dialect="argo")).period == period
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        quantity("submissionPeriod", 0, "d"),
+        quantity("submissionPeriod", Decimal("1e-999999999"), "s"),
+        quantity("submissionPeriod", -1, "d"),
+        quantity("submissionPeriod", "2", "d"),
+        quantity("submissionPeriod", None, "d"),
+        quantity("submissionPeriod", 2, "fortnight"),
+        quantity("submissionPeriod", 2, ["d"]),
+        quantity("submissionPeriod", [2], "d"),
+        {"url": "submissionPeriod", "valueQuantity": [5]},
+        {"url": "submissionPeriod"},
+        frequency(period=1),
+        frequency(periodUnit="d"),
+        frequency(period={}, periodUnit={}),
+        {"url": "submissionFrequency", "valueTiming": {"repeat": []}},
+        {"url": "submissionFrequency", "valueTiming": 5},
+        {"url": ["submissionPeriod"], "valueQuantity": {"value": 1, "code": "d"}},
+        {"url": {}},
+        None,
+        5,
+        [],
+    ],
+)
+def test_a_malformed_period_is_none(part: Any) -> None:
+    assert only(order(part, profile("cgm-summary"))) == Schedule(frozenset({STU1.profile("cgm-summary")}))
+
+
+def test_the_lookback_is_read() -> None:
+    assert only(order(quantity("lookbackPeriod", 30, "d"))).lookback == timedelta(days=30)
+
+
+def at(*fields: int) -> datetime:
+    return datetime(*fields, tzinfo=UTC)  # type: ignore[arg-type,misc]
+
+
+@pytest.mark.parametrize(
+    ("period", "window"),
+    [
+        ({"start": "2024-12-17", "end": "2025-01-16"}, (at(2024, 12, 17), at(2025, 1, 17))),
+        ({"start": "2024", "end": "2024"}, (at(2024, 1, 1), at(2025, 1, 1))),
+        ({"start": "2024-12-17"}, (at(2024, 12, 17), LAST)),
+        ({"end": "2025-01-16"}, (FIRST, at(2025, 1, 17))),
+        ({"start": "2024-12-17", "end": "9999-12-31"}, (at(2024, 12, 17), LAST)),
+        ({}, None),
+        ({"start": "soon", "end": 5}, None),
+        ([], None),
+        (None, None),
+        ("2024", None),
+    ],
+)
+def test_a_one_time_orders_period_is_its_window(period: Any, window: tuple[datetime, datetime] | None) -> None:
+    part = {"url": "timePeriod", "valuePeriod": period}
+    assert only(order(part, code=1, form=ONE_TIME)).window == window
+
+
+WRONG: list[Any] = [None, True, 5, "x", [], {}, [[]], [None], ["x"], [{"url": []}], [{"url": {}, "extension": 5}], [{}]]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_an_order_of_wrong_types_asks_for_nothing(wrong: Any) -> None:
+    resources: list[dict[str, Any]] = [
+        order(extension=wrong),
+        order(extension=[{"url": STU1.profile(SCHEDULE), "extension": wrong}]),
+        order({"url": "submissionDataProfile", "valueCanonical": wrong if wrong != "x" else None}),
+        order(id=wrong),
+    ]
+    for resource in resources:
+        [found] = read_orders([resource])
+        assert not any(schedule.profiles for schedule in found.schedules)
+    for resource in (
+        order(code=0) | {"code": wrong},
+        order() | {"code": {"coding": wrong}},
+        order() | {"status": wrong},
+    ):
+        assert read_orders([resource]) == ()
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.integers() | st.decimals(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+NAMED = st.dictionaries(
+    st.sampled_from(
+        ["url", "valueQuantity", "valueTiming", "valuePeriod", "valueCanonical", "value", "code", "repeat"]
+    ),
+    JSON | st.sampled_from(["submissionPeriod", "timePeriod", "submissionFrequency", "submissionDataProfile", "d"]),
+)
+
+
+@given(st.lists(NAMED | JSON, max_size=4))
+def test_any_parts_are_read(parts: list[Any]) -> None:
+    assert isinstance(read_orders([order(*parts)])[0], StandingOrder)
+
+
+SUMMARY_AND_PDF = frozenset({"cgm-summary", "cgm-summary-pdf"})
+
+
+GUIDES_ORDERS = [
+    ("argo/{}StandingOrderExample", {"argo"}, SUMMARY_AND_PDF, 14, None),
+    ("0.1.0/{}StandingOrderExample", {"0.1.0"}, SUMMARY_AND_PDF, 14, None),
+    ("1.0.0-ballot/{}StandingOrderExample", {"1.0.0", "1.0.0-ballot"}, SUMMARY_AND_PDF, 14, None),
+    ("1.0.0/{}StandingOrderExample", {"1.0.0", "1.0.0-ballot"}, SUMMARY_AND_PDF, 14, None),
+    ("1.0.0/{}OneTimeOrder30DayExample", {"1.0.0"}, {"cgm-summary"}, None, (at(2024, 12, 17), at(2025, 1, 17))),
+    (
+        "1.0.0/{}OneTimeOrderExample",
+        {"1.0.0"},
+        {"cgm-sensor-reading-mass-per-volume"},
+        None,
+        (at(2024, 1, 1), at(2025, 1, 1)),
+    ),
+]
+
+
+if EXAMPLES.exists():  # the guide lies beside the repository, where it is at all
+
+    @pytest.mark.parametrize(("file", "dialects", "profiles", "period", "window"), GUIDES_ORDERS)
+    def test_the_guides_own_orders_are_read(file: str, dialects: Any, profiles: Any, period: Any, window: Any) -> None:
+        folder, _, name = file.format("ServiceRequest-cgmDataSubmission").partition("/")
+        data = (EXAMPLES / folder / "examples" / f"{name}.json").read_bytes()
+        [found] = read_orders([decode(data)])
+        [schedule] = found.schedules
+        assert found.dialects == dialects
+        assert {profile.rpartition("/")[2] for profile in schedule.profiles} == profiles
+        assert (schedule.period, schedule.window) == (period and timedelta(days=period), window)

@@ -1,0 +1,163 @@
+"""A body that is read entry by entry gives what parsing it whole gives: the same refusals, entries and dialects."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.any_json import ENTRIES
+from support.json_samples import DUPLICATES, MALFORMED, texts
+from support.made import LIMITS, bundle, entry, localize, reading, summary, urn
+
+from cgm_proxy.core.codec import fhir_xml
+from cgm_proxy.core.codec.json_body import BOM, decode, encode, parse
+from cgm_proxy.core.issues import Json, RequestRefused
+from cgm_proxy.core.submission import reader as document
+from cgm_proxy.core.submission.detection import bundle_dialect, content_dialect, operation_dialect
+from cgm_proxy.core.submission.dialects import BY_ID, DIALECTS
+from cgm_proxy.core.submission.model import Entries, open_operation, submission
+
+ARGO = BY_ID["argo"]
+TAGGED = {"meta": {"tag": [{"system": ARGO.code_system, "code": ARGO.tags[0]}]}}
+
+
+def read(data: bytes, limit: int = LIMITS.entries) -> Json:
+    return document.read(data, 64, localize, limit)
+
+
+def answered(reader: Any, data: bytes) -> Any:
+    try:
+        return reader(data)
+    except RequestRefused as refused:
+        return refused.status, refused.issues[0].rule
+
+
+def followed(found: Any, target: str) -> Any:
+    """Give the submission that a document is, and its dialects; or what it was refused for."""
+    if isinstance(found, tuple):
+        return found
+    dialects = bundle_dialect(found), content_dialect(found)
+    try:
+        opened = open_operation(found) if target == "operation" else found
+        return dialects, operation_dialect(opened), submission(opened, ARGO, target, localize, LIMITS)
+    except RequestRefused as refused:
+        return dialects, refused.status, refused.issues[0].rule
+
+
+def same(data: bytes) -> None:
+    for target in ("base", "operation"):
+        whole = followed(answered(lambda given: parse(given, 64), data), target)
+        assert followed(answered(read, data), target) == whole
+
+
+WRONG = {name: data for name, data in (MALFORMED | DUPLICATES).items() if name != "not an object: array"}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    "around",
+    [
+        "%b",
+        '{"resourceType":"Bundle","type":"batch","entry":[{},%b]}',
+        '{"resourceType":"Bundle","type":"batch","entry":[{"resource":%b}]}',
+        '{"resourceType":"Bundle","type":"batch","entry":%b}',
+        '{"resourceType":"Bundle","type":"batch","x":%b,"entry":[]}',
+        '{"resourceType":"Parameters","parameter":[%b]}',
+        '{"resourceType":"Parameters","parameter":[{"name":"resource","resource":%b}]}',
+        '{"resourceType":"Parameters","parameter":[{"resource":{"resourceType":"Bundle","entry":[%b]}}]}',
+    ],
+)
+def test_what_is_refused_in_a_document_is_refused_in_each_place_of_it(wrong: bytes, around: str) -> None:
+    data = around.encode() % wrong
+    assert answered(read, data) == answered(lambda given: parse(given, 64), data)
+    assert answered(read, data)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"resourceType":"Bundle","type":"batch","type":"batch","entry":[]}',
+        b'{"resourceType":"Bundle","entry":[{}],"entry":[]}',
+        b'{"resourceType":"Basic","resourceType":"Bundle","entry":[]}',
+        b'{"resourceType":"Bundle","entry":[],"\\u0065ntry":[{}]}',
+        b'{"resourceType":"Bundle","entry":[{"request":{},"request":{}}]}',
+        b'{"resourceType":"Bundle","entry":[{"resource":{},"resource":{}}]}',
+        b'{"resourceType":"Parameters","parameter":[],"parameter":[]}',
+        b'{"resourceType":"Parameters","parameter":[{"name":"x","name":"resource"}]}',
+    ],
+)
+def test_a_name_that_stands_twice_around_entries_is_refused(data: bytes) -> None:
+    assert answered(read, data) == (400, "json-duplicate-key")
+
+
+def whole(entries: Any) -> Json:
+    return {**bundle(kind="batch"), **TAGGED, "entry": entries}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(ENTRIES, max_size=4) | ENTRIES, st.booleans())
+def test_entries_are_those_of_the_whole_document(entries: Any, wrapped: bool) -> None:
+    made: Json = whole(entries)
+    if wrapped:
+        made = {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": made}]}
+    same(encode(made))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(texts(), max_size=3), st.booleans())
+def test_any_text_is_read_as_it_is_whole(entries: list[str], listed: bool) -> None:
+    inside = f"[{','.join(entries)}]" if listed else "".join(entries[:1])
+    same(f'{{"resourceType":"Bundle","type":"batch", "entry" : {inside} }}'.encode())
+
+
+@pytest.mark.parametrize("kind", ["List", "Bundl\\u0065", "Observation", 5, None, ["Bundle"]])
+def test_only_a_bundles_entries_are_read_one_by_one(kind: Any) -> None:
+    text = f'"{kind}"' if isinstance(kind, str) else encode(kind).decode()
+    found = read(f'{{"resourceType":{text},"entry":[{{}}]}}'.encode())
+    assert isinstance(found["entry"], Entries) == (kind == "Bundl\\u0065")
+
+
+def test_a_byte_order_mark_is_left_out() -> None:
+    assert read(BOM + encode(whole([]))).keys() == whole([]).keys()
+
+
+def test_an_entrys_resource_is_what_was_sent_to_the_digit() -> None:
+    sent = b'{"resourceType":"Observation","valueQuantity":{"value":5.60},"x":[1e2,100.0,-0.0]}'
+    (one,) = read(b'{"resourceType":"Bundle","entry":[{"resource": %b}]}' % sent)["entry"].made
+    assert encode(one.resource) == one.encoded == sent.replace(b"1e2", b"1E+2")
+
+
+def test_xml_is_read_as_the_same_document_in_json_is() -> None:
+    members = [entry(reading(n, value=100 + n, id=f"r{n}"), urn(n)) for n in range(5)]
+    made = whole([*members, entry(summary(urn(1), urn(2)))])
+    from_xml, from_json = (read(data)["entry"].made for data in (fhir_xml.to_xml(made), encode(made)))
+    assert [one.resource for one in from_xml] == [one.resource for one in from_json]
+    assert [(one.full_url, one.request, one.subject) for one in from_xml] == [
+        (one.full_url, one.request, one.subject) for one in from_json
+    ]
+    same(fhir_xml.to_xml(made))
+
+
+def test_an_outline_tells_each_dialect_and_request_once() -> None:
+    codes = [dialect.code_system for dialect in DIALECTS]
+    coded = [reading(n) | {"code": {"coding": [{"system": codes[n % 4], "code": "x"}]}} for n in range(100)]
+    asked = [{"request": {"method": "DELETE", "url": "Observation/1"}}] * 3
+    outline = read(encode(whole([*map(entry, coded), *asked, 5, [], None])))["entry"].outline
+    assert Counter(type(told).__name__ for told in outline) == {
+        "dict": len(set(codes)) + 1,
+        "int": 1,
+        "list": 1,
+        "NoneType": 1,
+    }
+    assert {"method": "DELETE", "url": "Observation/1"} in [
+        told["request"] for told in outline if isinstance(told, dict)
+    ]
+    assert all("valueQuantity" not in encode(told).decode() for told in outline)
+
+
+def test_no_more_entries_are_made_than_a_submission_may_have_and_one() -> None:
+    data = b'{"resourceType":"Bundle","type":"batch","entry":[%b]}' % b",".join([b"0"] * 1000)
+    found = read(data, limit=10)
+    assert len(found["entry"].made) == 11
+    assert decode(data)["entry"] == [0] * 1000

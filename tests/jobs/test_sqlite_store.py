@@ -1,0 +1,153 @@
+"""The file of kept submissions by itself: nothing half kept, nothing left over, nothing for others to read."""
+
+import sqlite3
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.later import files, largest
+
+from cgm_proxy.jobs.sqlite_store import PIECE, Job, SqliteStore, StoreFailed, StoreFull, StoreUnusable
+from cgm_proxy.settings.loading import Jobs
+
+JOB = Job("k1", "Patient/p1", "json", b"Authorization: s3cr3t", b"body-of-one")
+ROOM = Jobs(waiting=3, waiting_bytes=3 * PIECE, kept_bytes=2 * PIECE)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+@pytest.fixture
+def store(path: Path):
+    with_room = SqliteStore(path, ROOM)
+    yield with_room
+    with_room.close()
+
+
+def result_of(store: SqliteStore, key: str) -> bytes:
+    pieces = iter(lambda: store.piece(key, next(places)), None)
+    places = iter(range(1000))
+    return b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_what_is_kept_comes_back_to_the_byte(store: SqliteStore, size: int, kind) -> None:
+    body = kind(b"\x1f\x8b\x00" * (size // 3 + 1))[:size]
+    store.add(replace(JOB, body=body), 1.0)
+    assert store.load("k1") == (JOB.asked, body)
+    assert result_of(store, "k1") == b""  # a body is no result
+    store.finish("k1", bytes(body), 10.0)
+    assert result_of(store, "k1") == body
+
+
+def test_attempts_are_counted_and_taken_back_until_it_is_done(store: SqliteStore) -> None:
+    store.add(JOB, 1.0)
+    assert [store.begin("k1"), store.begin("k1")] == [1, 2]
+    store.put_back("k1")
+    assert store.unfinished() == [("k1", 1)]
+    store.finish("k1", b"{}", 10.0)
+    assert store.unfinished() == []
+    assert store.begin("k1") == 0
+    store.put_back("k1")
+    store.finish("k1", b"another", 99.0)
+    assert result_of(store, "k1") == b"{}"
+    assert store.begin("never") == 0
+
+
+def test_they_are_found_in_their_order_and_until_they_expire(store: SqliteStore) -> None:
+    for key in ("k1", "k2", "k3"):
+        store.add(replace(JOB, key=key), 5.0)
+    assert [key for key, _ in store.unfinished()] == ["k1", "k2", "k3"]
+    assert [store.find(key, 6.0).ahead for key in ("k1", "k2", "k3")] == [0, 1, 2]
+    store.finish("k1", b"{}", 10.0)
+    assert [store.find(key, 6.0).ahead for key in ("k2", "k3")] == [0, 1]
+    assert store.find("k1", 9.9).expires == 10.0
+    assert store.find("k1", 10.0) is None
+    assert (store.sweep(9.9), store.sweep(10.0), store.sweep(10.0)) == (0, 1, 0)
+    assert store.find("k2", 1e12).expires is None
+
+
+FULL = {"submissions": [b"", b"", b""], "bytes": [b"x" * 2 * PIECE, b"x" * PIECE]}
+
+
+@pytest.mark.parametrize("bodies", FULL.values(), ids=FULL)
+def test_what_has_no_room_leaves_nothing_behind(store: SqliteStore, bodies: list[bytes]) -> None:
+    for number, body in enumerate(bodies):
+        store.add(replace(JOB, key=f"k{number}", body=body), 1.0)
+    with pytest.raises(StoreFull):
+        store.add(replace(JOB, key="late", body=b"y"), 1.0)
+    assert store.find("late", 2.0) is None
+    assert store.forget("k0")
+    store.add(replace(JOB, key="late", body=b"y"), 1.0)
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(store: SqliteStore) -> None:
+    store.add(JOB, 1.0)
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages + 20}")
+    with pytest.raises(StoreFailed, match="SQLITE_FULL"):
+        store.add(replace(JOB, key="large", body=b"x" * PIECE), 1.0)
+    assert store.unfinished() == [("k1", 0)]
+    with pytest.raises(StoreFailed, match="SQLITE_FULL"):
+        store.finish("k1", b"r" * PIECE, 10.0)
+    assert store.load("k1") == (JOB.asked, JOB.body)
+    store.finish("k1", b"{}", 10.0)
+    store.add(replace(JOB, key="small"), 1.0)
+
+
+def test_the_oldest_results_make_room_and_what_waits_does_not(store: SqliteStore) -> None:
+    for number in range(3):
+        store.add(replace(JOB, key=f"k{number}"), 1.0)
+    store.finish("k1", b"1" * PIECE, 11.0)
+    store.finish("k0", b"0" * PIECE, 12.0)
+    store.add(replace(JOB, key="k3"), 1.0)
+    store.finish("k2", b"2", 13.0)
+    assert [bool(store.find(f"k{number}", 2.0)) for number in range(4)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("size", [100, 3 * PIECE])
+def test_what_is_over_is_overwritten(store: SqliteStore, path: Path, size: int) -> None:
+    body = (b"valueQuantity-" * (size // 14 + 1))[:size]
+    store.add(replace(JOB, body=body), 1.0)
+    assert b"s3cr3t" in files(path)
+    store.finish("k1", b"location-of-one " * 10, 10.0)
+    assert b"s3cr3t" not in files(path)
+    assert b"valueQuantity" not in files(path)
+    assert store.forget("k1")
+    assert b"location-of-one" not in files(path)
+    assert b"Patient/p1" not in files(path)
+    assert not store.forget("k1")
+
+
+def test_the_file_is_for_its_owner_alone_even_if_it_was_not(path: Path) -> None:
+    path.touch(0o666)
+    path.chmod(0o666)
+    with_room = SqliteStore(path, ROOM)
+    with_room.add(JOB, 1.0)
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("jobs.sqlite*")}
+    with_room.close()
+    assert modes == {0o600}
+
+
+def test_another_process_of_ours_cannot_open_it(store: SqliteStore, path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cgm_proxy.jobs.sqlite_store.PATIENCE", 0.1)
+    with pytest.raises(StoreUnusable, match="another process has it open"):
+        SqliteStore(path, ROOM)
+    store.add(JOB, 1.0)
+
+
+def test_a_damaged_file_is_a_fault_and_no_end(store: SqliteStore, path: Path) -> None:
+    store.add(replace(JOB, body=b"x" * PIECE), 1.0)
+    store._clean()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (largest(path) - 4096))
+    store._db.close()
+    store._db = sqlite3.connect(path)
+    for call in (lambda: store.load("k1"), lambda: store.find("k1", 1.0), lambda: store.add(JOB, 1.0)):
+        with pytest.raises(StoreFailed):
+            call()

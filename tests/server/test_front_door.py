@@ -1,0 +1,313 @@
+"""Submissions as HTTP: any framing, within limits of time and room, while submitters hang up and proxies stop."""
+
+import asyncio
+import gzip
+import json
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+from support import servers
+from support.client import JSON
+from support.fake_upstream import Gate, before, fake_upstream, gets, transactions
+from support.proxying import World, counted, locations, proxying, statuses, untagged
+from support.relaying import PATIENCE, read_body, read_head, talk
+
+from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.sandbox.simulation.submissions import patient, submission
+
+HEAD = b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Type: application/fhir+json\r\n"
+
+# ---- how a submission may come
+
+
+async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+WAYS = {
+    "plain": lambda data: (data, {}),
+    "gzip": lambda data: (gzip.compress(data), {"Content-Encoding": "gzip"}),
+    "gzip in chunks": lambda data: (chunks(gzip.compress(data)), {"Content-Encoding": "gzip"}),
+    "chunked": lambda data: (chunks(data), {}),
+    "byte by byte": lambda data: (chunks(data, 1), {}),
+    "with a byte order mark": lambda data: (b"\xef\xbb\xbf" + data, {}),
+    "expecting 100": lambda data: (data, {"Expect": "100-continue"}),
+    "gzip twice": lambda data: (gzip.compress(gzip.compress(data)), {"Content-Encoding": "gzip, gzip"}),
+}
+
+
+@pytest.mark.parametrize("kind", ["submission", "other"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_a_body_may_come_in_any_framing(way, kind: str) -> None:
+    async with proxying() as world:
+        bundle = world.readings(5)
+        if kind == "other":
+            bundle = untagged(bundle)
+        data, headers = way(encode(bundle))
+        sent = data if isinstance(data, bytes) else None
+        async with world.session.post(
+            world.url, data=data, headers={"Content-Type": JSON} | headers, expect100="Expect" in headers
+        ) as answer:
+            body = await answer.json(content_type=None)
+        if kind == "submission":
+            assert [entry["response"]["status"][:3] for entry in body["entry"]] == ["201"] * 5
+            assert await world.count() == 5
+        else:
+            (passed,) = world.fake.of(lambda asked: str(asked) == "POST ")
+            assert sent is None or passed.body == sent
+            assert passed.headers.get("Content-Encoding") == headers.get("Content-Encoding")
+
+
+async def test_expect_is_answered_before_the_body_and_not_sent_upstream() -> None:
+    async with proxying() as world:
+        body = encode(world.readings(1))
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        with closing(writer):
+            async with asyncio.timeout(PATIENCE):
+                writer.write(HEAD + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(body))
+                assert (await read_head(reader)).status == 100
+                writer.write(body)
+                answer = await read_head(reader)
+                assert answer.status == 200
+                await read_body(reader, answer)
+        assert not [asked for asked in world.fake.seen if "Expect" in asked.headers]
+
+
+NAMES = {"ASCII": (b"Jose", 200), "UTF-8": ("José".encode(), 200), "Latin-1": ("José".encode("latin-1"), 400)}
+
+
+@pytest.mark.parametrize(("name", "expected"), NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("kind", ["submission", "other"])
+async def test_header_fields_go_upstream_as_the_bytes_that_they_are_or_not_at_all(
+    kind: str, name: bytes, expected: int
+) -> None:
+    async with proxying() as world:
+        bundle = world.readings(1)
+        body = encode(bundle if kind == "submission" else untagged(bundle))
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        with closing(writer):
+            answer = await talk(
+                reader, writer, HEAD + b"X-User: %b\r\nContent-Length: %d\r\n\r\n" % (name, len(body)) + body
+            )
+        seen = {asked.headers.get("X-User", "").encode(errors="surrogateescape") for asked in world.fake.seen}
+        if kind == "submission" and expected == 400:
+            assert (answer.status, world.fake.seen) == (400, [])
+        else:  # what is no submission passes as it came
+            assert answer.status == 200
+            assert seen - {b""} == {name}
+
+
+async def test_a_body_that_will_be_too_large_is_refused_before_it_is_sent() -> None:
+    async with proxying(limits__body_bytes=2000) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        with closing(writer):
+            answer = await talk(reader, writer, HEAD + b"Content-Length: 2001\r\nExpect: 100-continue\r\n\r\n")
+        assert answer.status == 413
+
+
+SLOW = {
+    "silence": (0.3, 60.0, [b'{"resourceType"']),
+    "a trickle": (1.0, 1.0, [b" "] * 30),
+}
+
+
+@pytest.mark.parametrize(("patience", "seconds", "pieces"), SLOW.values(), ids=SLOW)
+async def test_a_body_that_does_not_arrive_in_time_is_a_408(
+    patience: float, seconds: float, pieces: list[bytes]
+) -> None:
+    async with proxying(upstream__read_timeout=patience, limits__seconds=seconds) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+
+        async def dribble() -> None:
+            writer.write(HEAD + b"Content-Length: 100\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.1)
+
+        dribbling = asyncio.create_task(dribble())
+        with closing(writer):
+            async with asyncio.timeout(PATIENCE):
+                answer = await read_head(reader)
+                answer.body = await read_body(reader, answer)
+            assert answer.status == 408
+            assert answer.json()["issue"][0]["code"] == "timeout"
+            dribbling.cancel()
+
+
+async def test_a_body_that_ends_early_is_refused_and_stores_nothing() -> None:
+    async with proxying() as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        writer.write(HEAD + b"Content-Length: 100000\r\n\r\n" + encode(world.readings(3)))
+        await writer.drain()
+        writer.close()
+        await asyncio.sleep(0.05)
+        assert await world.count() == 0
+        assert world.fake.of(transactions) == []
+        assert reader
+
+
+async def test_too_many_submissions_at_once_are_asked_to_come_again() -> None:
+    async with proxying(limits__in_flight=1) as world:
+        gate = Gate()
+        world.fake.script(transactions, gate)
+        first = asyncio.create_task(world.submit(world.readings(1)))
+        await gate.reached.wait()
+        second = await world.submit(world.readings(2))
+        assert (second.status, second.rules, second.headers["Retry-After"]) == (503, ["busy"], "5")
+        assert (await world.request("GET", world.about)).status == 200  # other traffic goes on
+        gate.opened.set()
+        assert statuses(await first) == [201]
+        assert statuses(await world.submit(world.readings(2))) == [200, 201]
+
+
+async def test_a_submitter_that_hangs_up_does_not_stop_its_submission() -> None:
+    async with proxying(forward__chunk=2, forward__concurrency=1) as world:
+        gate = Gate()
+        world.fake.script(transactions, gate)
+        body = encode(world.readings(6))
+        _, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await gate.reached.wait()
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        assert await world.proxy._handlers.drain(20)
+        assert await world.count() == 6
+        assert statuses(await world.submit(world.readings(6))) == [200] * 6
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@asynccontextmanager
+async def process(url: str, folder: Path, name: str) -> AsyncIterator[servers.Running]:
+    """Run a proxy as a process, without blocking the loop that the upstream runs on."""
+    running = servers.proxy(url, folder, name=name)
+    server = await asyncio.to_thread(running.__enter__)
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(running.__exit__, None, None, None)
+
+
+async def test_a_proxy_that_is_stopped_finishes_what_is_in_flight_while_another_serves(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, aiohttp.ClientSession() as session:
+        async with process(fake.url, tmp_path, "one") as one, process(fake.url, tmp_path, "two") as two:
+            first, second = (
+                World(fake, SimpleNamespace(port=int(re.search(r":(\d+)", server.url)[1])), session)
+                for server in (one, two)
+            )
+            await first.put(patient("p1"))
+            gate = Gate()
+            fake.script(transactions, gate)
+            sending = asyncio.create_task(first.submit(first.readings(4)))
+            await gate.reached.wait()
+            one.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(until, lambda: "stopping" in one.log.read_text())
+            assert statuses(await second.submit(second.readings(2))) == [201] * 2
+            gate.opened.set()
+            assert sorted(statuses(await sending)) == [200, 200, 201, 201]
+            assert await asyncio.to_thread(one.process.wait, 20) == 0
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await first.submit(first.readings(1))
+            assert await second.count() == 4
+            assert statuses(await second.submit(second.readings(4))) == [200] * 4
+        lines = [json.loads(line) for line in one.log.read_text().splitlines()]
+        (line,) = [line for line in lines if line["event"] == "submission"]
+        assert line["outcome"] == "stored"
+        assert line["entries"] == 4
+        assert lines[-1]["event"] == "stopped"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2])
+async def test_a_proxy_that_is_stopped_does_not_wait_for_ever(seconds: float) -> None:
+    async with fake_upstream() as fake, proxying(upstream__url=fake.url) as next_one:
+        gate = Gate(late=True)
+        async with proxying(upstream__url=fake.url, listen__stop_timeout=seconds) as world:
+            world.about = next_one.about
+            for one in (world, next_one):
+                one.fake = fake
+            await world.put(patient(world.about.rpartition("/")[2]))
+            fake.script(transactions, gate)
+            sending = asyncio.create_task(world.submit(world.readings(3)))
+            await gate.reached.wait()
+            async with asyncio.timeout(PATIENCE / 2):
+                await world.proxy.stop()
+            with pytest.raises(aiohttp.ClientError):
+                await sending
+        assert statuses(await next_one.submit(next_one.readings(3))) == [200] * 3
+        assert await next_one.count() == 3
+
+
+async def test_a_client_that_does_not_read_its_answer_delays_a_stop_by_what_is_set_and_not_twice() -> None:
+    async with fake_upstream() as fake, proxying(upstream__url=fake.url, listen__stop_timeout=2) as world:
+        fake.script(gets("Binary"), before(200, b" " * 2**26))
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        writer.write(b"GET /fhir/Binary/1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(3.5):
+            await world.proxy.stop()
+        assert asyncio.get_running_loop().time() - began >= 2
+        writer.close()
+
+
+# ---- metadata
+
+STATEMENTS = [b"{", b"", b"[]", b'{"resourceType":"CapabilityStatement","rest":7,"instantiates":"x"}', b'{"a":1,"a":2}']
+
+
+@pytest.mark.parametrize("answer", STATEMENTS)
+async def test_a_capability_statement_that_cannot_be_read_is_the_upstreams_own_affair(answer: bytes) -> None:
+    async with proxying() as world:
+        world.fake.script(gets("metadata"), before(200, answer, Content_Type=JSON))
+        given = await world.request("GET", "metadata")
+        assert given.status == 200
+        if b"resourceType" not in answer:
+            assert given.data == answer
+
+
+async def test_a_capability_statement_names_the_public_base_whoever_asked_the_upstream_first() -> None:
+    async with proxying(listen__public_url="https://clinic.example/r4") as world:
+        named = {"definition": f"{world.fake.url}/OperationDefinition/x"}
+        rest = [{"mode": "server", "operation": [named], "resource": [{"operation": [named]}]}]
+        statement = {"resourceType": "CapabilityStatement", "implementation": {"url": world.fake.url}, "rest": rest}
+        world.fake.script(gets("metadata"), before(200, encode(statement), Content_Type=JSON))
+        given = (await world.request("GET", "metadata")).body
+        assert given["implementation"]["url"] == "https://clinic.example/r4"
+        public = {"definition": "https://clinic.example/r4/OperationDefinition/x"}
+        assert given["rest"][0]["operation"][0] == public
+        assert given["rest"][0]["resource"][0]["operation"] == [public]
+
+
+async def test_a_capability_statement_may_be_larger_than_any_submission() -> None:
+    async with proxying(limits__body_bytes=1024) as world:
+        statement = {"resourceType": "CapabilityStatement", "description": "x" * 2_000_000}
+        world.fake.script(gets("metadata"), before(200, encode(statement), Content_Type=JSON))
+        assert (await world.request("GET", "metadata")).body["description"] == statement["description"]
+
+
+async def test_both_of_a_dialects_tags_and_the_operation_are_taken() -> None:
+    async with proxying() as world:
+        for number, tag in enumerate(BY_ID["argo"].tags):
+            bundle = world.readings(number + 1)
+            bundle["meta"]["tag"][0]["code"] = tag
+            assert set(statuses(await world.submit(bundle))) <= {200, 201}
+        operation = submission("1.0.0", world.about, readings=2, summary=False, pdf=False, device=False)
+        wrapped = {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": operation}]}
+        assert counted(first := await world.submit(operation, "1.0.0")) in ({201: 2}, {200: 2}, {200: 1, 201: 1})
+        assert locations(await world.submit(wrapped, "1.0.0")) == locations(first)
+        assert world.fake.of(lambda asked: "$" in asked.path) == []

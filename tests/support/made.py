@@ -1,0 +1,156 @@
+"""Submissions, orders and rules as the tests of the core need them: small, and easy to break."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.identity import Resolve
+from cgm_proxy.core.submission.judge import judge, resolver
+from cgm_proxy.core.submission.model import Submission, localizer, submission
+from cgm_proxy.core.submission.plan import Identified, identify
+from cgm_proxy.core.submission.verdicts import Context, Judgement
+from cgm_proxy.settings.loading import Limits, Policies
+
+PATIENT = "Patient/1"
+NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
+LIMITS = Limits(entries=100_000)
+BASE = "http://hl7.org/fhir/uv/cgm/StructureDefinition/"
+READING = f"{BASE}cgm-sensor-reading-mass-per-volume"
+SUMMARY = f"{BASE}cgm-summary"
+GMI = f"{BASE}cgm-summary-gmi"
+PDF = f"{BASE}cgm-summary-pdf"
+DEVICE = f"{BASE}cgm-device"
+
+localize = localizer("https://public.example/fhir", "http://up:8081/fhir")
+
+Json = dict[str, Any]
+
+
+def urn(number: int) -> str:
+    return f"urn:uuid:00000000-0000-4000-8000-{number:012}"
+
+
+def observation(code: str, **more: Any) -> Json:
+    return {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"coding": [{"system": "http://loinc.org", "code": code}]},
+        "subject": {"reference": PATIENT},
+        **more,
+    }
+
+
+def reading(minute: int = 0, value: Any = 100, **more: Any) -> Json:
+    made = {
+        "effectiveDateTime": f"2025-06-{1 + minute // 1440:02}T{minute // 60 % 24:02}:{minute % 60:02}:00Z",
+        "valueQuantity": {
+            "value": value,
+            "unit": "mg/dl",
+            "system": "http://unitsofmeasure.org",
+            "code": "mg/dL",
+        },
+    }
+    return observation("99504-3", **{**made, **more})
+
+
+def summary(*members: str, **more: Any) -> Json:
+    return observation("107931-8", hasMember=[{"reference": member} for member in members], **more)
+
+
+def gmi(**more: Any) -> Json:
+    return observation("97506-0", **more)
+
+
+def report(*results: str, **more: Any) -> Json:
+    made = {"subject": {"reference": PATIENT}, "result": [{"reference": result} for result in results]}
+    return {"resourceType": "DiagnosticReport", **made, **more}
+
+
+def device(**more: Any) -> Json:
+    return {"resourceType": "Device", "patient": {"reference": PATIENT}, **more}
+
+
+def entry(resource: Any, full_url: Any = None, **request: Any) -> Json:
+    kind = resource.get("resourceType") if isinstance(resource, dict) else None
+    made = {"resource": resource, "request": {"method": "POST", "url": kind, **request}}
+    return made | ({} if full_url is None else {"fullUrl": full_url})
+
+
+def bundle(*entries: Any, kind: str = "transaction") -> Json:
+    return {"resourceType": "Bundle", "type": kind, "entry": list(entries)}
+
+
+def submitted(
+    *entries: Any, dialect: str = "1.0.0", kind: str = "transaction", target: str = "operation"
+) -> Submission:
+    return submission(bundle(*entries, kind=kind), BY_ID[dialect], target, localize, LIMITS)
+
+
+class Known(NamedTuple):
+    """A profile that the rules know."""
+
+    dialect: str
+
+
+BY_CODE = {"99504-3": READING, "107931-8": SUMMARY, "97506-0": GMI}
+BY_TYPE = {"DiagnosticReport": PDF, "Device": DEVICE}
+
+
+@dataclass
+class FakeRules:
+    """Rules that find what they are told to, by the resource's id, and imply profiles by code and type."""
+
+    faults: Mapping[str, Issue] = field(default_factory=dict)
+    always: str | None = None
+    """A profile that any resource is judged by."""
+    asked: list[tuple[Json, Sequence[str]]] = field(default_factory=list)
+
+    def profile(self, url: str, dialect: str) -> Known | None:
+        return Known(dialect) if url in {READING, SUMMARY, GMI, PDF, DEVICE} else None
+
+    def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:  # noqa: ARG002 -- the protocol's
+        if self.always:
+            return (self.always,)
+        if "resourceType" not in resource:
+            return ()
+        found = BY_TYPE.get(resource["resourceType"]) or BY_CODE.get(resource["code"]["coding"][0]["code"])
+        return (found,) if found else ()
+
+    def made_of(self, profile: str) -> frozenset[str]:
+        return frozenset({GMI}) if profile == SUMMARY else frozenset()
+
+    def examine(
+        self, resource: Json, profiles: Sequence[str], resolve: Resolve, *, dialect: str, encoded: bytes | None = None
+    ) -> tuple[Issue, ...]:
+        del resolve, dialect, encoded
+        self.asked.append((resource, profiles))
+        fault = self.faults.get(str(resource.get("id")))
+        return (fault,) if fault else ()
+
+
+def context(**more: Any) -> Context:
+    made = {
+        "rules": FakeRules(),
+        "policies": Policies(),
+        "allow": ("Observation", "DiagnosticReport", "Device"),
+        "now": NOW,
+        "depth": 64,
+    }
+    return Context(**{**made, **more})
+
+
+def judged(*entries: Any, kind: str = "transaction", target: str = "operation", **more: Any) -> Judgement:
+    return judge(submitted(*entries, kind=kind, target=target), context(**more))
+
+
+def rules_found(judgement: Judgement) -> list[list[str]]:
+    """List the rule ids of each verdict's issues."""
+    return [[issue.rule for issue in verdict.issues] for verdict in judgement.verdicts]
+
+
+def of(taken: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
+    judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe))
+    return identify(judgement.verdicts, taken, resolver(taken))
