@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import monotonic
 from typing import Literal, Protocol
 
-from cgm_proxy.settings.loading import Cache
+from cgm_proxy.settings.loading import CacheSettings
 
 #: What is remembered: where entries are stored, patients' orders, when a patient last submitted.
 Topic = Literal["known", "orders", "submitted"]
@@ -22,7 +22,7 @@ SUBMITTED_SECONDS = 35 * 86_400
 UNTRUSTED = ""
 
 
-class Turn:
+class PatientLock:
     """A patient's turn, which saves lost races; whoever must rest on it asks whether it is still held."""
 
     @property
@@ -31,7 +31,7 @@ class Turn:
         return True
 
 
-class Notes(Protocol):
+class CacheBackend(Protocol):
     """Values by topic and name; whatever fails here is as if nothing had been noted."""
 
     source: str
@@ -56,22 +56,22 @@ class Notes(Protocol):
     def forgetting(self, topics: Collection[Topic]) -> AbstractAsyncContextManager[None]:
         """Do what may change what the topics are about; nothing is trusted until it is done, and all is forgotten then."""
 
-    def turn(self, name: str, patience: float) -> AbstractAsyncContextManager[Turn]:
+    def turn(self, name: str, patience: float) -> AbstractAsyncContextManager[PatientLock]:
         """Take the turn of that name; who waits longer than `patience` (seconds) goes on without it."""
 
 
-def seconds(cache: Cache, topic: Topic) -> float:
+def seconds(cache: CacheSettings, topic: Topic) -> float:
     """Give how long a topic's values are kept."""
     return {"known": cache.known_seconds, "orders": cache.orders_seconds, "submitted": SUBMITTED_SECONDS}[topic]
 
 
-class LocalNotes:
+class LocalBackend:
     """Notes of this process alone."""
 
     source = "memory"
     available = True
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: CacheSettings) -> None:
         sizes: dict[Topic, int] = {"known": cache.known, "orders": cache.orders, "submitted": cache.orders}
         self._values = {topic: _Values(size, seconds(cache, topic)) for topic, size in sizes.items()}
         self._forgotten: Counter[Topic] = Counter()
@@ -107,9 +107,9 @@ class LocalNotes:
                 self._values[topic].clear()
 
     @asynccontextmanager
-    async def turn(self, name: str, patience: float) -> AsyncIterator[Turn]:  # noqa: ARG002 -- others wait
+    async def turn(self, name: str, patience: float) -> AsyncIterator[PatientLock]:  # noqa: ARG002 -- others wait
         """Give the turn at once: those of this process wait for one another before."""
-        yield Turn()
+        yield PatientLock()
 
 
 class _Values:

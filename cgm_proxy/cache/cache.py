@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from cgm_proxy.cache.backends import LocalNotes, Notes, Topic, Turn
-from cgm_proxy.cache.valkey_backend import SharedNotes
-from cgm_proxy.core.issues import Json
+from cgm_proxy.cache.backends import CacheBackend, LocalBackend, PatientLock, Topic
+from cgm_proxy.cache.valkey_backend import ValkeyBackend
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest.confirmed import ETAG, LOCATION
 from cgm_proxy.core.submission.detection import segments
-from cgm_proxy.core.submission.model import Entries, objects
+from cgm_proxy.core.submission.model import Entries
 from cgm_proxy.core.submission.orders import LONGEST, StandingOrder
 from cgm_proxy.core.submission.plan import Stored
 from cgm_proxy.observability.metrics import ORDER_LOOKUPS
@@ -28,10 +28,10 @@ from cgm_proxy.settings.loading import Settings
 Orders = tuple[StandingOrder, ...] | None
 
 #: How long a submission waits for another one of its patient at another replica (seconds); then they race.
-PATIENCE = 10.0
+LOCK_TIMEOUT = 10.0
 
 #: How long one waits for another replica that asks for the same orders (seconds), before it asks as well.
-ORDERS_PATIENCE = 3.0
+ORDERS_LOCK_TIMEOUT = 3.0
 
 #: Types whose stored entries are remembered.
 _REMEMBERED = frozenset({"Observation", "DiagnosticReport", "Device"})
@@ -39,12 +39,12 @@ _REMEMBERED = frozenset({"Observation", "DiagnosticReport", "Device"})
 _KNOWN: frozenset[Topic] = frozenset({"known"})
 
 
-class Memory:
+class Cache:
     """Remember orders, also that there are none, with one look-up in flight a patient; and stored entries by identity."""
 
     def __init__(self, settings: Settings) -> None:
         shared = settings.cache.shared
-        self._notes: Notes = SharedNotes(settings, shared) if shared else LocalNotes(settings.cache)
+        self._notes: CacheBackend = ValkeyBackend(settings, shared) if shared else LocalBackend(settings.cache)
         self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.source = self._notes.source
@@ -84,7 +84,7 @@ class Memory:
         return await asyncio.shield(self._asking[key])
 
     async def _ask(self, epoch: str, name: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
-        async with self._notes.turn(f"orders {epoch} {name}", ORDERS_PATIENCE):
+        async with self._notes.turn(f"orders {epoch} {name}", ORDERS_LOCK_TIMEOUT):
             epoch, found = await self._noted_orders(name)
             if found:  # by another replica, meanwhile
                 ORDER_LOOKUPS.labels("shared").inc()
@@ -106,7 +106,7 @@ class Memory:
         """Let a write pass, and forget what it may have changed by one of the methods; `path` are its path's segments."""
         return self._notes.forgetting({topic for method in methods for topic in _touched(method, path)})
 
-    def writing_bundle(self, bundle: Json) -> AbstractAsyncContextManager[None]:
+    def writing_bundle(self, bundle: JsonObject) -> AbstractAsyncContextManager[None]:
         """Let an untagged Bundle pass, and forget what it may have changed."""
         topics: set[Topic] = set()
         entries = bundle.get("entry")
@@ -167,10 +167,10 @@ class Memory:
             pass
 
     @asynccontextmanager
-    async def turn(self, patient: str) -> AsyncIterator[Turn]:
+    async def turn(self, patient: str) -> AsyncIterator[PatientLock]:
         """Wait for the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
         mine = self._turns.setdefault(patient, asyncio.Lock())
-        async with mine, self._notes.turn(f"patient {patient}", PATIENCE) as turn:
+        async with mine, self._notes.turn(f"patient {patient}", LOCK_TIMEOUT) as turn:
             yield turn
 
 

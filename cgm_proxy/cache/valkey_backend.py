@@ -15,7 +15,7 @@ import secrets
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from cgm_proxy.cache.backends import UNTRUSTED, Topic, Turn, seconds
+from cgm_proxy.cache.backends import UNTRUSTED, PatientLock, Topic, seconds
 from cgm_proxy.cache.valkey_client import Valkey
 from cgm_proxy.cache.valkey_lease import Leases
 from cgm_proxy.settings.loading import Settings
@@ -73,7 +73,7 @@ return 1
 """
 
 
-class SharedNotes:
+class ValkeyBackend:
     """Notes of all proxies of one upstream; without Valkey nothing is noted, and turns are not waited for."""
 
     source = "shared"
@@ -163,7 +163,7 @@ class SharedNotes:
                 self._owed.pop(topic)
 
     @asynccontextmanager
-    async def turn(self, name: str, patience: float) -> AsyncIterator[Turn]:
+    async def turn(self, name: str, patience: float) -> AsyncIterator[PatientLock]:
         """Take the turn by a lease."""
         async with self._leases.taken(f"{self._prefix}:turn:{_hash(name)}", patience) as lease:
             yield lease

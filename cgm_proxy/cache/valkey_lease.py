@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from cgm_proxy.cache.backends import Turn
+from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.cache.valkey_client import Valkey
 
 #: How long a lease lasts that is not renewed (seconds); it is renewed after a third of that.
@@ -40,7 +40,7 @@ _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPI
 _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-class Lease(Turn):
+class Lease(PatientLock):
     """A turn that is held from one moment to another, as the event loop's clock counts; as yet never."""
 
     def __init__(self) -> None:

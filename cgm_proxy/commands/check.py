@@ -11,13 +11,14 @@ import msgspec
 
 from cgm_proxy.commands.check_lines import Checked, among, check_line
 from cgm_proxy.core.codec import json_body
-from cgm_proxy.core.issues import Json, RequestRefused
+from cgm_proxy.core.issues import RequestRefused
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission import detection, model
 from cgm_proxy.core.submission.dialects import BY_ID
 from cgm_proxy.core.submission.judge import judge
 from cgm_proxy.core.submission.model import Submission
-from cgm_proxy.core.submission.reply import located
+from cgm_proxy.core.submission.reply import with_entry_path
 from cgm_proxy.core.submission.verdicts import Context
 from cgm_proxy.settings.loading import Settings
 
@@ -34,7 +35,7 @@ def check_file(name: str, data: bytes, book: RuleBook, settings: Settings) -> It
 
 def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, settings: Settings) -> Iterator[Checked]:
     """Judge each file's resource by what it claims and by the profile that a dialect implies; they may refer to one another."""
-    read: dict[str, Json | RequestRefused] = {}
+    read: dict[str, JsonObject | RequestRefused] = {}
     for name, data in files.items():
         try:
             read[name] = json_body.parse(data, settings.limits.depth)
@@ -59,7 +60,7 @@ def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings) -> I
         yield Checked(name, refused.issues)
 
 
-def _submission(document: Json, settings: Settings) -> Submission:
+def _submission(document: JsonObject, settings: Settings) -> Submission:
     tagged = detection.bundle_dialect(document)
     dialect = tagged or detection.content_dialect(document) or BY_ID["1.0.0"]
     if document.get("resourceType") in ("Bundle", "Parameters"):
@@ -75,7 +76,7 @@ def _check_submission(name: str, submission: Submission, book: RuleBook, setting
         yield Checked(name, (issue,))
     for verdict in judgement.verdicts:
         alone = submission.kind == "create"
-        issues = verdict.issues if alone else tuple(located(issue, verdict) for issue in verdict.issues)
+        issues = verdict.issues if alone else tuple(with_entry_path(issue, verdict) for issue in verdict.issues)
         yield Checked(name if alone else verdict.entry.full_url or f"{name}#{verdict.entry.index}", issues)
 
 

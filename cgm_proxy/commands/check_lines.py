@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgm_proxy.core.codec.json_body import encode, parse
-from cgm_proxy.core.issues import Issue, Json, RequestRefused
-from cgm_proxy.core.r4.reference_scope import nowhere, resources_of
-from cgm_proxy.core.rules.rulebook import Resolve, RuleBook
+from cgm_proxy.core.issues import Issue, RequestRefused
+from cgm_proxy.core.json_values import JsonObject, objects
+from cgm_proxy.core.r4.reference_scope import nowhere
+from cgm_proxy.core.rules.rulebook import ReferenceResolver, RuleBook
 
 #: Deepest nesting of a line, as of a submission.
 DEPTH = 64
@@ -29,7 +30,7 @@ class Checked:
         """Whether nothing refuses the resource; warnings do not."""
         return not any(issue.refuses for issue in self.issues)
 
-    def as_json(self) -> Json:
+    def as_json(self) -> JsonObject:
         """Give the verdict as a line of the output."""
         errors = [{"rule": i.rule, "path": i.expression, "message": i.text} for i in self.issues if i.refuses]
         return {"id": self.id, "verdict": "pass" if self.passed else "fail", "errors": errors}
@@ -42,8 +43,8 @@ class Checked:
         return f"{'pass' if self.passed else 'FAIL'} {self.id}{told}"
 
 
-def among(resources: Iterable[Json]) -> Resolve:
-    """Resolve `Type/id` to one of some resources."""
+def among(resources: Iterable[JsonObject]) -> ReferenceResolver:
+    """ReferenceResolver `Type/id` to one of some resources."""
     known = {f"{r.get('resourceType')}/{r.get('id')}": r for r in resources}
     return known.get if known else nowhere
 
@@ -60,6 +61,6 @@ def check_line(line: bytes, book: RuleBook) -> Checked:
     if not isinstance(profile, str) or book.profile(profile, dialect if isinstance(dialect, str) else None) is None:
         issue = Issue("unknown-profile", f"the profile {str(profile)[:100]} is not known; see `cgm-proxy rules list`")
         return Checked(asked.get("id"), (issue,))
-    resolve = among(resources_of(asked.get("context")))
+    resolve = among(objects(asked.get("context")))
     of = dialect if isinstance(dialect, str) else None
     return Checked(asked.get("id"), book.examine(resource, [profile], resolve, dialect=of))

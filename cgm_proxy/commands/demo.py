@@ -14,12 +14,12 @@ import aiohttp
 from aiohttp import web
 
 from cgm_proxy.core.codec.json_body import CONTENT_TYPES, decode, encode
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.observability.logs import start as start_logs
 from cgm_proxy.sandbox.simulation.submissions import Dialect, faulty_submission, patient, standing_orders, submission
 from cgm_proxy.sandbox.store.app import make_app
 from cgm_proxy.server.proxy import Proxy, load_rules
-from cgm_proxy.settings.loading import Listen, Settings, Upstream
+from cgm_proxy.settings.loading import ListenSettings, Settings, UpstreamSettings
 
 DIALECT: Dialect = "argo"
 PATIENT = "Patient/example"
@@ -36,13 +36,13 @@ BAR = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Submitter:
+class DemoClient:
     """A submitter's client: it posts to the public base and knows nothing of the proxy."""
 
     session: aiohttp.ClientSession
     base: str
 
-    async def send(self, method: str, path: str, resource: Json | None = None) -> Json:
+    async def send(self, method: str, path: str, resource: JsonObject | None = None) -> JsonObject:
         """Send a resource and give the answer's, which is never a refusal of the whole request here."""
         data = encode(resource) if resource is not None else None
         headers = {"Content-Type": CONTENT_TYPES["json"]}
@@ -62,14 +62,14 @@ async def demo(*, serve: bool) -> None:
     store_url = await _listen(store)
     public = f"http://localhost:{PORT}/fhir" if serve else "http://127.0.0.1/fhir"
     ports = (PORT, OPS_PORT) if serve else (0, 0)
-    listen = Listen(host="127.0.0.1", ops_host="127.0.0.1", port=ports[0], ops_port=ports[1], public_url=public)
-    settings = replace(Settings(), listen=listen, upstream=Upstream(url=store_url))
+    listen = ListenSettings(host="127.0.0.1", ops_host="127.0.0.1", port=ports[0], ops_port=ports[1], public_url=public)
+    settings = replace(Settings(), listen=listen, upstream=UpstreamSettings(url=store_url))
     proxy = Proxy(settings, load_rules(settings))
     await proxy.start()
     _say(f"An embedded FHIR store is up at {store_url}, and cgm-proxy before it at http://127.0.0.1:{proxy.port}/fhir.")
     try:
         async with aiohttp.ClientSession() as session:
-            await _show(Submitter(session, f"http://127.0.0.1:{proxy.port}/fhir"), proxy.ops_port)
+            await _show(DemoClient(session, f"http://127.0.0.1:{proxy.port}/fhir"), proxy.ops_port)
         if serve:
             _say_how_to_go_on(proxy)
             await asyncio.Event().wait()
@@ -79,7 +79,7 @@ async def demo(*, serve: bool) -> None:
     _say("`cgm-proxy demo --serve` keeps it running and tells what to try with curl.")
 
 
-async def _show(submitter: Submitter, ops_port: int) -> None:
+async def _show(submitter: DemoClient, ops_port: int) -> None:
     await _load_orders(submitter)
     bundle = submission(DIALECT, PATIENT)
     await _post(submitter, bundle)
@@ -88,7 +88,7 @@ async def _show(submitter: Submitter, ops_port: int) -> None:
     await _show_metrics(submitter.session, ops_port)
 
 
-async def _load_orders(submitter: Submitter) -> None:
+async def _load_orders(submitter: DemoClient) -> None:
     for name in (PATIENT, OTHER):
         await submitter.send("PUT", f"/{name}", patient(name.partition("/")[2]))
     orders = standing_orders(DIALECT, PATIENT)
@@ -97,7 +97,7 @@ async def _load_orders(submitter: Submitter) -> None:
     _say(f"\n1. The clinic has {PATIENT} and {len(orders)} standing orders: summary and PDF every 2 weeks; readings.")
 
 
-async def _post(submitter: Submitter, bundle: Json) -> None:
+async def _post(submitter: DemoClient, bundle: JsonObject) -> None:
     _say(f"\n2. A submitter posts 14 days: {_contents(bundle)}; {len(encode(bundle)) / 1e6:.1f} MB.")
     observations = sum(entry["resource"]["resourceType"] == "Observation" for entry in bundle["entry"])
     started = time.perf_counter()
@@ -110,7 +110,7 @@ async def _post(submitter: Submitter, bundle: Json) -> None:
     _say(f"\n   answered in {time.perf_counter() - started:.1f} s: {_statuses(answer.result())}")
 
 
-async def _post_again(submitter: Submitter, bundle: Json) -> None:
+async def _post_again(submitter: DemoClient, bundle: JsonObject) -> None:
     before = await submitter.count()
     started = time.perf_counter()
     answer = await submitter.send("POST", "", bundle)
@@ -122,7 +122,7 @@ async def _post_again(submitter: Submitter, bundle: Json) -> None:
     _say(f"   Observations stored: {before:,} before, {await submitter.count():,} after.")
 
 
-async def _post_faulty(submitter: Submitter) -> None:
+async def _post_faulty(submitter: DemoClient) -> None:
     answer = await submitter.send("POST", "", faulty_submission(DIALECT, PATIENT, OTHER))
     _say(f"\n4. A submission with faults: {_statuses(answer)}. What the submitter is told:")
     for index, entry in enumerate(answer["entry"]):
@@ -159,13 +159,13 @@ def print_submission() -> None:
     json.dump(json.loads(encode(bundle)), sys.stdout, indent=1)
 
 
-def _contents(bundle: Json) -> str:
+def _contents(bundle: JsonObject) -> str:
     kinds = Counter(entry["resource"]["meta"]["profile"][0].rpartition("/cgm-")[2] for entry in bundle["entry"])
     readings = kinds["sensor-reading-mass"]
     return f"{readings:,} readings, a summary with its {len(kinds) - 4} members, a PDF report and the device"
 
 
-def _statuses(answer: Json) -> str:
+def _statuses(answer: JsonObject) -> str:
     counted = Counter(entry["response"]["status"] for entry in answer["entry"])
     return ", ".join(f"{number:,} x {status}" for status, number in counted.items())
 

@@ -6,10 +6,11 @@ answer with. Both become an OperationOutcome (https://hl7.org/fhir/R4/operationo
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from cgm_proxy.core.json_values import JsonObject
 
 Severity = Literal["fatal", "error", "warning", "information"]
-Json = dict[str, Any]
 
 #: Where the rule ids in `details.coding` come from.
 RULE_SYSTEM = "urn:cgm-proxy:rule"
@@ -35,9 +36,9 @@ class Issue:
         """Whether this issue refuses what it was found in."""
         return self.severity in {"fatal", "error"}
 
-    def as_json(self) -> Json:
+    def as_json(self) -> JsonObject:
         """Give the issue as an element of `OperationOutcome.issue`."""
-        issue: Json = {
+        issue: JsonObject = {
             "severity": self.severity,
             "code": self.code,
             "details": {"coding": [{"system": RULE_SYSTEM, "code": self.rule}]},
@@ -62,7 +63,7 @@ def refuse(status: int, rule: str, text: str, *, code: str = "invalid", **header
     return RequestRefused(status, (issue,), {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def operation_outcome(issues: Iterable[Issue]) -> Json:
+def operation_outcome(issues: Iterable[Issue]) -> JsonObject:
     """Give the OperationOutcome that holds `issues`, or FHIR's "all ok" when there are none."""
     listed = [issue.as_json() for issue in issues]
     ok = {"severity": "information", "code": "informational", "diagnostics": "All OK"}

@@ -45,7 +45,7 @@ SWEEP_EVERY = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class JobResult:
     """What became of a submission: the result Bundle in JSON, and whether another try may fare better."""
 
     data: bytes
@@ -53,16 +53,16 @@ class Result:
 
 
 #: Works on a submission, given its request and its body as they were kept.
-Work = Callable[[bytes, bytearray], Awaitable[Result]]
+Work = Callable[[bytes, bytearray], Awaitable[JobResult]]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Jobs:
+class JobQueue:
     """Keep submissions and work on them; `store` is asked on a thread of its own."""
 
-    def __init__(self, limits: loading.Jobs, store: JobStore) -> None:
+    def __init__(self, limits: loading.JobSettings, store: JobStore) -> None:
         self._limits = limits
         self._store = store
         self._thread = ThreadPoolExecutor(1, "jobs")
@@ -75,7 +75,7 @@ class Jobs:
         self._stopping = False
 
     @classmethod
-    def open(cls, limits: loading.Jobs) -> "Jobs | None":
+    def open(cls, limits: loading.JobSettings) -> "JobQueue | None":
         """Open the file that the settings name, if they name one; raises `SettingsError` where it can't be used."""
         if limits.path is None:
             return None

@@ -21,7 +21,7 @@ from cgm_proxy.settings import loading
 PIECE = 2**20
 
 #: How long another process may hold the file before that is a fault (seconds): a restart overlaps a little.
-PATIENCE = 5.0
+BUSY_TIMEOUT = 5.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (
@@ -120,12 +120,12 @@ class JobStore(Protocol):
 class SqliteStore:
     """A `JobStore` in a file; raises `StoreUnusable` where that can't be opened."""
 
-    def __init__(self, path: Path, room: loading.Jobs) -> None:
+    def __init__(self, path: Path, room: loading.JobSettings) -> None:
         self._room = room
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             path.chmod(0o600)
-            self._db = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise StoreUnusable(f"can't be opened: {error}; name a file in a directory that can be written") from None
         try:

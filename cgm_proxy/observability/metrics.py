@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from cgm_proxy.core.submission.reply import Answer
+from cgm_proxy.core.submission.reply import EntryResponse
 from cgm_proxy.core.submission.verdicts import Judgement
-from cgm_proxy.observability.stream_stats import LATENCY_BOUNDS, Traffic
+from cgm_proxy.observability.stream_stats import LATENCY_BOUNDS, StreamStats
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
@@ -76,7 +76,7 @@ JOBS_WAITING = Gauge("cgm_proxy_jobs_waiting", "Kept submissions that are not do
 LOOP_LAG = Gauge("cgm_proxy_event_loop_lag_seconds", "How late the event loop last was", registry=REGISTRY)
 
 
-def count(judgement: Judgement, answers: Sequence[Answer]) -> None:
+def count(judgement: Judgement, answers: Sequence[EntryResponse]) -> None:
     """Count the entries of a finished submission, and what was found about them."""
     judged = zip(judgement.verdicts, answers, strict=True)
     entries = Tally((verdict.profiles[:1], answer.status) for verdict, answer in judged)
@@ -97,7 +97,7 @@ class _Traffic(Collector):
     """Show the relay's own counts, which cost the relay nothing, when somebody asks."""
 
     def __init__(self) -> None:
-        self.traffic = Traffic()
+        self.traffic = StreamStats()
 
     def collect(self) -> Iterator[Metric]:
         """Give the counts as metrics."""
@@ -135,7 +135,7 @@ _TRAFFIC = _Traffic()
 REGISTRY.register(_TRAFFIC)
 
 
-def show_traffic(traffic: Traffic) -> None:
+def show_traffic(traffic: StreamStats) -> None:
     """Show this relay's counts among the metrics."""
     _TRAFFIC.traffic = traffic
 

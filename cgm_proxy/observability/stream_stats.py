@@ -25,7 +25,7 @@ PAUSE = 0.002
 
 
 @dataclass(slots=True)
-class Traffic:
+class StreamStats:
     """What has been streamed since the start.
 
     `answered` counts answers by status, `faults` refusals and broken answers by rule id, `bytes_up` and `bytes_down`
@@ -63,7 +63,7 @@ class StoppedError(Exception):
 class GivingWay:
     """What long work in a thread calls again and again, so that streamed requests need not wait for a processor, or the GIL."""
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: StreamStats) -> None:
         self._traffic = traffic
         self._began = monotonic()
         self._stopped = False

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from cgm_proxy.cache.cache import Memory
-from cgm_proxy.core.issues import Issue, Json, RequestRefused
-from cgm_proxy.core.rest.confirmed import located
+from cgm_proxy.cache.cache import Cache
+from cgm_proxy.core.issues import Issue, RequestRefused
+from cgm_proxy.core.json_values import JsonObject, objects
+from cgm_proxy.core.rest.confirmed import location_of
 from cgm_proxy.core.rest.if_none_exist import Parameters, one_identifier, parameters
-from cgm_proxy.core.submission.model import objects
 from cgm_proxy.core.submission.plan import Identified, Outcome, Refused, Stored
 from cgm_proxy.observability.metrics import DUPLICATES
-from cgm_proxy.upstream.client import NOT_ALLOWED, REJECTED, SEARCHED, Submitter, Upstream
+from cgm_proxy.upstream.client import NOT_ALLOWED, REJECTED, SEARCHED, Requester, UpstreamClient
 
 #: How many of a submission's entries are asked for, to tell one that is sent again from a new one.
 PROBES = 32
@@ -25,7 +25,7 @@ PROBES = 32
 AT_ONCE = 4
 
 #: The stored resources that a condition matches, or why it can't be told.
-Matches = list[Json] | Refused
+Matches = list[JsonObject] | Refused
 
 
 TAKEN = Refused(
@@ -74,7 +74,7 @@ T = TypeVar("T")
 class Known:
     """The look-ups of one submission, as one submitter may make them."""
 
-    def __init__(self, upstream: Upstream, memory: Memory, submitter: Submitter, patient: str) -> None:
+    def __init__(self, upstream: UpstreamClient, memory: Cache, submitter: Requester, patient: str) -> None:
         self._upstream = upstream
         self._memory = memory
         self._submitter = submitter
@@ -123,7 +123,7 @@ class Known:
             match found[kind, asked] if asked else INVALID:
                 case Refused() as why:
                     settled[index] = why
-                case [only] if place := located(only):
+                case [only] if place := location_of(only):
                     settled[index] = place
                 case [_, _, *_]:
                     settled[index] = SEVERAL
@@ -180,7 +180,7 @@ class Known:
 
     async def _match_identifiers(
         self, simple: Mapping[tuple[str, Parameters], str]
-    ) -> dict[tuple[str, Parameters], list[Json]]:
+    ) -> dict[tuple[str, Parameters], list[JsonObject]]:
         by_type: dict[str, list[str]] = {}
         for (kind, _), wanted in simple.items():
             by_type.setdefault(kind, []).append(wanted)
@@ -195,7 +195,7 @@ class Known:
             )
             for kind, p in parts
         )
-        by_token: dict[tuple[str, str], dict[str, Json]] = {}
+        by_token: dict[tuple[str, str], dict[str, JsonObject]] = {}
         for resource in (resource for part in found for resource in part):
             for identifier in objects(resource.get("identifier")):
                 key = (resource["resourceType"], f"{identifier.get('system', '')}|{identifier.get('value')}")

@@ -10,19 +10,20 @@ import msgspec
 from multidict import CIMultiDict
 
 from cgm_proxy.core.codec.json_body import Buffer, Format, encode
-from cgm_proxy.core.issues import Json, RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest import confirmed
 from cgm_proxy.core.submission import async_pattern, detection, model, reply
 from cgm_proxy.core.submission.detection import Target
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
-from cgm_proxy.jobs.job_queue import FORGOTTEN, Result
+from cgm_proxy.jobs.job_queue import FORGOTTEN, JobResult
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.story import Finished, Submissions
-from cgm_proxy.server.request_bodies import LARGE, Inbound
+from cgm_proxy.server.request_bodies import PARSED_IN_THREAD, RequestBodies
 from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.client import Submitter
+from cgm_proxy.upstream.client import Requester
 
 #: Statuses that tell of the upstream's failure, not of the submission.
 FAILURES = frozenset({502, 503, 504})
@@ -32,7 +33,7 @@ Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SubmissionRequest:
     """The request of a submission, all but its body; `fields` are the header fields that its requests upstream carry."""
 
     target: Target
@@ -44,41 +45,41 @@ class Asked:
     fields: tuple[tuple[str, str], ...]
 
     @property
-    def submitter(self) -> Submitter:
+    def submitter(self) -> Requester:
         """Give on whose behalf the upstream is asked."""
-        return Submitter(CIMultiDict([*self.fields, ("X-Request-ID", self.request_id)]))
+        return Requester(CIMultiDict([*self.fields, ("X-Request-ID", self.request_id)]))
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SubmissionResponse:
     """An answer that is not yet written; `size` says roughly how many bytes it will have."""
 
     status: int
-    content: Json | None
+    content: JsonObject | None
     headers: Mapping[str, str] = field(default_factory=dict)
     failed: bool = False
     """Whether the upstream failed, so that the same submission may fare better later."""
     size: int = 0
 
     @classmethod
-    def refusal(cls, refused: RequestRefused) -> "Told":
+    def refusal(cls, refused: RequestRefused) -> "SubmissionResponse":
         """Make the answer to a refused submission."""
         return cls(refused.status, operation_outcome(refused.issues), refused.headers, refused.status in FAILURES)
 
 
 #: Keeps a submission and tells so, or gives None: it is answered now.
-Later = Callable[[Submission], Awaitable[Told | None]]
+Later = Callable[[Submission], Awaitable[SubmissionResponse | None]]
 
 
 async def aside(size: int, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
     """Call it; with so many bytes to work on that streamed traffic would wait, in a thread."""
-    return await asyncio.to_thread(call, *arguments) if size >= LARGE else call(*arguments)
+    return await asyncio.to_thread(call, *arguments) if size >= PARSED_IN_THREAD else call(*arguments)
 
 
 class Intake:
     """Take submissions in; the story of each is told by `Submissions`."""
 
-    def __init__(self, settings: Settings, inbound: Inbound, submissions: Submissions) -> None:
+    def __init__(self, settings: Settings, inbound: RequestBodies, submissions: Submissions) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
         self._public = settings.listen.public_url
@@ -86,14 +87,16 @@ class Intake:
         self._inbound = inbound
         self._submissions = submissions
 
-    async def open(self, raw: Buffer, target: Target, content_encoding: str) -> tuple[Json, Dialect | None]:
+    async def open(self, raw: Buffer, target: Target, content_encoding: str) -> tuple[JsonObject, Dialect | None]:
         """Parse a body and tell its dialect, None for what is no submission; raises `RequestRefused`."""
         document = await self._inbound.parse(raw, content_encoding)
         if target == "operation":
             document = model.open_operation(document)
         return document, await aside(_weight(raw, content_encoding), self._dialect, document, target)
 
-    async def take(self, asked: Asked, document: Json, dialect: Dialect, raw: bytearray, later: Later) -> Told:
+    async def take(
+        self, asked: SubmissionRequest, document: JsonObject, dialect: Dialect, raw: bytearray, later: Later
+    ) -> SubmissionResponse:
         """Take a submission, or let `later` keep it; log and count what became of it. A refusal is an answer too."""
         size = _weight(raw, asked.content_encoding)
         started = perf_counter()
@@ -111,7 +114,7 @@ class Intake:
             except RequestRefused as refused:
                 outcome = "failed" if refused.status >= 500 else "refused"
                 fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
-                return Told.refusal(refused)
+                return SubmissionResponse.refusal(refused)
             except asyncio.CancelledError as cancelled:
                 if FORGOTTEN in cancelled.args:
                     fields["outcome"] = "cancelled"
@@ -120,30 +123,30 @@ class Intake:
                 metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))
 
-    async def work(self, kept: bytes, raw: bytearray) -> Result:
+    async def work(self, kept: bytes, raw: bytearray) -> JobResult:
         """Take a submission that was kept: what its answer would have been is the result."""
-        asked = msgspec.json.decode(kept, type=Asked)
+        asked = msgspec.json.decode(kept, type=SubmissionRequest)
         told = await self._kept(asked, raw)
         made = async_pattern.result(told.status, told.content, told.headers)
-        return Result(await aside(told.size, encode, made), told.failed)
+        return JobResult(await aside(told.size, encode, made), told.failed)
 
-    async def _kept(self, asked: Asked, raw: bytearray) -> Told:
+    async def _kept(self, asked: SubmissionRequest, raw: bytearray) -> SubmissionResponse:
         try:
             document, dialect = await self.open(raw, asked.target, asked.content_encoding)
         except RequestRefused as refused:
-            return Told.refusal(refused)
+            return SubmissionResponse.refusal(refused)
         if dialect is None:  # it was one when it was kept
             text = "by the receiver's settings of today this is no submission; send it again"
-            return Told.refusal(refuse(422, "async-settings", text, code="business-rule"))
+            return SubmissionResponse.refusal(refuse(422, "async-settings", text, code="business-rule"))
         return await self.take(asked, document, dialect, raw, _now)
 
-    def _dialect(self, document: Json, target: Target) -> Dialect | None:
+    def _dialect(self, document: JsonObject, target: Target) -> Dialect | None:
         if target == "operation":
             return detection.operation_dialect(document)
         tagged = detection.bundle_dialect(document) if target == "base" else None
         return tagged or (detection.content_dialect(document) if self._content else None)
 
-    def _submission(self, asked: Asked, document: Json, dialect: Dialect) -> Submission:
+    def _submission(self, asked: SubmissionRequest, document: JsonObject, dialect: Dialect) -> Submission:
         if asked.format is None:
             text = "Content-Type is none of FHIR's; send application/fhir+json or application/fhir+xml"
             raise refuse(415, "content-type", text, code="not-supported")
@@ -151,12 +154,12 @@ class Intake:
             return model.single(document, dialect, self._localize, asked.if_none_exist)
         return model.submission(document, dialect, asked.target, self._localize, self._limits)
 
-    def _told(self, finished: Finished, preferred: reply.Return, size: int) -> Told:
+    def _told(self, finished: Finished, preferred: reply.Return, size: int) -> SubmissionResponse:
         judgement, answers = finished.judgement, finished.answers
         relayed = any(answer.relayed is not None for answer in answers)  # sent once more, it would be stored once more
         failed = finished.outcome == "failed" and not relayed
         if judgement.submission.kind != "create":
-            return Told(200, reply.bundle(judgement, answers, preferred), failed=failed, size=size)
+            return SubmissionResponse(200, reply.bundle(judgement, answers, preferred), failed=failed, size=size)
         answer, stored = answers[0], answers[0].stored
         if answer.relayed is not None:  # in observe mode
             stored = next(iter(confirmed.confirmation(encode({"entry": [answer.relayed]}), 1) or ()), None)
@@ -165,12 +168,12 @@ class Intake:
         headers = {"Location": f"{self._public}/{stored.location}"} if stored else {}
         headers |= {"ETag": stored.etag} if stored and stored.etag else {}
         headers |= {"WWW-Authenticate": answer.authenticate} if answer.authenticate else {}
-        return Told(answer.status, shown or told, headers, failed, size)
+        return SubmissionResponse(answer.status, shown or told, headers, failed, size)
 
 
 def _weight(raw: Buffer, content_encoding: str) -> int:
     """Say how many bytes there are to work on; what is compressed may be any number."""
-    return LARGE if content_encoding else len(raw)
+    return PARSED_IN_THREAD if content_encoding else len(raw)
 
 
 async def _now(_: Submission) -> None:

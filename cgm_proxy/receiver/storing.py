@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cgm_proxy.cache.backends import Turn
-from cgm_proxy.cache.cache import Memory
+from cgm_proxy.cache.backends import PatientLock
+from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission import plan
 from cgm_proxy.core.submission.judge import resolver
@@ -30,7 +30,7 @@ from cgm_proxy.receiver.forwarding.waves import (
     unjudged,
 )
 from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.client import Submitter, Upstream
+from cgm_proxy.upstream.client import Requester, UpstreamClient
 from cgm_proxy.upstream.faults import fault
 
 
@@ -39,8 +39,8 @@ class Receiver:
     """What the storing of any submission needs."""
 
     settings: Settings
-    upstream: Upstream
-    memory: Memory
+    upstream: UpstreamClient
+    memory: Cache
     localize: Callable[[str], str]
 
 
@@ -59,7 +59,7 @@ class Storing:
     """Store one submission, within the time that is set for it; what was not stored by then is unknown."""
 
     def __init__(
-        self, receiver: Receiver, submission: Submission, context: Context, submitter: Submitter, preferred: Return
+        self, receiver: Receiver, submission: Submission, context: Context, submitter: Requester, preferred: Return
     ) -> None:
         self._receiver = receiver
         self._submission = submission
@@ -87,7 +87,7 @@ class Storing:
         self._referenced |= {one.entry.index: one for one in identified if one.entry.index in self._targets}
         return Part(verdicts, identified)
 
-    def begin(self, part: Part, tasks: asyncio.TaskGroup, turn: Turn) -> None:
+    def begin(self, part: Part, tasks: asyncio.TaskGroup, turn: PatientLock) -> None:
         """Store a part in the background; those that reference entries of the first one wait for it."""
         forward = self._receiver.settings.forward
         if self._first is None:

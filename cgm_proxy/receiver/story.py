@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cgm_proxy.cache.cache import Memory, Orders
-from cgm_proxy.core.issues import Json
+from cgm_proxy.cache.cache import Cache, Orders
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.dialects import ORDER_TOKENS
@@ -21,10 +21,10 @@ from cgm_proxy.core.submission.orders import read_orders
 from cgm_proxy.core.submission.plan import Outcome
 from cgm_proxy.core.submission.verdicts import Context, Judgement, Rules
 from cgm_proxy.observability import metrics
-from cgm_proxy.observability.stream_stats import GivingWay, Traffic
+from cgm_proxy.observability.stream_stats import GivingWay, StreamStats
 from cgm_proxy.receiver.storing import Part, Receiver, Storing
 from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.client import Submitter, Upstream
+from cgm_proxy.upstream.client import Requester, UpstreamClient
 from cgm_proxy.upstream.faults import within
 
 #: Entries that are judged, and then stored, together.
@@ -34,7 +34,7 @@ PART = 1000
 JUDGES = 2
 
 #: What has more entries than this is judged and answered in a thread, so that streamed traffic goes on.
-LARGE = 250
+JUDGED_IN_THREAD = 250
 
 #: Stored resources that one submission may refer to, which are read before judging.
 REFERENCED = 200
@@ -48,7 +48,7 @@ class Finished:
     """A submission's judgement, and the answer to each entry."""
 
     judgement: Judgement
-    answers: tuple[reply.Answer, ...]
+    answers: tuple[reply.EntryResponse, ...]
 
     @property
     def outcome(self) -> str:
@@ -64,7 +64,9 @@ class Finished:
 class Submissions:
     """Take submissions; it holds all that a story needs beside the submission itself."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, rules: Rules, memory: Memory, traffic: Traffic) -> None:
+    def __init__(
+        self, settings: Settings, upstream: UpstreamClient, rules: Rules, memory: Cache, traffic: StreamStats
+    ) -> None:
         self._settings = settings
         self._upstream = upstream
         self.rules = rules
@@ -75,7 +77,7 @@ class Submissions:
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self._receiver = Receiver(settings, upstream, memory, self._localize)
 
-    async def take(self, submission: Submission, submitter: Submitter, preferred: reply.Return) -> Finished:
+    async def take(self, submission: Submission, submitter: Requester, preferred: reply.Return) -> Finished:
         """Tell the story: find orders → judge → find known → plan → forward → reply.
 
         Raises `RequestRefused` where the whole of it is refused, or the upstream fails before anything was sent.
@@ -88,7 +90,7 @@ class Submissions:
             async for part in self._judged(judging, storing):
                 storing.begin(part, tasks, turn)
         outcomes = await storing.finish()
-        if len(submission.entries) > LARGE:
+        if len(submission.entries) > JUDGED_IN_THREAD:
             return await asyncio.to_thread(_finished, judging, outcomes)
         return _finished(judging, outcomes)
 
@@ -102,7 +104,7 @@ class Submissions:
         waiting = Part()
         try:
             for entries in parts(judging.submission, PART):
-                if len(entries) > LARGE:
+                if len(entries) > JUDGED_IN_THREAD:
                     waiting += await asyncio.get_running_loop().run_in_executor(
                         self._judges, judged, give_way.between(entries)
                     )
@@ -114,7 +116,7 @@ class Submissions:
         finally:
             give_way.stop()
 
-    async def _find_orders(self, submission: Submission, submitter: Submitter) -> Context:
+    async def _find_orders(self, submission: Submission, submitter: Requester) -> Context:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
         rules = self.rules  # those that are in force as it begins
         orders = await self._orders(submission.patient, submitter) if submission.patient else None
@@ -134,7 +136,7 @@ class Submissions:
             observe=self._settings.mode == "observe",
         )
 
-    async def _orders(self, patient: str, submitter: Submitter) -> Orders:
+    async def _orders(self, patient: str, submitter: Requester) -> Orders:
         async def ask() -> Orders:
             if not await self._upstream.patient(patient, submitter):
                 return None
@@ -143,7 +145,7 @@ class Submissions:
 
         return await self._memory.orders(patient, submitter.credentials, ask)
 
-    async def _referenced(self, submission: Submission, submitter: Submitter) -> dict[str, Json]:
+    async def _referenced(self, submission: Submission, submitter: Requester) -> dict[str, JsonObject]:
         """Read the stored resources that entries refer to, once each and as many as is reasonable."""
         wanted: dict[str, list[str]] = {}
         for reference in {r for entry in submission.entries for r in entry.references if r not in submission.links}:

@@ -33,9 +33,9 @@ from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http import header_fields
 from cgm_proxy.core.http.base_urls import Bases
 from cgm_proxy.core.issues import RequestRefused, refuse
-from cgm_proxy.observability.stream_stats import Traffic
+from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import Gathering, Head, Pool
-from cgm_proxy.relay.response_writer import Answer, Relayed
+from cgm_proxy.relay.response_writer import ResponseWriter, StreamedResponse
 from cgm_proxy.settings.loading import Settings
 
 #: A known body up to this size goes out in one piece with its head (bytes).
@@ -97,14 +97,14 @@ class Begun(NamedTuple):
 class Relay:
     """Pass requests through to the upstream; it owns the connections that this takes."""
 
-    def __init__(self, settings: Settings, traffic: Traffic | None = None) -> None:
-        self.traffic = traffic or Traffic()
+    def __init__(self, settings: Settings, traffic: StreamStats | None = None) -> None:
+        self.traffic = traffic or StreamStats()
         self.bases = Bases.of(settings.listen.public_url, settings.upstream.url)
         self._read_timeout = settings.upstream.read_timeout
         self._connect_timeout = settings.upstream.connect_timeout
         #: Exchanges that were begun on the short way (see `express`), by the client's connection.
         self.begun: dict[object, Begun] = {}
-        self.answer = Answer(self.bases, self.traffic)
+        self.answer = ResponseWriter(self.bases, self.traffic)
         self._address = _address(self.bases)
         self._said_for = lru_cache(maxsize=1024)(self._said_for_peer)
 
@@ -148,7 +148,7 @@ class Relay:
                 raise ConnectionResetError("the client has left") from fault
             raise _refusal(fault) from fault
 
-    async def _exchange(self, request: web.BaseRequest, asked: _Asked) -> Relayed:
+    async def _exchange(self, request: web.BaseRequest, asked: _Asked) -> StreamedResponse:
         """Ask once, on one connection, which goes back to the pool only after a whole dialogue."""
         begun = self._begun_for(request)
         connection, protocol = begun or await self.pool.take(bodiless=asked.method == "HEAD")

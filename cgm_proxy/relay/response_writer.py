@@ -20,7 +20,7 @@ from aiohttp.streams import StreamReader
 
 from cgm_proxy.core.http import header_fields
 from cgm_proxy.core.http.base_urls import Bases, LinkRewriter
-from cgm_proxy.observability.stream_stats import Traffic
+from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import Gathering, Head
 
 _FHIR_TEXT: Final = frozenset({"application/fhir+json", "application/fhir+xml", "application/json", "application/xml"})
@@ -33,7 +33,7 @@ _Fields = list[tuple[bytes, bytes]]
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Relayed(web.StreamResponse):
+class StreamedResponse(web.StreamResponse):
     """An answer that is on the wire already: aiohttp finishes it without adding a byte.
 
     `whole` tells whether all of it came, so that the upstream's connection can be used again.
@@ -61,16 +61,18 @@ class Relayed(web.StreamResponse):
         """Do nothing: the body is sent."""
 
 
-class Answer:
+class ResponseWriter:
     """Deliver answers to clients."""
 
-    def __init__(self, bases: Bases, traffic: Traffic) -> None:
+    def __init__(self, bases: Bases, traffic: StreamStats) -> None:
         self._bases = bases
         self._traffic = traffic
         #: Whether the upstream was seen to link to its own base in spite of X-Forwarded-*.
         self.upstream_links = False
 
-    async def deliver(self, request: web.BaseRequest, head: Head, protocol: Gathering, *, keep_alive: bool) -> Relayed:
+    async def deliver(
+        self, request: web.BaseRequest, head: Head, protocol: Gathering, *, keep_alive: bool
+    ) -> StreamedResponse:
         """Send an answer whose head has come: in one piece if its body is here already, else as it comes.
 
         Raises `ConnectionError` if the client has left, `ValueError` if the head must not be passed on.
@@ -81,7 +83,7 @@ class Answer:
             if payload.is_eof():
                 written, framing = self.whole(request.method, request.version, head, keep_alive=keep_alive)
                 await request.writer.write(written)
-                return Relayed(message.code, keep_alive=framing.keep_alive, whole=True)
+                return StreamedResponse(message.code, keep_alive=framing.keep_alive, whole=True)
             with _noticing(protocol, payload):
                 return await self._send_pieces(request, message, self._fields(message), payload, keep_alive=keep_alive)
         finally:
@@ -106,7 +108,7 @@ class Answer:
         payload: StreamReader,
         *,
         keep_alive: bool,
-    ) -> Relayed:
+    ) -> StreamedResponse:
         sized = _sized(message)
         rewriter = LinkRewriter(self._bases) if self._may_link(message) and (self.upstream_links or not sized) else None
         if rewriter and sized:
@@ -116,7 +118,7 @@ class Answer:
         if framing.chunked:
             request.writer.enable_chunking()
         whole = await self._copy(request, payload, rewriter)
-        return Relayed(message.code, keep_alive=framing.keep_alive and whole, whole=whole)
+        return StreamedResponse(message.code, keep_alive=framing.keep_alive and whole, whole=whole)
 
     async def _copy(self, request: web.BaseRequest, payload: StreamReader, rewriter: LinkRewriter | None) -> bool:
         """Copy a body as it comes; cut the client off if it breaks in the middle, and tell whether all of it came."""

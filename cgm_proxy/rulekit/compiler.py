@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from cgm_proxy.core.r4.model import CORE, Element, Model, Type
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.r4.model import CORE, ElementDefinition, Model, Type
 from cgm_proxy.core.rules.static_analysis import analyse
 from cgm_proxy.rulekit.snapshots import Guide, Tree, both, criterion, fixed, profiles, quoted, tests, types
 
-Json = dict[str, Any]
 #: Invariants of R4 that every snapshot repeats or that are best practice only.
 BASE_KEYS = re.compile(
     r"^(ele|ext|dom|obs|bdl|dgr|prr|dev|pat|per|qty|cnl|sdf|txt|ref|att|cpt|tim|rat|rng|org|cnt|drt)-\d+$"
@@ -23,8 +23,8 @@ class Compiler:
     """Compiles one profile's snapshot; `rules` grows."""
 
     guide: Guide
-    definition: Json
-    rules: list[Json] = field(default_factory=list)
+    definition: JsonObject
+    rules: list[JsonObject] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -32,7 +32,7 @@ class Compiler:
         """R4's element model."""
         return self.guide.model
 
-    def rule(self, element: Json, on: str, expression: str, text: str, shows: str = "") -> None:
+    def rule(self, element: JsonObject, on: str, expression: str, text: str, shows: str = "") -> None:
         """Add a rule; its id is made from the element and what is asked."""
         made = {"id": "", "element": element["id"], "at": on, "expression": expression, "shows": shows, "text": text}
         made = {key: value for key, value in made.items() if value or key == "id"}
@@ -41,7 +41,7 @@ class Compiler:
         if not any(made["expression"] == r["expression"] and made.get("at") == r.get("at") for r in self.rules):
             self.rules.append(made)
 
-    def compile(self) -> list[Json]:
+    def compile(self) -> list[JsonObject]:
         """Give the profile's rules."""
         tree = self.guide.trees[self.definition["url"]]
         base = self.model.type(self.definition["type"])
@@ -67,7 +67,7 @@ class Compiler:
             element = base.elements.get(name) if base else None
             self.element(part, on, element)
 
-    def element(self, tree: Tree, on: str, base: Element | None) -> None:
+    def element(self, tree: Tree, on: str, base: ElementDefinition | None) -> None:
         """Compile one element, its slices and its children."""
         definition, name = tree.definition, tree.name.removesuffix("[x]")
         self.cardinality(definition, on, name, base)
@@ -81,7 +81,7 @@ class Compiler:
         if tree.slices:
             self.sliced(tree, on, name, base)
 
-    def content(self, tree: Tree, here: str, base: Element | None, parent: str = "", name: str = "") -> None:
+    def content(self, tree: Tree, here: str, base: ElementDefinition | None, parent: str = "", name: str = "") -> None:
         """Compile what an element or slice, selected by `here`, must contain."""
         self.value(tree.definition, here, parent, name)
         self.binding(tree.definition, here, base)
@@ -90,14 +90,14 @@ class Compiler:
         if tree.children:
             self.members(tree, here, self.type_of(tree, base))
 
-    def type_of(self, tree: Tree, base: Element | None) -> Type | None:
+    def type_of(self, tree: Tree, base: ElementDefinition | None) -> Type | None:
         """Give the type whose elements the children are."""
         if base and len(base.types) == 1 and next(iter(base.types)) != "Resource":
             return self.model.type(next(iter(base.types)))
         named = types(tree.definition)
         return self.model.type(named[0]) if named else None
 
-    def cardinality(self, definition: Json, on: str, name: str, base: Element | None) -> None:
+    def cardinality(self, definition: JsonObject, on: str, name: str, base: ElementDefinition | None) -> None:
         """Compile a minimum above, and a maximum below, those of R4."""
         least, most = definition.get("min", 0), definition.get("max", "*")
         if least > (base.least if base else 0):
@@ -111,7 +111,7 @@ class Compiler:
             elif base is None or base.many:
                 self.rule(definition, on, f"{name}.count() <= {most}", f"at most {most} {name}", name)
 
-    def types(self, definition: Json, on: str, name: str, base: Element | None) -> None:
+    def types(self, definition: JsonObject, on: str, name: str, base: ElementDefinition | None) -> None:
         """Compile the types of a choice that are fewer than R4's."""
         named = types(definition)
         if base is None or not base.choice or not named or set(named) >= set(base.types):
@@ -119,7 +119,7 @@ class Compiler:
         test = f"{name}.all({' or '.join(f'$this is {t}' for t in named)})"
         self.rule(definition, on, test, " or ".join(f"{article(t)} {t}" for t in named), name)
 
-    def value(self, definition: Json, here: str, parent: str, name: str) -> None:
+    def value(self, definition: JsonObject, here: str, parent: str, name: str) -> None:
         """Compile a fixed or pattern value: of a primitive on its parent, of an object on itself."""
         found = fixed(definition)
         if found is None:
@@ -134,7 +134,7 @@ class Compiler:
             shows, text = told(test)
             self.rule(definition, here, test, text, shows)
 
-    def binding(self, definition: Json, here: str, base: Element | None) -> None:
+    def binding(self, definition: JsonObject, here: str, base: ElementDefinition | None) -> None:
         """Compile a required binding that R4 does not have."""
         binding = definition.get("binding", {})
         url = str(binding.get("valueSet", "")).split("|")[0]
@@ -148,7 +148,7 @@ class Compiler:
             return
         self.rule(definition, here, f"memberOf({quoted(url)})", f"a code of the value set {url}")
 
-    def references(self, definition: Json, here: str, base: Element | None) -> None:
+    def references(self, definition: JsonObject, here: str, base: ElementDefinition | None) -> None:
         """Compile the targets of a Reference that are fewer than R4's, or profiled."""
         targets = profiles(definition, "targetProfile")
         if "Reference" not in types(definition) or not targets or CORE + "Resource" in targets:
@@ -177,7 +177,7 @@ class Compiler:
         known = self.guide.by_url.get(url.split("|")[0])
         return str(known["type"]) if known else url.rpartition("/")[2]
 
-    def invariants(self, definition: Json, here: str) -> None:
+    def invariants(self, definition: JsonObject, here: str) -> None:
         """Compile the invariants that the profile adds."""
         for rule in definition.get("constraint", []):
             if rule["severity"] != "error" or "expression" not in rule or BASE_KEYS.match(rule["key"]):
@@ -192,7 +192,7 @@ class Compiler:
                 self.rule(definition, here, rule["expression"], rule["human"])
                 self.rules[-1]["id"] = rule["key"]
 
-    def sliced(self, tree: Tree, on: str, name: str, base: Element | None) -> None:
+    def sliced(self, tree: Tree, on: str, name: str, base: ElementDefinition | None) -> None:
         """Compile slices: each one's number, what is in it, and that no element is in two."""
         slicing = tree.definition.get("slicing", {})
         found = {}
@@ -215,7 +215,9 @@ class Compiler:
             total = " + ".join(f"iif({both(v)}, 1, 0)" for v in open_.values())
             self.rule(tree.definition, here, f"{total} <= 1", f"one of {', '.join(open_)}, not two at once")
 
-    def slice(self, tree: Tree, slice_: Tree, on: str, name: str, base: Element | None, parts: list[str]) -> None:
+    def slice(
+        self, tree: Tree, slice_: Tree, on: str, name: str, base: ElementDefinition | None, parts: list[str]
+    ) -> None:
         """Compile one slice."""
         definition = slice_.definition
         by_type = re.fullmatch(r"\$this is (\w+)", parts[0]) if len(parts) == 1 else None
@@ -234,7 +236,9 @@ class Compiler:
         else:
             self.members(inner, here, self.model.type("Extension"))
 
-    def slice_number(self, definition: Json, on: str, chosen: str, name: str, like: str, most_of_all: str) -> None:
+    def slice_number(
+        self, definition: JsonObject, on: str, chosen: str, name: str, like: str, most_of_all: str
+    ) -> None:
         """Compile how often a slice must and may occur; `like` says what its elements are like."""
         least, most = definition.get("min", 0), definition.get("max", "*")
         if ".ofType(" in chosen and most_of_all == "1":
@@ -271,7 +275,7 @@ def by_slice(at: str, expression: str) -> bool:
     return last.isidentifier() and f"{last}.{expression}" in at
 
 
-def by_content(tree: Tree) -> list[Json]:
+def by_content(tree: Tree) -> list[JsonObject]:
     """Give the discriminators that find slices by what is in them."""
     slicing = tree.definition.get("slicing", {}).get("discriminator", [])
     return [d for d in slicing if d["type"] in {"value", "pattern"}]
@@ -297,7 +301,7 @@ def article(name: str) -> str:
     return "an" if name[0] in "aeioAEIO" else "a"
 
 
-def cures(rules: list[Json]) -> None:
+def cures(rules: list[JsonObject]) -> None:
     """Add what may stay to the text about a unit: submitters mend the code when told that the unit is wrong."""
     for rule in rules:
         code = next((r for r in rules if r.get("at") == rule.get("at") and r.get("shows") == "code"), None)
@@ -319,7 +323,7 @@ def told(test: str) -> tuple[str, str]:
     return "", test
 
 
-def number(rules: list[Json]) -> None:
+def number(rules: list[JsonObject]) -> None:
     """Give each rule an id, made from its element; a second rule on an element gets a number."""
     seen: dict[str, int] = {}
     for rule in rules:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rules.rule_files import RulesError
 
-Json = dict[str, Any]
 #: Largest file of a package that is read (bytes); a package must not fill the memory.
 LARGEST_FILE = 16 * 2**20
 #: Where a package has its definitions, packed or unpacked (FHIR NPM packages).
@@ -18,7 +18,7 @@ FOLDER = "package"
 
 
 class _CodeableConcept(TypedDict):
-    coding: NotRequired[list[Json]]
+    coding: NotRequired[list[JsonObject]]
 
 
 class _Type(TypedDict):
@@ -122,7 +122,7 @@ COMPILED: dict[str, Any] = {
 }
 
 
-def read_definitions(source: Path) -> list[Json]:
+def read_definitions(source: Path) -> list[JsonObject]:
     """Read the definitions of a directory, an unpacked package or a package; raise RulesError where it has none."""
     if not source.is_dir():
         found = list(definitions(packed(source)))
@@ -165,7 +165,7 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, package: Path) ->
     return file.read()
 
 
-def definitions(files: Iterable[tuple[str, bytes]]) -> Iterator[Json]:
+def definitions(files: Iterable[tuple[str, bytes]]) -> Iterator[JsonObject]:
     """Give what of the files is compiled; raise RulesError for what can't be."""
     for name, content in files:
         try:

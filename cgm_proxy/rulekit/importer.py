@@ -8,10 +8,10 @@ values, slices (by value, pattern, type, profile, `resolve().code`), references'
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import CORE, Model
 from cgm_proxy.core.rules.rule_files import RulesError, documents
 from cgm_proxy.rulekit.compiler import Compiler
@@ -19,10 +19,8 @@ from cgm_proxy.rulekit.guide_files import read_definitions
 from cgm_proxy.rulekit.r4_definitions import Terminology, write
 from cgm_proxy.rulekit.snapshots import Guide, both, fixed, profiles, quoted
 
-Json = dict[str, Any]
 
-
-def implied_by(guide: Guide, definition: Json) -> str | None:
+def implied_by(guide: Guide, definition: JsonObject) -> str | None:
     """Give the FHIRPath by which a resource without a claim is judged by a profile: its code, where that is fixed."""
     if definition["type"] == "Device":
         return "true"  # a submission's Device is the CGM device
@@ -42,7 +40,7 @@ def by_unit(guide: Guide, url: str) -> list[str]:
     return [f"value.ofType(Quantity).where({test}).exists()"] if test else []
 
 
-def made_of(guide: Guide, definition: Json) -> list[str]:
+def made_of(guide: Guide, definition: JsonObject) -> list[str]:
     """Give the profiles that a profile's slices refer to, also the optional ones: who orders the whole takes the parts."""
     found = []
     for part in guide.trees[definition["url"]].children.values():
@@ -51,7 +49,7 @@ def made_of(guide: Guide, definition: Json) -> list[str]:
     return sorted({url for url in found if not url.startswith(CORE)})
 
 
-def profile_file(guide: Guide, definition: Json, dialect: str, *, parent: bool = False) -> Json:
+def profile_file(guide: Guide, definition: JsonObject, dialect: str, *, parent: bool = False) -> JsonObject:
     """Give a profile's file as data."""
     context = [c["expression"] for c in definition.get("context", [])] if definition["type"] == "Extension" else []
     made = {
@@ -75,7 +73,7 @@ class _Dumper(yaml.SafeDumper):
         return super().increase_indent(flow, indentless=False)
 
 
-def dump(made: Json) -> str:
+def dump(made: JsonObject) -> str:
     """Give a file's text."""
     return yaml.dump(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
@@ -114,7 +112,7 @@ def import_guide(
     return list(texts)
 
 
-def file_text(path: Path, made: Json) -> str:
+def file_text(path: Path, made: JsonObject) -> str:
     """Give a file's text, with what a reviewer added to the one that is there."""
     if not path.exists():
         return dump(made)
@@ -123,16 +121,16 @@ def file_text(path: Path, made: Json) -> str:
     return text + (f"---\n{samples}" if samples else "")
 
 
-def kept_by_hand(path: Path) -> Json:
+def kept_by_hand(path: Path) -> JsonObject:
     """Give what a reviewer added to a file where the guide says nothing: `when` and `made_of`."""
     written = next(documents(path), None) or {}
     return {key: written[key] for key in ("profile", "dialect", "type", "title", "when", "made_of") if key in written}
 
 
-def write_codes(path: Path, own: list[Json]) -> None:
+def write_codes(path: Path, own: list[JsonObject]) -> None:
     """Write a guide's code systems and value sets, where their codes are known."""
     terms = Terminology(own)
-    lines: list[Json] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]
+    lines: list[JsonObject] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]
     sets = {url: terms.expand(url) for url in terms.sets}
     lines += [{"valueSet": url, "codes": found} for url, found in sets.items() if found]
     if lines:

@@ -24,7 +24,8 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
-Json = dict[str, Any]
+from cgm_proxy.core.json_values import JsonObject
+
 FHIR = "{http://hl7.org/fhir}"
 CORE = "http://hl7.org/fhir/StructureDefinition/"
 VALUE_SET = "http://hl7.org/fhir/ValueSet/"
@@ -79,7 +80,7 @@ def read_xml(node: ET.Element) -> Any:
     if "value" in node.attrib:
         return node.attrib["value"]
     parent = node.tag.removeprefix(FHIR)
-    found: Json = {k: v for k, v in node.attrib.items() if k in {"url", "id"}}
+    found: JsonObject = {k: v for k, v in node.attrib.items() if k in {"url", "id"}}
     for child in node:
         name = child.tag.removeprefix(FHIR)
         if name in SINGLE or f"{name}@{parent}" in SINGLE or name.startswith(("fixed", "pattern")):
@@ -89,7 +90,7 @@ def read_xml(node: ET.Element) -> Any:
     return found
 
 
-def definitions(directory: Path) -> Iterator[Json]:
+def definitions(directory: Path) -> Iterator[JsonObject]:
     """Give every resource of the definitions' XML files, as JSON with its `resourceType`."""
     for path in sorted(directory.rglob("*.xml")):
         if path.parent.name not in SOURCES:
@@ -104,7 +105,7 @@ def short(url: str) -> str:
     return url.rsplit("/", 1)[1] if url.startswith((CORE, VALUE_SET)) else url
 
 
-def type_of(type_: Json) -> str:
+def type_of(type_: JsonObject) -> str:
     """Give a type as `Quantity` or `Reference(Patient|Group)`; a profiled type (SimpleQuantity) by the profile's name."""
     code = str(type_["code"]).removeprefix("http://hl7.org/fhirpath/System.")
     profiles, targets = type_.get("profile") or [], type_.get("targetProfile") or []
@@ -113,7 +114,7 @@ def type_of(type_: Json) -> str:
     return f"{code}({'|'.join(short(target) for target in targets)})" if targets else code
 
 
-def bound_set(element: Json) -> str | None:
+def bound_set(element: JsonObject) -> str | None:
     """Give the value set that a code must come from: a required binding's, or the largest one that is allowed."""
     binding = element.get("binding") or {}
     if binding.get("strength") == "required" and binding.get("valueSet"):
@@ -125,7 +126,7 @@ def bound_set(element: Json) -> str | None:
     return None
 
 
-def weakly_bound_set(element: Json) -> str | None:
+def weakly_bound_set(element: JsonObject) -> str | None:
     """Give the value set that codes should come from: of several codings, the one in it is the one that counts."""
     binding = element.get("binding") or {}
     coded = {"CodeableConcept", "Coding"} & {type_["code"] for type_ in element.get("type", [])}
@@ -133,7 +134,7 @@ def weakly_bound_set(element: Json) -> str | None:
     return short(binding["valueSet"]) if coded and weak else None
 
 
-def element_line(element: Json, *, nested: bool) -> str:
+def element_line(element: JsonObject, *, nested: bool) -> str:
     """Give an element as `1..1 code =observation-status`, or `0..* Observation.component` for a nested one."""
     if reference := element.get("contentReference"):
         types = str(reference).split("#")[-1]
@@ -148,7 +149,7 @@ def element_line(element: Json, *, nested: bool) -> str:
     return f"{line} ~{weak}" if weak else line
 
 
-def invariants(element: Json) -> list[list[str]]:
+def invariants(element: JsonObject) -> list[list[str]]:
     """Give `[key, human text, expression]` for each error invariant that this very element declares."""
     return [
         [rule["key"], rule["human"], rule["expression"]]
@@ -157,12 +158,12 @@ def invariants(element: Json) -> list[list[str]]:
     ]
 
 
-def inherited(definition: Json) -> bool:
+def inherited(definition: JsonObject) -> bool:
     """Whether a definition repeats its parent's elements, as every specialization's snapshot does."""
     return definition.get("derivation") == "specialization"
 
 
-def types_of(definition: Json, parents: dict[str, Json]) -> Iterator[Json]:
+def types_of(definition: JsonObject, parents: dict[str, JsonObject]) -> Iterator[JsonObject]:
     """Give a definition's type and one type for each element with children of its own."""
     elements = definition["snapshot"]["element"]
     known = own_names(parents.get(definition.get("baseDefinition", "")), definition)
@@ -182,7 +183,7 @@ def types_of(definition: Json, parents: dict[str, Json]) -> Iterator[Json]:
         )
 
 
-def leaf_rules(elements: list[Json], path: str, nested: set[str]) -> Json:
+def leaf_rules(elements: list[JsonObject], path: str, nested: set[str]) -> JsonObject:
     """Give the invariants that a type declares on its elements, as `{"on": {name: [...]}}`."""
     found = {
         element["path"].rpartition(".")[2]: rules
@@ -194,14 +195,14 @@ def leaf_rules(elements: list[Json], path: str, nested: set[str]) -> Json:
     return {"on": found} if found else {}
 
 
-def own_names(parent: Json | None, definition: Json) -> set[str]:
+def own_names(parent: JsonObject | None, definition: JsonObject) -> set[str]:
     """Give the names of the elements that a definition has from its parent."""
     if not parent or not inherited(definition):
         return set()
     return {e["path"].partition(".")[2] for e in parent["snapshot"]["element"] if e["path"].count(".") == 1}
 
 
-def profiled_type(definition: Json) -> Json:
+def profiled_type(definition: JsonObject) -> JsonObject:
     """Give a profiled data type (SimpleQuantity, MoneyQuantity) as a type of its own that only narrows."""
     elements = {
         e["path"].partition(".")[2]: element_line(e, nested=False) for e in definition["snapshot"]["element"][1:]
@@ -215,7 +216,7 @@ def profiled_type(definition: Json) -> Json:
     }
 
 
-def extension_line(definition: Json) -> Json:
+def extension_line(definition: JsonObject) -> JsonObject:
     """Give an extension's url, contexts, whether it modifies, and its own elements by id."""
     elements = {}
     for element in definition["snapshot"]["element"]:
@@ -229,7 +230,7 @@ def extension_line(definition: Json) -> Json:
     return {"extension": definition["url"], "context": contexts, "modifier": modifier, "elements": elements}
 
 
-def concepts(listed: Iterable[Json]) -> Iterator[tuple[str, str | None]]:
+def concepts(listed: Iterable[JsonObject]) -> Iterator[tuple[str, str | None]]:
     """Give each concept of a code system with its parent, however deep."""
     for concept in listed:
         yield concept["code"], None
@@ -240,7 +241,7 @@ def concepts(listed: Iterable[Json]) -> Iterator[tuple[str, str | None]]:
 class Terminology:
     """The code systems and value sets of the definitions."""
 
-    def __init__(self, resources: Iterable[Json]) -> None:
+    def __init__(self, resources: Iterable[JsonObject]) -> None:
         listed = list(resources)
         self.systems = {r["url"]: r for r in listed if r["resourceType"] == "CodeSystem" and "concept" in r}
         self.sets = {r["url"]: r for r in listed if r["resourceType"] == "ValueSet"}
@@ -275,7 +276,7 @@ class Terminology:
                 found[system] = sorted({*(found.get(system) or [])} - {*(codes or [])})
         return found
 
-    def included(self, part: Json, within: tuple[str, ...]) -> dict[str, list[str] | None]:
+    def included(self, part: JsonObject, within: tuple[str, ...]) -> dict[str, list[str] | None]:
         """Give what one `include` of a value set adds."""
         system = part.get("system")
         if system is None:
@@ -289,7 +290,7 @@ class Terminology:
             known = {code: known[code] for code in known if self.kept(system, code, rule)}
         return {system: sorted(known)}
 
-    def kept(self, system: str, code: str, rule: Json) -> bool:
+    def kept(self, system: str, code: str, rule: JsonObject) -> bool:
         """Whether a filter keeps a code; one that is not understood (by a property) keeps all."""
         if rule["op"] not in {"is-a", "descendent-of"}:
             return True
@@ -305,13 +306,13 @@ class Terminology:
         return above
 
 
-def write(path: Path, lines: Iterable[Json]) -> None:
+def write(path: Path, lines: Iterable[JsonObject]) -> None:
     """Write one JSON object a line, sorted."""
     encoded = sorted(msgspec.json.encode(line).decode() for line in lines)
     path.write_text("\n".join(encoded) + "\n", encoding="utf-8")
 
 
-def named_sets(lines: Iterable[Json]) -> set[str]:
+def named_sets(lines: Iterable[JsonObject]) -> set[str]:
     """Give the value sets that lines of elements bind to."""
     found = (re.search(r" [=~](\S+)$", text) for line in lines for text in line["elements"].values())
     bound = {match[1] for match in found if match}
@@ -323,8 +324,8 @@ def main(directory: str, out: str = "rules/r4") -> None:
     resources = list(definitions(Path(directory)))
     structures = [r for r in resources if r["resourceType"] == "StructureDefinition" and "snapshot" in r]
     parents = {r["url"]: r for r in structures}
-    types: list[Json] = []
-    extensions: list[Json] = []
+    types: list[JsonObject] = []
+    extensions: list[JsonObject] = []
     for definition in structures:
         if definition.get("derivation") != "constraint" and definition["kind"] != "logical":
             types.extend(types_of(definition, parents))
@@ -333,7 +334,7 @@ def main(directory: str, out: str = "rules/r4") -> None:
         elif definition["kind"] == "complex-type" and definition["type"] == "Quantity":
             types.append(profiled_type(definition))
     terms = Terminology(resources)
-    codes: list[Json] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]
+    codes: list[JsonObject] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]
     sets = {url: terms.expand(url) for url in named_sets([*types, *extensions])}
     codes += [{"valueSet": url, "codes": found} for url, found in sets.items() if found]
     target = Path(out)

@@ -24,7 +24,8 @@ from typing import Any
 
 from cgm_proxy.commands.check_lines import among
 from cgm_proxy.core.issues import Issue
-from cgm_proxy.core.r4.reference_scope import Json, Scope
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.r4.reference_scope import Scope
 from cgm_proxy.core.rules.examination import without_companions
 from cgm_proxy.core.rules.fhirpath import FhirPathError, node_at
 from cgm_proxy.core.rules.rule_files import (
@@ -62,8 +63,8 @@ class Sample:
     """A resource with what is said of it."""
 
     name: str
-    resource: Json
-    context: tuple[Json, ...] = ()
+    resource: JsonObject
+    context: tuple[JsonObject, ...] = ()
     passes: tuple[str, ...] = ()
     fails: str | None = None
     message: str | None = None
@@ -145,7 +146,7 @@ def _read(path: Path, made: Any, known: Mapping[str, Sample]) -> Sample:
     return sample
 
 
-def _contradictions(made: Json, known: Mapping[str, Sample]) -> Iterator[str]:
+def _contradictions(made: JsonObject, known: Mapping[str, Sample]) -> Iterator[str]:
     """Say which keys of a sample do not go together, or with the samples before it."""
     if made["name"] in known:
         yield "the name is used twice"
@@ -180,7 +181,7 @@ def _is_json(value: Any) -> bool:
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
 
 
-def _sample(made: Json, of: Sample | None) -> Sample:
+def _sample(made: JsonObject, of: Sample | None) -> Sample:
     resource = changed(of.resource, made.get("set", {})) if of else made.get("resource", {})
     context = tuple(made["context"]) if "context" in made else of.context if of else ()
     profile = made.get("profile") or (of.profile if of else None)
@@ -196,7 +197,7 @@ def steps(path: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", path)]
 
 
-def changed(resource: Json, changes: Json) -> Json:
+def changed(resource: JsonObject, changes: JsonObject) -> JsonObject:
     """Give a copy of a resource in which each path has a new value; null removes the member or item."""
     made = deepcopy(resource)
     for path, value in changes.items():

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from cgm_proxy.core.r4.reference_scope import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rules.rule_files import Profile
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.rulekit.samples import Sample, changed, judge, looked_at
 
-Change = Json
+Change = JsonObject
 #: Tried as a reference, so that at least one is of a wrong type.
 REFERENCES = ("Practitioner/1", "Observation/1", "Medication/1", "#wrong")
 #: Tried as a choice's other type.
@@ -29,7 +29,7 @@ CHOICES = (
 )
 
 
-def embed(resource: Json, others: Sequence[Json]) -> Json:
+def embed(resource: JsonObject, others: Sequence[JsonObject]) -> JsonObject:
     """Give a resource with what it refers to, of `others`, contained; so that one document is a whole sample."""
     known = {f"{other['resourceType']}/{other['id']}": other for other in others if "id" in other}
     made, wanted, held = deepcopy(resource), [resource], {}
@@ -46,7 +46,7 @@ def embed(resource: Json, others: Sequence[Json]) -> Json:
     return made
 
 
-def without_version(resource: Json) -> Json:
+def without_version(resource: JsonObject) -> JsonObject:
     """Give a resource as it may be contained (dom-4)."""
     meta = {k: v for k, v in resource.get("meta", {}).items() if k not in {"versionId", "lastUpdated"}}
     return {**{k: v for k, v in resource.items() if k != "meta"}, **({"meta": meta} if meta else {})}
@@ -63,7 +63,7 @@ def references(value: Any) -> Iterator[str]:
             yield from references(item)
 
 
-def localize(value: Any, held: Json) -> None:
+def localize(value: Any, held: JsonObject) -> None:
     """Turn references to what is held into `#id`, in place of a copy of one's own."""
     if isinstance(value, dict):
         if value.get("reference") in held:
@@ -86,7 +86,7 @@ def paths(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from paths(item, f"{at}[{index}]")
 
 
-def changes(resource: Json) -> Iterator[tuple[str, Change]]:
+def changes(resource: JsonObject) -> Iterator[tuple[str, Change]]:
     """Give small changes of a resource, each with its name."""
     deepest = 3 if resource.get("resourceType") == "Bundle" else 99  # what an entry holds has samples of its own
     for path, value in paths(resource):
@@ -133,13 +133,13 @@ ADDED: dict[str, dict[str, Change]] = {
 
 
 #: References that examples leave out.
-RICHER: dict[str, Json] = {
+RICHER: dict[str, JsonObject] = {
     "Observation": {"specimen": {"display": "blood"}},
     "DiagnosticReport": {"performer": [{"display": "Dr. A"}], "result": [{"display": "a result"}]},
 }
 
 
-def richer(profile: Profile, base: Json) -> Iterator[Json]:
+def richer(profile: Profile, base: JsonObject) -> Iterator[JsonObject]:
     """Give a base, then with what examples leave out: references, and an extension's optional parts."""
     yield base
     if more := {k: v for k, v in RICHER.get(profile.type, {}).items() if k not in base}:
@@ -152,7 +152,7 @@ def richer(profile: Profile, base: Json) -> Iterator[Json]:
         yield {**base, "extension": [part, *base["extension"]]}
 
 
-def mixtures(resource: Json) -> Iterator[tuple[str, Change]]:
+def mixtures(resource: JsonObject) -> Iterator[tuple[str, Change]]:
     """Give changes by which one thing has the codes of two."""
     codes = [
         (path, value) for path, value in paths(resource) if path.endswith("code.coding") and isinstance(value, list)
@@ -162,10 +162,10 @@ def mixtures(resource: Json) -> Iterator[tuple[str, Change]]:
             yield f"{path} with the code of {other}", {f"{path}[{len(value)}]": coding[0]}
 
 
-def samples(book: RuleBook, profile: Profile, bases: Iterable[Json]) -> list[Json]:
+def samples(book: RuleBook, profile: Profile, bases: Iterable[JsonObject]) -> list[JsonObject]:
     """Give samples for as many rules of a profile as can be reached from resources that pass."""
-    made: list[Json] = []
-    failed: dict[str, tuple[int, Json]] = {}
+    made: list[JsonObject] = []
+    failed: dict[str, tuple[int, JsonObject]] = {}
     passed: set[str] = set()
     for number, base in enumerate((r for b in bases for r in richer(profile, b)), 1):
         name = f"example {number}"
@@ -183,7 +183,10 @@ def samples(book: RuleBook, profile: Profile, bases: Iterable[Json]) -> list[Jso
 
 
 def note_failures(
-    book: RuleBook, profile: Profile, tried: tuple[str, Json, str, Change], failed: dict[str, tuple[int, Json]]
+    book: RuleBook,
+    profile: Profile,
+    tried: tuple[str, JsonObject, str, Change],
+    failed: dict[str, tuple[int, JsonObject]],
 ) -> None:
     """Judge one change and keep it for each rule that it fails, if no other fails that rule more purely."""
     of, base, what, change = tried
@@ -212,13 +215,13 @@ _Flow.add_representer(
 )
 
 
-def text_of(made: Sequence[Json]) -> str:
+def text_of(made: Sequence[JsonObject]) -> str:
     """Give samples as the second YAML document of a rules' file."""
     compact = [{k: Compact(v) if isinstance(v, dict) else v for k, v in sample.items()} for sample in made]
     return "---\n" + yaml.dump({"samples": compact}, Dumper=_Flow, sort_keys=False, allow_unicode=True, width=130)
 
 
-def add_samples(path: Path, book: RuleBook, profile: Profile, bases: Iterable[Json]) -> list[str]:
+def add_samples(path: Path, book: RuleBook, profile: Profile, bases: Iterable[JsonObject]) -> list[str]:
     """Write samples behind a file's rules; give the rules that have none."""
     book.shapes = None
     made = samples(book, profile, bases)

@@ -5,17 +5,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import Model
 from cgm_proxy.core.rules.rule_files import RulesError
-
-Json = dict[str, Any]
 
 
 @dataclass
 class Tree:
     """An element of a snapshot with its children by name and its slices by slice name."""
 
-    definition: Json
+    definition: JsonObject
     children: dict[str, "Tree"] = field(default_factory=dict)
     slices: dict[str, "Tree"] = field(default_factory=dict)
 
@@ -25,7 +24,7 @@ class Tree:
         return str(self.definition["path"]).rpartition(".")[2]
 
 
-def grow(definition: Json) -> Tree:
+def grow(definition: JsonObject) -> Tree:
     """Make the tree of a snapshot from its elements' ids (`Observation.component:timeInLow.value[x]`)."""
     first, *others = definition["snapshot"]["element"]
     root = Tree(first)
@@ -38,7 +37,7 @@ def grow(definition: Json) -> Tree:
     return root
 
 
-def place(root: Tree, element: Json) -> None:
+def place(root: Tree, element: JsonObject) -> None:
     """Put an element where its id says; raises KeyError or ValueError where there is no such place."""
     at = root
     *above, last = element["id"].split(".")[1:]
@@ -58,7 +57,7 @@ def child(at: Tree, step: str) -> Tree:
     return found.slices[slice_name] if slice_name else found
 
 
-def fixed(definition: Json) -> tuple[str, Any] | None:
+def fixed(definition: JsonObject) -> tuple[str, Any] | None:
     """Give the fixed or pattern value of an element and whether it is `fixed` or `pattern`."""
     for key, value in definition.items():
         for kind in ("fixed", "pattern"):
@@ -74,7 +73,7 @@ def quoted(value: Any) -> str:
     return str(value) if not isinstance(value, str) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def coding(value: Json) -> str:
+def coding(value: JsonObject) -> str:
     """Give the FHIRPath that selects a pattern's coding: `system = '…' and code = '…'`."""
     return " and ".join(f"{key} = {quoted(item)}" for key, item in value.items())
 
@@ -103,7 +102,7 @@ def both(conditions: Iterable[str]) -> str:
 class Guide:
     """The definitions of a guide, by canonical."""
 
-    def __init__(self, model: Model, definitions: Iterable[Json]) -> None:
+    def __init__(self, model: Model, definitions: Iterable[JsonObject]) -> None:
         self.model = model
         listed = list(definitions)
         self.by_url = {d["url"]: d for d in listed if d["resourceType"] == "StructureDefinition"}
@@ -119,17 +118,17 @@ class Guide:
         return [f"{path}.{test}" for test in tests(found[1])] if found else []
 
 
-def types(definition: Json) -> list[str]:
+def types(definition: JsonObject) -> list[str]:
     """Give an element's type codes."""
     return [str(t["code"]).removeprefix("http://hl7.org/fhirpath/System.") for t in definition.get("type", [])]
 
 
-def profiles(definition: Json, key: str) -> list[str]:
+def profiles(definition: JsonObject, key: str) -> list[str]:
     """Give the profiles (`profile`) or target profiles (`targetProfile`) of an element's types."""
     return [url for t in definition.get("type", []) for url in t.get(key, [])]
 
 
-def criterion(guide: Guide, slice_: Tree, discriminator: Json) -> list[str]:
+def criterion(guide: Guide, slice_: Tree, discriminator: JsonObject) -> list[str]:
     """Give the FHIRPath conditions by which a discriminator finds a slice's elements; none when it says nothing."""
     kind, path = discriminator["type"], str(discriminator["path"])
     if kind == "type":
@@ -143,7 +142,7 @@ def criterion(guide: Guide, slice_: Tree, discriminator: Json) -> list[str]:
     return by_value(guide, slice_, path)
 
 
-def at_path(slice_: Tree, path: str) -> Json | None:
+def at_path(slice_: Tree, path: str) -> JsonObject | None:
     """Give the definition at a simple path below a slice."""
     at: Tree | None = slice_
     for step in path.split("."):
@@ -171,7 +170,7 @@ def by_value(guide: Guide, slice_: Tree, path: str) -> list[str]:
     return [f"{path} = {quoted(value[1])}"]
 
 
-def by_binding(at: Json | None, path: str) -> list[str]:
+def by_binding(at: JsonObject | None, path: str) -> list[str]:
     """Give the condition of a discriminator on a required binding."""
     binding = (at or {}).get("binding", {})
     url = binding.get("valueSet") if binding.get("strength") == "required" else None

@@ -14,29 +14,31 @@ from aiohttp import web
 from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.submission import async_pattern
-from cgm_proxy.jobs.job_queue import Jobs
+from cgm_proxy.jobs.job_queue import JobQueue
 from cgm_proxy.jobs.sqlite_store import Kept, StoreFailed, StoreFull
-from cgm_proxy.receiver.intake import Asked, Told, aside
+from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse, aside
 from cgm_proxy.server import fhir_responses
 from cgm_proxy.server.peers import Peers
 from cgm_proxy.server.request_bodies import RETRY_AFTER
-from cgm_proxy.upstream.client import Submitter, Upstream
+from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Answers are for who asked, and change.
 _NOT_STORED = {"Cache-Control": "no-store"}
 
 
-class Status:
+class AsyncStatus:
     """Keep submissions and answer who asks for them."""
 
-    def __init__(self, jobs: Jobs, peers: Peers, upstream: Upstream, public_url: str) -> None:
+    def __init__(self, jobs: JobQueue, peers: Peers, upstream: UpstreamClient, public_url: str) -> None:
         self._jobs = jobs
         self._peers = peers
         self._upstream = upstream
         self._place = f"{public_url}/{async_pattern.STATUS}"
         self._converting = asyncio.Lock()
 
-    async def keep(self, request: web.BaseRequest, patient: str, asked: Asked, raw: json_body.Buffer) -> Told | None:
+    async def keep(
+        self, request: web.BaseRequest, patient: str, asked: SubmissionRequest, raw: json_body.Buffer
+    ) -> SubmissionResponse | None:
         """Keep a submission; None where its patient does not exist upstream: it is refused at once.
 
         Raises `RequestRefused`: the upstream's 401 or 403 for who may not read the patient, 503 where there is no room.
@@ -50,9 +52,11 @@ class Status:
         except (StoreFull, StoreFailed) as fault:
             raise _no_room(fault) from fault
         headers = {"Content-Location": f"{self._place}/{name}", "Preference-Applied": "respond-async"}
-        return Told(202, async_pattern.accepted(), headers | {"Retry-After": str(async_pattern.pause(0))} | _NOT_STORED)
+        return SubmissionResponse(
+            202, async_pattern.accepted(), headers | {"Retry-After": str(async_pattern.pause(0))} | _NOT_STORED
+        )
 
-    async def answer(self, request: web.BaseRequest, name: str, submitter: Submitter) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest, name: str, submitter: Requester) -> web.StreamResponse:
         """Answer a poll with 202 or the result, a DELETE by forgetting; raises `RequestRefused` (404, 405, 503)."""
         if request.method not in {"GET", "HEAD", "DELETE"}:
             text = "the status of a submission can be read (GET) and deleted (DELETE)"

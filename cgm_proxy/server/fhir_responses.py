@@ -9,8 +9,9 @@ from aiohttp import web
 
 from cgm_proxy.core.codec import fhir_xml, json_body
 from cgm_proxy.core.codec.json_body import CONTENT_TYPES, Format
-from cgm_proxy.core.issues import Json, RequestRefused, operation_outcome
-from cgm_proxy.receiver.intake import Told, aside
+from cgm_proxy.core.issues import RequestRefused, operation_outcome
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.receiver.intake import SubmissionResponse, aside
 
 #: Values of `_format` beside media types (https://hl7.org/fhir/R4/http.html#parameters).
 _SHORT: Mapping[str, Format] = {"json": "json", "xml": "xml"}
@@ -39,7 +40,7 @@ def _quality(part: str) -> float:
     return (float(weight) if _WEIGHT.fullmatch(weight) else 0.0) if separator else 1.0
 
 
-def resource(request: web.BaseRequest, status: int, content: Json | None, **more: str | None) -> web.Response:
+def resource(request: web.BaseRequest, status: int, content: JsonObject | None, **more: str | None) -> web.Response:
     """Answer with a resource, or with none; `more` are header fields, written with `_` for `-`."""
     made = wanted_format(request, json_body.media_type(request.headers.get("Content-Type", "")) or "json")
     headers = {name.replace("_", "-"): value for name, value in more.items() if value is not None}
@@ -48,7 +49,7 @@ def resource(request: web.BaseRequest, status: int, content: Json | None, **more
     return web.Response(status=status, headers=headers | content_type(made), body=written(content, made))
 
 
-def written(content: Json, made: Format) -> bytes:
+def written(content: JsonObject, made: Format) -> bytes:
     """Write a resource in a format; it may hold what only serialises to JSON's values."""
     data = json_body.encode(content)
     return fhir_xml.to_xml(json_body.decode(data)) if made == "xml" else data
@@ -65,7 +66,7 @@ def refusal(request: web.BaseRequest, refused: RequestRefused, request_id: str |
     return resource(request, refused.status, operation_outcome(refused.issues), X_Request_ID=request_id, **fields)
 
 
-async def told(request: web.BaseRequest, told: Told, request_id: str) -> web.Response:
+async def told(request: web.BaseRequest, told: SubmissionResponse, request_id: str) -> web.Response:
     """Answer with what became of a submission; a large answer is written in a thread."""
     headers = {name.replace("-", "_"): value for name, value in told.headers.items()}
     return await aside(

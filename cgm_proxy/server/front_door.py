@@ -9,24 +9,25 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cgm_proxy.cache.cache import Memory
+from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.http.header_fields import CLAIMED, HOP_BY_HOP, end_to_end, forwarded
-from cgm_proxy.core.issues import Json, RequestRefused, refuse
+from cgm_proxy.core.issues import RequestRefused, refuse
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
 from cgm_proxy.core.submission import async_pattern, detection, reply
 from cgm_proxy.core.submission.detection import Target
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.observability.logs import log
-from cgm_proxy.receiver.intake import Asked, Intake, Told
+from cgm_proxy.receiver.intake import Intake, SubmissionRequest, SubmissionResponse
 from cgm_proxy.receiver.story import Submissions
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.server import fhir_responses
-from cgm_proxy.server.async_status import Status
-from cgm_proxy.server.request_bodies import RETRY_AFTER, Inbound
+from cgm_proxy.server.async_status import AsyncStatus
+from cgm_proxy.server.request_bodies import RETRY_AFTER, RequestBodies
 from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.client import Submitter, Upstream
+from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Fields that belong to one request's body or answer, and not to the requests that are made from it; nor may a submitter
 #: make something else of these, which may carry the service token, by a method override.
@@ -52,17 +53,17 @@ _OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 _KEPT = ("Content-Type", "Date", "Last-Modified", "WWW-Authenticate", "Retry-After", "X-Powered-By", "Cache-Control")
 
 
-class Handlers:
+class FrontDoor:
     """Answer every request of the public port."""
 
     def __init__(
         self,
         settings: Settings,
         relay: Relay,
-        upstream: Upstream,
+        upstream: UpstreamClient,
         submissions: Submissions,
-        memory: Memory,
-        status: Status | None = None,
+        memory: Cache,
+        status: AsyncStatus | None = None,
     ) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
@@ -73,7 +74,7 @@ class Handlers:
         self._relay = relay
         self._upstream = upstream
         self._memory = memory
-        self._inbound = Inbound(settings, relay.traffic)
+        self._inbound = RequestBodies(settings, relay.traffic)
         self._intake = Intake(settings, self._inbound, submissions)
         self._status = status
         self.work = self._intake.work
@@ -83,7 +84,7 @@ class Handlers:
         """Answer one request; a refusal becomes an OperationOutcome."""
         try:
             if self._status and (name := async_pattern.status_id(request.raw_path, self._target, self._base)):
-                return await self._status.answer(request, name, Submitter(CIMultiDict(self._fields(request))))
+                return await self._status.answer(request, name, Requester(CIMultiDict(self._fields(request))))
             if request.method in {"POST", "PUT", "PATCH", "DELETE"} or any(
                 name in request.headers for name in _OVERRIDES
             ):
@@ -132,7 +133,7 @@ class Handlers:
         """Pass the CapabilityStatement through, with what this proxy adds to the upstream's abilities."""
         query = request.raw_path.partition("?")[2]
         accept = request.headers.get("Accept", "*/*")
-        submitter = Submitter(CIMultiDict(self._fields(request, "replace")))
+        submitter = Requester(CIMultiDict(self._fields(request, "replace")))
         status, headers, data = await self._upstream.metadata(query, accept, submitter)
         made = json_body.media_type(headers.get("Content-Type", ""))
         if status == 200 and made:
@@ -172,11 +173,11 @@ class Handlers:
         return await asyncio.shield(task)
 
     async def _submit(
-        self, request: web.BaseRequest, asked: Asked, document: Json, dialect: Dialect, raw: bytearray
+        self, request: web.BaseRequest, asked: SubmissionRequest, document: JsonObject, dialect: Dialect, raw: bytearray
     ) -> web.StreamResponse:
         """Take a submission, now or later, and write its answer."""
 
-        async def later(submission: Submission) -> Told | None:
+        async def later(submission: Submission) -> SubmissionResponse | None:
             if not (self._status and submission.patient and async_pattern.wanted(_preferences(request))):
                 return None
             return await self._status.keep(request, submission.patient, asked, raw)
@@ -184,8 +185,8 @@ class Handlers:
         told = await self._intake.take(asked, document, dialect, raw, later)
         return await fhir_responses.told(request, told, asked.request_id)
 
-    def _asked(self, request: web.BaseRequest, target: Target) -> Asked:
-        return Asked(
+    def _asked(self, request: web.BaseRequest, target: Target) -> SubmissionRequest:
+        return SubmissionRequest(
             target,
             _request_id(request),
             reply.preferred_return(_preferences(request)),

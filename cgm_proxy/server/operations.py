@@ -5,15 +5,15 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from cgm_proxy.cache.cache import Memory
+from cgm_proxy.cache.cache import Cache
 from cgm_proxy.observability.metrics import LOOP_LAG, REGISTRY
-from cgm_proxy.upstream.client import Upstream
+from cgm_proxy.upstream.client import UpstreamClient
 
 #: How often the event loop's lag is measured, seconds.
 LAG_EVERY = 1.0
 
 
-def ops_application(upstream: Upstream, memory: Memory) -> web.Application:
+def ops_application(upstream: UpstreamClient, memory: Cache) -> web.Application:
     """Make the application of the operations port."""
 
     async def metrics(_: web.Request) -> web.Response:

@@ -16,13 +16,13 @@ from cgm_proxy.core.issues import refuse
 from cgm_proxy.core.submission import async_pattern
 from cgm_proxy.server.request_bodies import RETRY_AFTER
 from cgm_proxy.settings import loading
-from cgm_proxy.upstream.client import Submitter
+from cgm_proxy.upstream.client import Requester
 
 #: Marks a poll that comes from another replica: it goes no further.
 FROM_PEER = "X-CGM-Proxy-Peer"
 
 #: Longest silence of another replica (seconds).
-PATIENCE = 60.0
+READ_TIMEOUT = 60.0
 
 #: Header fields of its answer that are passed on.
 _KEPT = (
@@ -40,7 +40,7 @@ _KEPT = (
 class Peers:
     """Know which replica keeps a submission, and ask it."""
 
-    def __init__(self, limits: loading.Jobs, session: aiohttp.ClientSession) -> None:
+    def __init__(self, limits: loading.JobSettings, session: aiohttp.ClientSession) -> None:
         self._own = limits.replica or ""
         self._template = limits.peers
         self._names = re.compile(re.escape(self._own.rstrip("0123456789")) + "[0-9]{1,5}")
@@ -60,11 +60,11 @@ class Peers:
         place = f"{self._template.replace('{replica}', replica)}/{async_pattern.STATUS}/{quote(name, safe='')}"
         return f"{place}?{query}" if query else place
 
-    async def ask(self, request: web.BaseRequest, url: str, submitter: Submitter) -> web.StreamResponse:
+    async def ask(self, request: web.BaseRequest, url: str, submitter: Requester) -> web.StreamResponse:
         """Pass a poll on, and its answer back; raises `RequestRefused` (503) where the other replica can't be reached."""
         headers = CIMultiDict(submitter.headers)
         headers.update({FROM_PEER: self._own, "Accept": request.headers.get("Accept", "*/*")})
-        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=PATIENCE)
+        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=READ_TIMEOUT)
         asked = self._session.request(
             request.method, URL(url, encoded=True), headers=headers, timeout=timeout, allow_redirects=False
         )

@@ -12,9 +12,9 @@ from threading import Thread
 import aiohttp
 from aiohttp import web
 
-from cgm_proxy.cache.cache import Memory
+from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
-from cgm_proxy.jobs.job_queue import Jobs
+from cgm_proxy.jobs.job_queue import JobQueue
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.story import Submissions
@@ -22,13 +22,13 @@ from cgm_proxy.relay.express import ExpressServer
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.rulekit.lint import load_linted
-from cgm_proxy.server.async_status import Status
-from cgm_proxy.server.front_door import Handlers
+from cgm_proxy.server.async_status import AsyncStatus
+from cgm_proxy.server.front_door import FrontDoor
 from cgm_proxy.server.operations import ops_application, watch_lag
 from cgm_proxy.server.peers import Peers
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.settings.schema import SettingsError
-from cgm_proxy.upstream.client import Upstream
+from cgm_proxy.upstream.client import UpstreamClient
 
 #: Signals that ask for the rules to be read again; held back until there is a loop that hears them.
 RELOADING = (signal.SIGHUP,)
@@ -50,18 +50,18 @@ class Proxy:
     async def start(self) -> None:
         """Listen on both ports; raises `SettingsError`, with all closed again, where that can't be."""
         settings = self._settings
-        self._jobs = Jobs.open(settings.jobs)
+        self._jobs = JobQueue.open(settings.jobs)
         self._relay = Relay(settings)
         await self._relay.start()
         metrics.show_traffic(self._relay.traffic)
         self._session = _session(self._relay)
         public = self._relay.bases.public.url
-        upstream = Upstream(settings, self._session, self._relay.traffic)
-        self._memory = memory = Memory(settings)
+        upstream = UpstreamClient(settings, self._session, self._relay.traffic)
+        self._memory = memory = Cache(settings)
         await memory.start()
         self._submissions = Submissions(settings, upstream, self._rules, memory, self._relay.traffic)
-        status = Status(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
-        self._handlers = Handlers(settings, self._relay, upstream, self._submissions, memory, status)
+        status = AsyncStatus(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
+        self._handlers = FrontDoor(settings, self._relay, upstream, self._submissions, memory, status)
         self._server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(self._server, shutdown_timeout=patience)

@@ -18,22 +18,32 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 
 from cgm_proxy.settings.schema import MASK, PREFIX, Given, Key, SettingsError, keys_of, read, suggestion
-from cgm_proxy.settings.sections import Cache, Forward, Jobs, Limits, Listen, Policies, Policy, Upstream, setting
+from cgm_proxy.settings.sections import (
+    CacheSettings,
+    ForwardSettings,
+    JobSettings,
+    LimitSettings,
+    ListenSettings,
+    Policy,
+    PolicySettings,
+    UpstreamSettings,
+    setting,
+)
 from cgm_proxy.settings.yaml_file import content, given_in, secret
 
 __all__ = [
     "FACTS",
     "KEYS",
-    "Cache",
-    "Forward",
-    "Jobs",
-    "Limits",
-    "Listen",
-    "Policies",
+    "CacheSettings",
+    "ForwardSettings",
+    "JobSettings",
+    "LimitSettings",
+    "ListenSettings",
     "Policy",
+    "PolicySettings",
     "Settings",
     "SettingsError",
-    "Upstream",
+    "UpstreamSettings",
     "load",
     "printable",
     "table",
@@ -55,13 +65,13 @@ class Settings:
     )
     rules: str | None = setting(None, "Directory of a hospital's own rules, added to the shipped ones", form="path")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least severe log line written")
-    listen: Listen = field(default_factory=Listen)
-    upstream: Upstream = field(default_factory=Upstream)
-    policies: Policies = field(default_factory=Policies)
-    limits: Limits = field(default_factory=Limits)
-    forward: Forward = field(default_factory=Forward)
-    cache: Cache = field(default_factory=Cache)
-    jobs: Jobs = field(default_factory=Jobs)
+    listen: ListenSettings = field(default_factory=ListenSettings)
+    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
+    policies: PolicySettings = field(default_factory=PolicySettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    forward: ForwardSettings = field(default_factory=ForwardSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    jobs: JobSettings = field(default_factory=JobSettings)
 
 
 @dataclass(frozen=True, slots=True)

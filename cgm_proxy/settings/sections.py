@@ -16,7 +16,7 @@ def setting(default: Any, doc: str, at_least: float | None = None, at_most: floa
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
+class UpstreamSettings:
     """The FHIR server behind the proxy."""
 
     url: str = setting("http://127.0.0.1:8081/fhir", "Base URL of the FHIR server", form="url")
@@ -48,7 +48,7 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
+class ListenSettings:
     """Where the proxy listens."""
 
     host: str = setting("0.0.0.0", "Address of the public port", form="address")
@@ -64,7 +64,7 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
-class Policies:
+class PolicySettings:
     """What a finding about a standing order does: `accept`, `warn` (an information issue in the answer) or `reject`."""
 
     no_order: Policy = setting("accept", "The patient has no active order")
@@ -75,7 +75,7 @@ class Policies:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LimitSettings:
     """What one submission may cost."""
 
     body_bytes: int = setting(
@@ -91,7 +91,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class ForwardSettings:
     """How accepted entries go upstream."""
 
     chunk: int = setting(
@@ -113,7 +113,7 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class CacheSettings:
     """What is remembered; caches only save work."""
 
     orders_seconds: float = setting(
@@ -140,7 +140,7 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
-class Jobs:
+class JobSettings:
     """Submissions with `Prefer: respond-async`, which are kept in a file and answered later."""
 
     path: str | None = setting(

@@ -15,19 +15,20 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.issues import Json, RequestRefused, refuse
+from cgm_proxy.core.issues import RequestRefused, refuse
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest import confirmed
-from cgm_proxy.core.rest.responses import CAUSES, Answered
+from cgm_proxy.core.rest.responses import CAUSES, UpstreamResponse
 from cgm_proxy.core.rest.strategy import URN, name
 from cgm_proxy.core.submission.identity import SYSTEM, token
-from cgm_proxy.core.submission.model import localizer, objects
+from cgm_proxy.core.submission.model import localizer
 from cgm_proxy.core.submission.plan import Stored
 from cgm_proxy.observability.metrics import UPSTREAM_SECONDS
-from cgm_proxy.observability.stream_stats import Traffic
+from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.faults import fault
 from cgm_proxy.upstream.negotiation import StrategyInForce
-from cgm_proxy.upstream.pacing import Pace
+from cgm_proxy.upstream.pacing import RateLimiter
 
 JSON = "application/fhir+json"
 
@@ -59,7 +60,7 @@ CODING = "gzip"
 
 
 @dataclass(frozen=True, slots=True)
-class Submitter:
+class Requester:
     """On whose behalf the upstream is asked: the headers to send along, never logged."""
 
     headers: Mapping[str, str]
@@ -70,14 +71,14 @@ class Submitter:
         return "\n".join(f"{name}: {self.headers.get(name, '')}" for name in CREDENTIALS)
 
 
-class Upstream:
+class UpstreamClient:
     """Ask the upstream; every failure is a `RequestRefused` (502, 503, 504) unless a method says otherwise."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession, traffic: Traffic | None = None) -> None:
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession, traffic: StreamStats | None = None) -> None:
         self._base = settings.upstream.url.rstrip("/")
         self._token = settings.upstream.token
         self._session = session
-        self.pace = Pace(settings.forward, traffic)
+        self.pace = RateLimiter(settings.forward, traffic)
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
         self.strategy = StrategyInForce(settings, self.pace, self._statement)
         self._largest = max(LARGEST * settings.limits.body_bytes, LARGEST_AT_LEAST)
@@ -87,7 +88,7 @@ class Upstream:
             sock_read=settings.upstream.read_timeout,
         )
 
-    async def patient(self, reference: str, submitter: Submitter) -> bool:
+    async def patient(self, reference: str, submitter: Requester) -> bool:
         """Tell whether the patient exists, asked with the submitter's own authority.
 
         Raises `RequestRefused` with the upstream's 401 or 403 where the submitter may not know.
@@ -102,11 +103,11 @@ class Upstream:
         self,
         kind: str,
         parameters: Mapping[str, str] | Sequence[tuple[str, str]],
-        submitter: Submitter,
+        submitter: Requester,
         *,
         pages: int = MOST_PAGES,
         own: bool = False,
-    ) -> list[Json]:
+    ) -> list[JsonObject]:
         """Search with parameters in the body, which keeps them out of logs; never from the server's own cache.
 
         With `own`, the submitter's Authorization is used even where there is a service token.
@@ -115,7 +116,7 @@ class Upstream:
         more = {"Content-Type": "application/x-www-form-urlencoded", "Cache-Control": "no-cache"}
         reader = submitter if own else self._reader(submitter)
         status, headers, body = await self._look("POST", f"/{kind}/_search", reader, form, more)
-        resources: list[Json] = []
+        resources: list[JsonObject] = []
         for _ in range(pages):
             _demand_ok(status, headers, f"search {kind} (SMART scope patient/{kind}.rs)")
             page = _document(body)
@@ -126,9 +127,9 @@ class Upstream:
             status, headers, body = await self._look("GET", following, reader)
         return resources
 
-    async def read(self, references: Iterable[str], submitter: Submitter) -> dict[str, Json]:
+    async def read(self, references: Iterable[str], submitter: Requester) -> dict[str, JsonObject]:
         """Read stored resources by `Type/id`; what is not found, or not to be seen, is left out."""
-        found: dict[str, Json] = {}
+        found: dict[str, JsonObject] = {}
         by_type: dict[str, list[str]] = {}
         for reference in references:
             kind, _, name = reference.partition("/")
@@ -147,7 +148,7 @@ class Upstream:
         return found
 
     async def stored(
-        self, kind: str, identities: Sequence[str], patient: str, submitter: Submitter
+        self, kind: str, identities: Sequence[str], patient: str, submitter: Requester
     ) -> dict[str, Stored]:
         """Find which identities are stored, as resources of one type about the patient."""
         holders = await self.holders(kind, identities, submitter)
@@ -155,12 +156,12 @@ class Upstream:
             identity: place
             for identity, resources in holders.items()
             for resource in resources
-            if self.about(resource) in {None, patient} and (place := confirmed.located(resource))
+            if self.about(resource) in {None, patient} and (place := confirmed.location_of(resource))
         }
 
     async def holders(
-        self, kind: str, identities: Sequence[str], submitter: Submitter, *, by_id: bool = False
-    ) -> dict[str, list[Json]]:
+        self, kind: str, identities: Sequence[str], submitter: Requester, *, by_id: bool = False
+    ) -> dict[str, list[JsonObject]]:
         """Find the stored resources of one type by identity, as an identifier or, with `by_id`, as the id."""
         terms = [name(identity) if by_id else token(identity) for identity in identities]
         parameters = {
@@ -169,7 +170,7 @@ class Upstream:
             "_count": str(len(identities) + 1),
         }
         wanted = set(identities)
-        found: dict[str, list[Json]] = {}
+        found: dict[str, list[JsonObject]] = {}
         for resource in await self.search(kind, parameters, submitter):
             given = [i.get("value") for i in objects(resource.get("identifier")) if i.get("system") == SYSTEM]
             for identity in {f"{URN}{resource['id']}"} if by_id else set(map(str, given)):
@@ -177,53 +178,53 @@ class Upstream:
                     found.setdefault(identity, []).append(resource)
         return found
 
-    def about(self, resource: Json) -> str | None:
+    def about(self, resource: JsonObject) -> str | None:
         """Give whom a stored resource is about, as `Patient/id`."""
         reference = confirmed.about(resource)
         return reference and self._localize(reference).partition("/_history/")[0]
 
     async def write(
-        self, method: str, path: str, body: bytes, submitter: Submitter, more: Mapping[str, str]
-    ) -> Answered:
+        self, method: str, path: str, body: bytes, submitter: Requester, more: Mapping[str, str]
+    ) -> UpstreamResponse:
         """Send what creates entries, once; it may have been done where this is refused, but with 503."""
         status, headers, data = await self._ask(method, path, submitter, body, more)
-        return Answered(status, headers, data, datetime.now(UTC))
+        return UpstreamResponse(status, headers, data, datetime.now(UTC))
 
-    async def batch(self, bundle: Json, submitter: Submitter) -> list[Json]:
+    async def batch(self, bundle: JsonObject, submitter: Requester) -> list[JsonObject]:
         """Send a batch as it is, once, and give the response's entries."""
         status, headers, body = await self._ask("POST", "", submitter, encode(bundle), {"Content-Type": JSON})
         _demand_ok(status, headers, "post a batch")
         return objects(_document(body).get("entry"))
 
-    async def metadata(self, query: str, accept: str, submitter: Submitter) -> tuple[int, Mapping[str, str], bytes]:
+    async def metadata(self, query: str, accept: str, submitter: Requester) -> tuple[int, Mapping[str, str], bytes]:
         """Get the CapabilityStatement in the submitter's format: status, header fields and body."""
         path = f"/metadata?{query}" if query else "/metadata"
         return await self._ask("GET", path, submitter, None, {"Accept": accept})
 
-    async def _statement(self, path: str) -> Json | None:
-        status, _, body = await self._look("GET", path, Submitter({}))
+    async def _statement(self, path: str) -> JsonObject | None:
+        status, _, body = await self._look("GET", path, Requester({}))
         return confirmed.document(body) if status == 200 else None
 
     async def ready(self) -> bool:
         """Tell whether the upstream answers at all."""
         try:
-            status, _, _ = await self._ask("GET", "/metadata?_summary=true", Submitter({}))
+            status, _, _ = await self._ask("GET", "/metadata?_summary=true", Requester({}))
         except RequestRefused:
             return False
         return status < 500
 
-    def _reader(self, submitter: Submitter) -> Submitter:
+    def _reader(self, submitter: Requester) -> Requester:
         if not self._token:
             return submitter
         headers = CIMultiDict(submitter.headers)
         headers["Authorization"] = f"Bearer {self._token}"
-        return Submitter(headers)
+        return Requester(headers)
 
     async def _look(
         self,
         method: str,
         path: str,
-        submitter: Submitter,
+        submitter: Requester,
         body: bytes | None = None,
         more: Mapping[str, str] | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
@@ -239,7 +240,7 @@ class Upstream:
         self,
         method: str,
         path: str,
-        submitter: Submitter,
+        submitter: Requester,
         body: bytes | None = None,
         more: Mapping[str, str] | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
@@ -290,7 +291,7 @@ async def _whole(response: aiohttp.ClientResponse, most: int) -> bytes:
     return bytes(read)
 
 
-def _document(body: bytes) -> Json:
+def _document(body: bytes) -> JsonObject:
     if (document := confirmed.document(body)) is None:
         raise refuse(502, "upstream-answer", "the server's answer is not FHIR JSON; try again", code="transient")
     return document

@@ -5,11 +5,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from cgm_proxy.core.issues import Json, RequestRefused
+from cgm_proxy.core.issues import RequestRefused
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.strategy import Abilities, Strategy, abilities, strategy
 from cgm_proxy.observability.logs import log
 from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.pacing import Pace
+from cgm_proxy.upstream.pacing import RateLimiter
 
 _ELEMENTS = (
     "software,rest.mode,rest.interaction,rest.resource.type,rest.resource.conditionalCreate,rest.resource.updateCreate"
@@ -22,13 +23,15 @@ PATHS = (f"/metadata?_elements={_ELEMENTS}", "/metadata")
 KEPT = 600.0
 
 #: How long a submission waits for it (seconds).
-PATIENCE = 5.0
+TIMEOUT = 5.0
 
 
 class StrategyInForce:
     """Give the strategy; `ask` gives the document at a path below the upstream's base, or None."""
 
-    def __init__(self, settings: Settings, pace: Pace, ask: Callable[[str], Awaitable[Json | None]]) -> None:
+    def __init__(
+        self, settings: Settings, pace: RateLimiter, ask: Callable[[str], Awaitable[JsonObject | None]]
+    ) -> None:
         self._settings = settings
         self._pace = pace
         self._ask = ask
@@ -58,7 +61,7 @@ class StrategyInForce:
 
     async def _read(self) -> Abilities | None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 for path in PATHS:
                     statement = await self._ask(path)
                     if statement and (able := abilities(statement, self._settings.allow)):

@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager
 from time import monotonic
 
 from cgm_proxy.observability.metrics import CHUNK_ENTRIES, CONCURRENCY
-from cgm_proxy.observability.stream_stats import RECENT, Traffic
-from cgm_proxy.settings.loading import Forward
+from cgm_proxy.observability.stream_stats import RECENT, StreamStats
+from cgm_proxy.settings.loading import ForwardSettings
 
 #: Transactions under way at once, to begin with.
 FIRST = 2
@@ -45,12 +45,12 @@ LONGEST_PAUSE = 1.0
 LONGEST = 5.0
 
 
-class Pace:
+class RateLimiter:
     """Give places to transactions, and tell how large they may be; learn from how long they took, or that they failed."""
 
-    def __init__(self, settings: Forward, traffic: Traffic | None = None) -> None:
+    def __init__(self, settings: ForwardSettings, traffic: StreamStats | None = None) -> None:
         self._settings = settings
-        self._traffic = traffic or Traffic()
+        self._traffic = traffic or StreamStats()
         self._most = settings.chunk
         self.chunk = settings.chunk
         """Entries in the next transaction."""

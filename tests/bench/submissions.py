@@ -12,7 +12,7 @@ import msgspec
 from support.client import Client
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.simulation.readings import START
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, submission
 
@@ -22,7 +22,7 @@ HEADERS = {"Content-Type": "application/fhir+json", "Accept": "application/fhir+
 _days = count(0, 120)
 
 
-def new_readings(store: Client, readings: int) -> Json:
+def new_readings(store: Client, readings: int) -> JsonObject:
     """Make a dialect A submission of `readings` for a new patient, whose standing orders ask for readings.
 
     The readings refer to the patient only, as the guide's example does. With a second reference HAPI on H2 reads its
@@ -37,18 +37,18 @@ def new_readings(store: Client, readings: int) -> Json:
     return submission("argo", reference, readings=readings, start=start, summary=False, pdf=False, device=False)
 
 
-def conditional(bundle: Json) -> Json:
+def conditional(bundle: JsonObject) -> JsonObject:
     """Give each entry an identifier and the ifNoneExist for it, as a careful submitter would without the proxy."""
     return bundle | {"entry": [_conditional(entry) for entry in bundle["entry"]]}
 
 
-def _conditional(entry: Json) -> Json:
+def _conditional(entry: JsonObject) -> JsonObject:
     system, value = "urn:ietf:rfc:3986", f"urn:uuid:{uuid4()}"
     resource = entry["resource"] | {"identifier": [{"system": system, "value": value}]}
     return entry | {"resource": resource, "request": entry["request"] | {"ifNoneExist": f"identifier={system}|{value}"}}
 
 
-def timed(base: str, bundle: Json, status: str) -> float:
+def timed(base: str, bundle: JsonObject, status: str) -> float:
     """POST `bundle` to `base` and give the seconds until all of its answer is there.
 
     Raises AssertionError when any entry is answered otherwise than by `status`.

@@ -5,26 +5,26 @@ import tracemalloc
 import pytest
 
 from cgm_proxy.cache import backends
-from cgm_proxy.cache.backends import UNTRUSTED, LocalNotes, Topic
-from cgm_proxy.settings.loading import Cache
+from cgm_proxy.cache.backends import UNTRUSTED, LocalBackend, Topic
+from cgm_proxy.settings.loading import CacheSettings
 
 
-async def noted(local: LocalNotes, *names: str) -> set[str]:
+async def noted(local: LocalBackend, *names: str) -> set[str]:
     """Give those of the names that are noted now."""
     _, found = await local.read("known", names)
     return set(found)
 
 
-async def epoch(local: LocalNotes, topic: Topic = "known") -> str:
+async def epoch(local: LocalBackend, topic: Topic = "known") -> str:
     return (await local.read(topic, ()))[0]
 
 
-async def note(local: LocalNotes, *names: str) -> None:
+async def note(local: LocalBackend, *names: str) -> None:
     await local.write("known", await epoch(local), {name: f"of {name}".encode() for name in names})
 
 
 async def test_the_oldest_go_when_there_are_too_many() -> None:
-    local = LocalNotes(Cache(known=4))
+    local = LocalBackend(CacheSettings(known=4))
     await note(local, "a", "b")
     await note(local, "c", "d")
     assert await noted(local, *"abcd") == set("abcd")
@@ -33,7 +33,7 @@ async def test_the_oldest_go_when_there_are_too_many() -> None:
 
 
 async def test_what_came_again_stays_as_long_as_the_newer_note() -> None:
-    local = LocalNotes(Cache(known=4))
+    local = LocalBackend(CacheSettings(known=4))
     await note(local, "a", "b")
     await note(local, "a")
     await note(local, "c", "d")
@@ -43,7 +43,7 @@ async def test_what_came_again_stays_as_long_as_the_newer_note() -> None:
 async def test_values_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(backends, "monotonic", lambda: now)
-    local = LocalNotes(Cache(known_seconds=60))
+    local = LocalBackend(CacheSettings(known_seconds=60))
     await note(local, "a")
     now += 59.9
     assert await noted(local, "a") == {"a"}
@@ -52,7 +52,7 @@ async def test_values_expire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_same_noted_for_ever_takes_no_more_memory() -> None:
-    local = LocalNotes(Cache(known=50))
+    local = LocalBackend(CacheSettings(known=50))
     tracemalloc.start()
     try:
         for number in range(20_000):
@@ -63,7 +63,7 @@ async def test_the_same_noted_for_ever_takes_no_more_memory() -> None:
 
 
 async def test_nothing_is_trusted_until_the_last_write_is_done() -> None:
-    local = LocalNotes(Cache())
+    local = LocalBackend(CacheSettings())
     await note(local, "a")
     asked = await epoch(local)
     async with local.forgetting({"known"}):

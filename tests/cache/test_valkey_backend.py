@@ -14,7 +14,7 @@ from support import servers
 from support.sharing import HERE, ONE, TWO, found, knows, replica
 
 from cgm_proxy.cache import valkey_backend
-from cgm_proxy.cache.cache import Memory, Orders
+from cgm_proxy.cache.cache import Cache, Orders
 from cgm_proxy.core.submission.orders import FIRST, LAST, Schedule, StandingOrder
 from cgm_proxy.core.submission.plan import Stored
 
@@ -23,8 +23,8 @@ from cgm_proxy.core.submission.plan import Stored
 class Two:
     """Two replicas, and a connection to what is between them."""
 
-    one: Memory
-    other: Memory
+    one: Cache
+    other: Cache
     raw: Redis
 
     def keys(self, pattern: str = "*") -> list[bytes]:
@@ -98,7 +98,7 @@ async def test_a_write_through_one_replica_is_noticed_by_all(
     assert await asked_for(two.other) is orders
 
 
-async def asked_for(memory: Memory, patient: str = "Patient/1", credentials: str = "a", found: Orders = ()) -> bool:
+async def asked_for(memory: Cache, patient: str = "Patient/1", credentials: str = "a", found: Orders = ()) -> bool:
     """Whether a patient's orders had to be asked for."""
     asked = []
 
@@ -291,7 +291,7 @@ async def test_a_look_up_that_failed_is_done_again_by_who_waited_for_it(two: Two
 
 
 async def test_who_waits_too_long_for_anothers_look_up_asks_as_well(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgm_proxy.cache.cache.ORDERS_PATIENCE", 0.2)
+    monkeypatch.setattr("cgm_proxy.cache.cache.ORDERS_LOCK_TIMEOUT", 0.2)
     answered = asyncio.Event()
 
     async def ask() -> Orders:

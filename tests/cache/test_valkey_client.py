@@ -14,7 +14,7 @@ from redis import Redis
 from support import servers
 from support.sharing import HERE, ONE, TWO, found, knows, replica, until
 
-from cgm_proxy.cache.cache import Memory
+from cgm_proxy.cache.cache import Cache
 from cgm_proxy.observability.metrics import REGISTRY
 
 #: The longest that one question may take, with what the machine is busy with (seconds).
@@ -268,7 +268,7 @@ async def test_nothing_secret_is_logged(valkey: servers.Running, caplog: pytest.
 
 async def test_a_stopped_memory_asks_nothing_more(valkey: servers.Running) -> None:
     async with replica(valkey.url) as one:
-        assert isinstance(one, Memory)
+        assert isinstance(one, Cache)
     with Redis.from_url(valkey.url) as raw:
         assert not await knows(one)
         assert len(raw.client_list()) == 1

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from chaos.content import Resolve, digits, key, references
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 
 #: What can be wrong, and what that means.
 KINDS = {
@@ -31,7 +31,7 @@ class Entry:
     """An entry of a submission, as it was sent; `where` tells a person which."""
 
     where: str
-    resource: Json
+    resource: JsonObject
     resolve: Resolve
     faulty: bool = False
 
@@ -57,7 +57,7 @@ class Submission:
 
     name: str
     dialect: str
-    bundle: Json
+    bundle: JsonObject
     entries: Sequence[Entry]
 
     @property
@@ -110,8 +110,8 @@ class Checker:
         self,
         submissions: Sequence[Submission],
         answers: Sequence[Answer],
-        held: Mapping[str, Json],
-        before: Mapping[str, Json],
+        held: Mapping[str, JsonObject],
+        before: Mapping[str, JsonObject],
         abandoned: Collection[str] = (),
     ) -> None:
         self.submissions = submissions

@@ -7,7 +7,7 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 
 #: Codes of single readings; any other resource is known by its whole content.
 READINGS = frozenset({"99504-3", "14745-4", "105272-9"})
@@ -17,10 +17,10 @@ ADDED = frozenset({"id", "meta"})
 STAMP = "urn:ietf:rfc:3986"
 
 #: From a reference to the resource that it means, or None.
-Resolve = Callable[[str], Json | None]
+Resolve = Callable[[str], JsonObject | None]
 
 
-def key(resource: Json, resolve: Resolve) -> str:
+def key(resource: JsonObject, resolve: Resolve) -> str:
     """Name what must be stored once: a reading by patient, code, instant, value and device, all else by its content."""
     codes = [coding.get("code") for coding in resource.get("code", {}).get("coding", ())]
     if not READINGS.isdisjoint(codes) and "valueQuantity" in resource:
@@ -34,7 +34,7 @@ def key(resource: Json, resolve: Resolve) -> str:
     return " ".join([resource["resourceType"], *codes[:1], start, f"with content {content}"])
 
 
-def digits(resource: Json, resolve: Resolve) -> str:
+def digits(resource: JsonObject, resolve: Resolve) -> str:
     """Write all of the content, with each number's digits as they stand, and the profiles that it claims."""
     profiles = resource.get("meta", {}).get("profile")
     return f"{profiles} {_text(resource, resolve, str)}"
@@ -50,7 +50,7 @@ def references(value: Any) -> Iterator[str]:
         yield from references(each)
 
 
-def _text(resource: Json, resolve: Resolve, number: Callable[[Any], str]) -> str:
+def _text(resource: JsonObject, resolve: Resolve, number: Callable[[Any], str]) -> str:
     content = {name: value for name, value in resource.items() if name not in ADDED}
     content["identifier"] = [i for i in content.get("identifier", ()) if i.get("system") != STAMP]
     return json.dumps(_plain(content, resolve, number), sort_keys=True)

@@ -20,7 +20,7 @@ from support import servers
 from support.client import Client
 from support.cutting import CuttingRelay, cutting_relay
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.simulation.resources import Units
 
 #: What makes a run nasty: small transactions, so that a submission is stored in several; short waits.
@@ -153,7 +153,7 @@ async def _calm(relay: CuttingRelay) -> None:
             await asyncio.sleep(0.1)
 
 
-def _prepare(store: Client, patients: Sequence[Patient]) -> dict[str, Json]:
+def _prepare(store: Client, patients: Sequence[Patient]) -> dict[str, JsonObject]:
     """Store what is there before the run; give it by `Type/id`."""
     before = {f"{each['resourceType']}/{each['id']}": each for patient in patients for each in patient.before()}
     for reference, resource in before.items():
@@ -162,7 +162,7 @@ def _prepare(store: Client, patients: Sequence[Patient]) -> dict[str, Json]:
     return before
 
 
-def _held(store: Client, patients: Sequence[Patient], before: Mapping[str, Json]) -> dict[str, Json]:
+def _held(store: Client, patients: Sequence[Patient], before: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     """Read all that the store holds of the patients, page by page, but not what was there before."""
     held = {}
     for kind, name in TYPES.items():
@@ -172,7 +172,7 @@ def _held(store: Client, patients: Sequence[Patient], before: Mapping[str, Json]
     return {reference: resource for reference, resource in held.items() if reference not in before}
 
 
-def _pages(store: Client, search: str) -> Iterator[Json]:
+def _pages(store: Client, search: str) -> Iterator[JsonObject]:
     url: str | None = f"{store.base}/{search}"
     while url:
         answer = Client(url).get("", Cache_Control="no-cache")

@@ -14,7 +14,7 @@ from chaos.workload import Workload
 from support.client import JSON, Client
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 
 #: Share of the requests whose submitter hangs up soon, and sends them again.
 HANGS_UP = 0.05
@@ -90,7 +90,7 @@ class Submitters:
 
     async def _exchange(
         self, url: str, submission: Submission, random: Random, session: aiohttp.ClientSession
-    ) -> tuple[int, Json]:
+    ) -> tuple[int, JsonObject]:
         patience = random.uniform(0, 1) if random.random() < HANGS_UP else PATIENCE
         async with session.post(
             url.rstrip("/"),
@@ -104,7 +104,7 @@ class Submitters:
         self.counts["kept, to be answered later"] += 1
         return await self._later(answer.headers["Content-Location"], random, session)
 
-    async def _later(self, url: str, random: Random, session: aiohttp.ClientSession) -> tuple[int, Json]:
+    async def _later(self, url: str, random: Random, session: aiohttp.ClientSession) -> tuple[int, JsonObject]:
         """Ask what became of a submission until that is told, also of a proxy that was killed meanwhile."""
         while True:
             await asyncio.sleep(random.uniform(0, PAUSE))
@@ -118,7 +118,7 @@ class Submitters:
             if status != 202 and status not in AGAIN:
                 return status, _json(said)
 
-    def _result(self, entry: Json) -> tuple[int, Json]:
+    def _result(self, entry: JsonObject) -> tuple[int, JsonObject]:
         """Read the answer out of a result; a submission that too many kills have met is to be sent again."""
         status, said = int(entry["response"]["status"][:3]), entry.get("resource") or entry["response"]["outcome"]
         if "async-given-up" in str(said):
@@ -127,7 +127,7 @@ class Submitters:
         return status, said
 
 
-def read(submission: Submission, status: int, said: Json) -> list[Answer]:
+def read(submission: Submission, status: int, said: JsonObject) -> list[Answer]:
     """Read the answer to each entry: a refusal of the whole is one of each."""
     if status != 200:
         return [Answer(entry, status, why=_why(said)) for entry in submission.entries]
@@ -135,16 +135,16 @@ def read(submission: Submission, status: int, said: Json) -> list[Answer]:
     return [_answer(entry, response) for entry, response in zip(submission.entries, responses, strict=True)]
 
 
-def _answer(entry: Entry, response: Json) -> Answer:
+def _answer(entry: Entry, response: JsonObject) -> Answer:
     place = _PLACE.search(response.get("location", ""))
     return Answer(entry, int(response["status"][:3]), place and place[1], _why(response.get("outcome", {})))
 
 
-def _why(outcome: Json) -> str:
+def _why(outcome: JsonObject) -> str:
     return "; ".join(issue["diagnostics"] for issue in outcome.get("issue", ()))
 
 
-def _json(said: bytes) -> Json:
+def _json(said: bytes) -> JsonObject:
     """Read an answer; the words of a server that failed (500) are kept as if it were an OperationOutcome."""
     try:
         return json.loads(said)

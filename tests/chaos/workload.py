@@ -13,9 +13,9 @@ from uuid import UUID
 
 from chaos.checker import Entry, Submission
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.simulation.readings import START, STEP_MINUTES, Reading, figures, glucose
-from cgm_proxy.sandbox.simulation.resources import Submitter, Units
+from cgm_proxy.sandbox.simulation.resources import SimulatedSubmitter, Units
 from cgm_proxy.sandbox.simulation.submissions import bundle, patient, standing_orders
 
 Dialect = Literal["argo", "1.0.0"]
@@ -57,19 +57,21 @@ class Patient:
     def reference(self) -> str:
         return f"Patient/{self.name}"
 
-    def before(self) -> list[Json]:
+    def before(self) -> list[JsonObject]:
         """Give what is stored of the patient before the run: also devices, to which some readings refer by their place."""
         orders = [order for dialect in DIALECTS for order in standing_orders(dialect, self.reference, units=self.units)]
         return [patient(self.name), *(orders if self.ordered else []), *self.known_devices()]
 
-    def known_devices(self) -> list[Json]:
+    def known_devices(self) -> list[JsonObject]:
         """Give the clinic's own records of the patient's sensors."""
-        sent = [self.device(Submitter("1.0.0", self.reference), number)["resource"] for number in range(SENSORS)]
+        sent = [
+            self.device(SimulatedSubmitter("1.0.0", self.reference), number)["resource"] for number in range(SENSORS)
+        ]
         return [
             device | {"id": f"{self.name}-{n}", "note": [{"text": "from the clinic"}]} for n, device in enumerate(sent)
         ]
 
-    def device(self, submitter: Submitter, number: int) -> Json:
+    def device(self, submitter: SimulatedSubmitter, number: int) -> JsonObject:
         serial = f"{self.name}-{number}"
         identifier = [{"system": "http://acme.example/cgm/serial", "value": serial}]
         resource = submitter.device()["resource"] | {"serialNumber": serial, "identifier": identifier}
@@ -101,10 +103,10 @@ class _Draft:
     """A submission's entries in their natural order; those in `faulty` have to be refused."""
 
     about: Patient
-    submitter: Submitter
+    submitter: SimulatedSubmitter
     atomic: bool
-    entries: list[Json]
-    faulty: list[Json]
+    entries: list[JsonObject]
+    faulty: list[JsonObject]
 
     def submission(self, name: str, random: Random) -> Submission:
         """Send the entries, some of them twice, in some order."""
@@ -123,7 +125,7 @@ class _Draft:
 
 
 def sent(
-    name: str, entries: Sequence[Json], known: Mapping[str, Json], faulty: Sequence[Json] = ()
+    name: str, entries: Sequence[JsonObject], known: Mapping[str, JsonObject], faulty: Sequence[JsonObject] = ()
 ) -> tuple[Entry, ...]:
     """Give a Bundle's entries as the checker wants them; `known` are stored resources to which they refer."""
     resolve = ({name: entry["resource"] for entry in entries for name in _names(entry)} | known).get
@@ -136,7 +138,7 @@ def sent(
 def _draft(random: Random, patients: tuple[Patient, ...], step: int) -> _Draft:
     about, dialect = random.choice(patients), random.choice(DIALECTS)
     units = about.units if about.ordered else random.choice(UNITS)
-    submitter = Submitter(dialect, about.reference, units, random.choice(("urn", "urn", "url", "relative")))
+    submitter = SimulatedSubmitter(dialect, about.reference, units, random.choice(("urn", "urn", "url", "relative")))
     atomic = dialect == "argo" and random.random() < 0.25
     kind = random.choice(KINDS)
     entries, faulty = [], []
@@ -149,7 +151,7 @@ def _draft(random: Random, patients: tuple[Patient, ...], step: int) -> _Draft:
     return _Draft(about, submitter, atomic, entries, faulty)
 
 
-def _readings(random: Random, about: Patient, submitter: Submitter, first: int) -> list[Json]:
+def _readings(random: Random, about: Patient, submitter: SimulatedSubmitter, first: int) -> list[JsonObject]:
     """Write readings, and the devices that they refer to unless these are referred to by their places, or not at all."""
     how, zone = random.choice(("sent", "sent", "known", "none")), random.choice((UTC, UTC, EAST))
     indices = range(first, first + random.choice(SIZES))
@@ -174,13 +176,13 @@ def _reading(index: int) -> Reading:
     return START + timedelta(minutes=minutes), glucose(minutes)
 
 
-def _add_digit(quantity: Json) -> None:
+def _add_digit(quantity: JsonObject) -> None:
     """Write one more digit, which says nothing and is to be kept."""
     value = Decimal(quantity["value"])
     quantity["value"] = value.quantize(Decimal(1).scaleb(int(value.as_tuple().exponent) - 1))
 
 
-def _summary(random: Random, submitter: Submitter, first: int) -> list[Json]:
+def _summary(random: Random, submitter: SimulatedSubmitter, first: int) -> list[JsonObject]:
     """Write a summary with its members and the report on it; readings are summarized that need not be sent."""
     if random.random() < 0.3:
         first += random.randrange(SUMMARIZED)
@@ -190,7 +192,7 @@ def _summary(random: Random, submitter: Submitter, first: int) -> list[Json]:
     return [*members, summary, submitter.report(computed, [summary] if random.random() < 0.7 else ())]
 
 
-def _twin(entry: Json, random: Random) -> Json:
+def _twin(entry: JsonObject, random: Random) -> JsonObject:
     """Write an entry once more, under another name."""
     made, resource = str(UUID(int=random.getrandbits(128), version=4)), entry["resource"]
     if "id" in resource:
@@ -198,6 +200,6 @@ def _twin(entry: Json, random: Random) -> Json:
     return entry | {"fullUrl": entry["fullUrl"][: -len(made)] + made, "resource": resource}
 
 
-def _names(entry: Json) -> tuple[str, ...]:
+def _names(entry: JsonObject) -> tuple[str, ...]:
     """Give the references that mean an entry: its fullUrl, and type and id at the end of that."""
     return entry["fullUrl"], "/".join(entry["fullUrl"].split("/")[-2:])

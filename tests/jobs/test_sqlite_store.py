@@ -9,10 +9,10 @@ import pytest
 from support.later import files, largest
 
 from cgm_proxy.jobs.sqlite_store import PIECE, Job, SqliteStore, StoreFailed, StoreFull, StoreUnusable
-from cgm_proxy.settings.loading import Jobs
+from cgm_proxy.settings.loading import JobSettings
 
 JOB = Job("k1", "Patient/p1", "json", b"Authorization: s3cr3t", b"body-of-one")
-ROOM = Jobs(waiting=3, waiting_bytes=3 * PIECE, kept_bytes=2 * PIECE)
+ROOM = JobSettings(waiting=3, waiting_bytes=3 * PIECE, kept_bytes=2 * PIECE)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_file_is_for_its_owner_alone_even_if_it_was_not(path: Path) -> None:
 
 
 def test_another_process_of_ours_cannot_open_it(store: SqliteStore, path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cgm_proxy.jobs.sqlite_store.PATIENCE", 0.1)
+    monkeypatch.setattr("cgm_proxy.jobs.sqlite_store.BUSY_TIMEOUT", 0.1)
     with pytest.raises(StoreUnusable, match="another process has it open"):
         SqliteStore(path, ROOM)
     store.add(JOB, 1.0)

@@ -20,7 +20,7 @@ from cgm_proxy.sandbox.simulation.submissions import standing_orders
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut submissions into parts of 20 entries, each judged in a thread."""
     monkeypatch.setattr(story, "PART", 20)
-    monkeypatch.setattr(story, "LARGE", 1)
+    monkeypatch.setattr(story, "JUDGED_IN_THREAD", 1)
 
 
 @pytest.fixture

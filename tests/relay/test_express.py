@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from support.relaying import PATIENCE, FakeUpstream, World, listening, read_head, serving, talk
+from support.relaying import TIMEOUT, FakeUpstream, World, listening, read_head, serving, talk
 
 from cgm_proxy.relay import connection_pool
 from cgm_proxy.relay.express import ExpressServer
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
-from cgm_proxy.settings.loading import Settings, Upstream
+from cgm_proxy.settings.loading import Settings, UpstreamSettings
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 GET = b"GET /fhir/Patient/1 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -30,7 +30,7 @@ async def express(*answers, own=(), **upstream):
     fake = FakeUpstream(list(answers))
     behind = await asyncio.start_server(fake, "127.0.0.1", 0)
     fake.port = behind.sockets[0].getsockname()[1]
-    relay = Relay(Settings(upstream=Upstream(url=f"http://127.0.0.1:{fake.port}/fhir", **upstream)))
+    relay = Relay(Settings(upstream=UpstreamSettings(url=f"http://127.0.0.1:{fake.port}/fhir", **upstream)))
     await relay.start()
     handled = []
     pass_on = serving(relay)
@@ -151,7 +151,7 @@ async def test_requests_that_come_before_the_answer_are_answered_in_their_order(
 
     async with warm(first, *replies[1:]) as (world, reader, writer):
         writer.write(GET)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while len(world.upstream.seen) < 2:  # noqa: ASYNC110 -- what is waited for has no event
                 await asyncio.sleep(0.01)
         writer.write(GET + GET)
@@ -182,7 +182,7 @@ async def test_a_client_that_leaves_ends_the_exchange():
         await asyncio.sleep(0.05)
         assert world.relay.traffic.in_flight == 1
         writer.close()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await left.wait()
         assert world.relay.traffic.in_flight == 0
         assert world.handled == []
@@ -203,10 +203,10 @@ async def test_a_server_that_stops_waits_for_the_answer(late):
         writer.write(GET)
         await asyncio.sleep(0.05)
         world.server.pre_shutdown()
-        stopping = asyncio.ensure_future(world.server.shutdown(PATIENCE))
+        stopping = asyncio.ensure_future(world.server.shutdown(TIMEOUT))
         await asyncio.sleep(0.05)
         gate.set()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await read_head(reader)).status == 200
             assert b"}" in await reader.read()
             await stopping

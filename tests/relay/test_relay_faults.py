@@ -6,7 +6,7 @@ import socket
 import struct
 
 import pytest
-from support.relaying import PATIENCE, between, read_body, read_head, talk
+from support.relaying import TIMEOUT, between, read_body, read_head, talk
 
 from cgm_proxy.relay import relay as relay_module
 
@@ -192,7 +192,7 @@ async def test_half_an_answer_never_looks_whole(reply, ending, version, together
 
     async with between(script, read_timeout=0.4) as world, world.client() as (reader, writer):
         writer.write(GET.replace(b"HTTP/1.1", b"HTTP/" + version))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             head = await read_head(reader)
             if head.status != 502:  # the fault was seen before the head had gone out
                 with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -202,7 +202,7 @@ async def test_half_an_answer_never_looks_whole(reply, ending, version, together
 
 async def settled(condition):
     """Wait until a condition holds, and fail if it never does."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.01)
 
@@ -234,7 +234,7 @@ async def test_a_client_that_leaves_ends_the_upstreams_work(request_, begun):
             await asked.wait()
             if begun:
                 await read_head(reader)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await left.wait()
         await settled(lambda: not world.relay.traffic.in_flight)
         assert not world.relay.traffic.faults
@@ -242,12 +242,12 @@ async def test_a_client_that_leaves_ends_the_upstreams_work(request_, begun):
 
 async def test_an_upstream_that_stops_reading_an_upload_times_out():
     async def script(_message, _reader, _writer):
-        await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(TIMEOUT)
 
     async with between(script, read_timeout=0.3) as world, world.client() as (reader, writer):
         writer.write(b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n")
         writer.write(b"x" * 50_000_000)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await read_head(reader)).status == 504
 
 
@@ -274,7 +274,7 @@ async def test_a_body_that_waits_is_not_asked_for_if_the_upstream_refuses_it(sta
 
 @pytest.mark.parametrize("word", [b"HTTP/1.1 100 Continue\r\n\r\n", b""], ids=["continue", "silence"])
 async def test_a_body_that_waits_is_asked_for(word, monkeypatch):
-    monkeypatch.setattr(relay_module, "_CONTINUE_SECONDS", 0.05 if not word else PATIENCE)
+    monkeypatch.setattr(relay_module, "_CONTINUE_SECONDS", 0.05 if not word else TIMEOUT)
 
     async def script(message, reader, writer):
         writer.write(word)
@@ -291,7 +291,7 @@ async def test_a_body_that_waits_is_asked_for(word, monkeypatch):
 async def asked(reader, writer):
     """Send the head of a request whose body waits, and give the interim answer."""
     writer.write(EXPECTING)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         return await reader.readuntil(b"\r\n\r\n")
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.relaying import PATIENCE, listening
+from support.relaying import TIMEOUT, listening
 
 SIZE = 256 * 2**20
 PIECE = b"0123456789abcdef" * 4096
@@ -112,7 +112,7 @@ async def test_a_large_body_does_not_grow_the_process(transfer, path):
         writer.write(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         before = peak(process.pid)
-        async with asyncio.timeout(6 * PATIENCE):
+        async with asyncio.timeout(6 * TIMEOUT):
             await transfer(reader, writer, path)
         grown = peak(process.pid) - before
         writer.close()

@@ -17,7 +17,7 @@ from support import servers
 from support.client import JSON
 from support.fake_upstream import Gate, before, fake_upstream, gets, transactions
 from support.proxying import World, counted, locations, proxying, statuses, untagged
-from support.relaying import PATIENCE, read_body, read_head, talk
+from support.relaying import TIMEOUT, read_body, read_head, talk
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.submission.dialects import BY_ID
@@ -72,7 +72,7 @@ async def test_expect_is_answered_before_the_body_and_not_sent_upstream() -> Non
         body = encode(world.readings(1))
         reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
         with closing(writer):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 writer.write(HEAD + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(body))
                 assert (await read_head(reader)).status == 100
                 writer.write(body)
@@ -135,7 +135,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_a_408(
 
         dribbling = asyncio.create_task(dribble())
         with closing(writer):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 answer = await read_head(reader)
                 answer.body = await read_body(reader, answer)
             assert answer.status == 408
@@ -244,7 +244,7 @@ async def test_a_proxy_that_is_stopped_does_not_wait_for_ever(seconds: float) ->
             fake.script(transactions, gate)
             sending = asyncio.create_task(world.submit(world.readings(3)))
             await gate.reached.wait()
-            async with asyncio.timeout(PATIENCE / 2):
+            async with asyncio.timeout(TIMEOUT / 2):
                 await world.proxy.stop()
             with pytest.raises(aiohttp.ClientError):
                 await sending

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from support.bad_settings import BAD_ENVIRONMENTS, BAD_FILES
 
 import cgm_proxy
-from cgm_proxy.settings.loading import FACTS, KEYS, Limits, Listen, Settings, Upstream, load, printable, table
+from cgm_proxy.settings.loading import (
+    FACTS,
+    KEYS,
+    LimitSettings,
+    ListenSettings,
+    Settings,
+    UpstreamSettings,
+    load,
+    printable,
+    table,
+)
 from cgm_proxy.settings.schema import FORMS, MASK, Key, SettingsError
 
 PACKAGE = Path(cgm_proxy.__file__).parent
@@ -64,8 +74,8 @@ def test_each_kind_of_value_is_read_from_a_file(write):
         mode="observe",
         allow=("Observation",),
         rules=".",
-        listen=Listen(port=8000, public_url="https://fhir.example.org/r4"),
-        upstream=Upstream(url="http://[fd00::1]:8081", connect_timeout=2.0),
+        listen=ListenSettings(port=8000, public_url="https://fhir.example.org/r4"),
+        upstream=UpstreamSettings(url="http://[fd00::1]:8081", connect_timeout=2.0),
     )
     assert isinstance(read.upstream.connect_timeout, float)
 
@@ -129,7 +139,7 @@ def test_all_mistakes_are_told_at_once(write):
 def test_the_environment_can_mend_the_file(write):
     path = write(f"mode: x\nupstream: {{token: '{MASK}'}}\n")
     mended = load(path, {"CGM_PROXY_MODE": "observe", "CGM_PROXY_UPSTREAM_TOKEN": "s3cr3t"})
-    assert mended == Settings(mode="observe", upstream=Upstream(token="s3cr3t"))
+    assert mended == Settings(mode="observe", upstream=UpstreamSettings(token="s3cr3t"))
 
 
 def test_every_fact_between_settings_is_held_by_a_bad_case():
@@ -237,10 +247,10 @@ def test_only_the_settings_read_the_environment():
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in readers
     }
-    assert reading == {"settings.py"}
+    assert reading == {"settings/loading.py"}
 
 
 def test_limits_of_a_submission_can_be_raised_for_ninety_days_at_a_minute():
     assert load(
         None, {"CGM_PROXY_LIMITS_BODY_BYTES": str(107 * 2**20), "CGM_PROXY_LIMITS_ENTRIES": "129600"}
-    ).limits == (replace(Limits(), body_bytes=107 * 2**20, entries=129_600))
+    ).limits == (replace(LimitSettings(), body_bytes=107 * 2**20, entries=129_600))

@@ -9,7 +9,7 @@ from typing import Any
 
 from support.client import Answer
 from support.proxying import World
-from support.relaying import PATIENCE
+from support.relaying import TIMEOUT
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -29,7 +29,7 @@ def place(answer: Answer) -> str:
 
 async def polled(world: World, path: str, true: Callable[[Answer], bool], **headers: str) -> Answer:
     """Poll until the answer is as wanted."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     for pause in repeat(0.02):
         answer = await world.request("GET", path, **headers)
         if true(answer):

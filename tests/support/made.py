@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.submission.dialects import BY_ID
-from cgm_proxy.core.submission.identity import Resolve
+from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.judge import judge, resolver
 from cgm_proxy.core.submission.model import Submission, localizer, submission
 from cgm_proxy.core.submission.plan import Identified, identify
 from cgm_proxy.core.submission.verdicts import Context, Judgement
-from cgm_proxy.settings.loading import Limits, Policies
+from cgm_proxy.settings.loading import LimitSettings, PolicySettings
 
 PATIENT = "Patient/1"
 NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
-LIMITS = Limits(entries=100_000)
+LIMITS = LimitSettings(entries=100_000)
 BASE = "http://hl7.org/fhir/uv/cgm/StructureDefinition/"
 READING = f"{BASE}cgm-sensor-reading-mass-per-volume"
 SUMMARY = f"{BASE}cgm-summary"
@@ -123,7 +123,13 @@ class FakeRules:
         return frozenset({GMI}) if profile == SUMMARY else frozenset()
 
     def examine(
-        self, resource: Json, profiles: Sequence[str], resolve: Resolve, *, dialect: str, encoded: bytes | None = None
+        self,
+        resource: Json,
+        profiles: Sequence[str],
+        resolve: ReferenceResolver,
+        *,
+        dialect: str,
+        encoded: bytes | None = None,
     ) -> tuple[Issue, ...]:
         del resolve, dialect, encoded
         self.asked.append((resource, profiles))
@@ -134,7 +140,7 @@ class FakeRules:
 def context(**more: Any) -> Context:
     made = {
         "rules": FakeRules(),
-        "policies": Policies(),
+        "policies": PolicySettings(),
         "allow": ("Observation", "DiagnosticReport", "Device"),
         "now": NOW,
         "depth": 64,

@@ -12,10 +12,10 @@ from cgm_proxy.core.issues import RequestRefused, operation_outcome
 from cgm_proxy.relay.express import ExpressServer
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
-from cgm_proxy.settings.loading import Listen, Settings, Upstream
+from cgm_proxy.settings.loading import ListenSettings, Settings, UpstreamSettings
 
 #: Long enough for a loaded machine, short enough for a test that hangs (seconds).
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 @dataclass
@@ -110,7 +110,7 @@ class World:
 
 async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> Message:
     """Send a request and read its answer whole."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         writer.write(request)
         answer = await read_head(reader)
         if not request.startswith(b"HEAD") and answer.status not in {204, 304}:
@@ -160,8 +160,8 @@ async def between(
     fake.port = behind.sockets[0].getsockname()[1]
     relay = Relay(
         Settings(
-            listen=Listen(public_url=public or "http://public.example/fhir"),
-            upstream=Upstream(url=url or f"http://127.0.0.1:{fake.port}{path}", **upstream),
+            listen=ListenSettings(public_url=public or "http://public.example/fhir"),
+            upstream=UpstreamSettings(url=url or f"http://127.0.0.1:{fake.port}{path}", **upstream),
         )
     )
     await relay.start()

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cgm_proxy.cache.cache import Memory
+from cgm_proxy.cache.cache import Cache
 from cgm_proxy.cache.valkey_client import Valkey
 from cgm_proxy.cache.valkey_lease import Leases
 from cgm_proxy.core.submission.plan import Stored
@@ -17,11 +17,11 @@ HERE = {ONE: Stored("Observation/7/_history/1", 'W/"1"'), TWO: Stored("Observati
 
 
 @asynccontextmanager
-async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) -> AsyncIterator[Memory]:
+async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) -> AsyncIterator[Cache]:
     """Give a replica's memory; it waits longer than usual, for the machine may be busy with other tests."""
     cache = {"shared": url, "shared_timeout": 2} | cache
     given = {"upstream_url": upstream, **{f"cache_{key}": value for key, value in cache.items()}}
-    memory = Memory(load(environ={f"CGM_PROXY_{key.upper()}": str(value) for key, value in given.items()}))
+    memory = Cache(load(environ={f"CGM_PROXY_{key.upper()}": str(value) for key, value in given.items()}))
     await memory.start()
     try:
         yield memory
@@ -29,13 +29,13 @@ async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) ->
         await memory.stop()
 
 
-async def found(memory: Memory, identities: Iterable[str]) -> dict[str, Stored]:
+async def found(memory: Cache, identities: Iterable[str]) -> dict[str, Stored]:
     """Give what a replica knows of identities."""
     _, known = await memory.known(identities)
     return known
 
 
-async def knows(memory: Memory) -> bool:
+async def knows(memory: Cache) -> bool:
     """Whether a replica knows what is HERE; it never knows anything else."""
     here = await found(memory, [TWO, ONE])
     assert here in ({}, HERE)

@@ -19,7 +19,7 @@ from support.places import ROOT
 
 import cgm_proxy
 from cgm_proxy import healthcheck
-from cgm_proxy.settings.loading import Listen
+from cgm_proxy.settings.loading import ListenSettings
 
 Instruction = tuple[str, str]
 
@@ -214,7 +214,7 @@ def test_the_installed_program_knows_its_version_outside_the_checkout(installed,
 def test_the_installed_program_serves_and_stops_and_writes_nothing(installed, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in installed.rglob("*")}
     program, environ = command(installed, "serve")
-    listen = Listen(port=free_port(), ops_port=free_port())
+    listen = ListenSettings(port=free_port(), ops_port=free_port())
     environ |= {"CGM_PROXY_LISTEN_PORT": str(listen.port), "CGM_PROXY_LISTEN_OPS_PORT": str(listen.ops_port)}
     with subprocess.Popen(program, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True) as serving:
         for _ in range(600):
@@ -264,14 +264,14 @@ def operations():
 )
 def test_the_health_check_asks_the_operations_port(operations, host, status, alive):
     operations.status = status
-    assert healthcheck.alive(Listen(ops_host=host, ops_port=operations.server_port)) is alive
+    assert healthcheck.alive(ListenSettings(ops_host=host, ops_port=operations.server_port)) is alive
     assert operations.asked == ["/healthz"]
 
 
 def test_the_health_check_fails_when_nothing_listens(operations):
     port = operations.server_port
     operations.socket.close()
-    assert healthcheck.alive(Listen(ops_port=port)) is False
+    assert healthcheck.alive(ListenSettings(ops_port=port)) is False
 
 
 def test_the_health_check_reads_the_settings_and_exits_with_its_finding(operations, tmp_path):

@@ -61,7 +61,7 @@ async def test_without_a_statement_it_is_fhirs_own_way_and_the_next_submission_a
 async def test_a_statement_that_does_not_come_holds_a_submission_up_for_a_while_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(negotiation, "PATIENCE", 0.2)
+    monkeypatch.setattr(negotiation, "TIMEOUT", 0.2)
     async with proxying() as world:
         world.fake.script(metadata, silent(committed=False))
         assert await asked_in_transactions(world, 2) == {"POST"}

@@ -7,21 +7,21 @@ from itertools import pairwise
 import pytest
 
 from cgm_proxy.observability import stream_stats as traffic_module
-from cgm_proxy.observability.stream_stats import PAUSE, RECENT, WORK, GivingWay, StoppedError, Traffic
-from cgm_proxy.settings.loading import Forward
+from cgm_proxy.observability.stream_stats import PAUSE, RECENT, WORK, GivingWay, StoppedError, StreamStats
+from cgm_proxy.settings.loading import ForwardSettings
 from cgm_proxy.upstream import pacing as pace_module
-from cgm_proxy.upstream.pacing import FIRST, Pace
+from cgm_proxy.upstream.pacing import FIRST, RateLimiter
 
-SETTINGS = Forward(chunk=100, concurrency=8)
+SETTINGS = ForwardSettings(chunk=100, concurrency=8)
 
 
-def at_once(pace: Pace) -> int:
+def at_once(pace: RateLimiter) -> int:
     """How many places there are."""
     return int(pace._limit)
 
 
 async def test_it_begins_with_few_and_grows_to_what_is_set_while_that_costs_no_time() -> None:
-    pace = Pace(SETTINGS)
+    pace = RateLimiter(SETTINGS)
     assert (at_once(pace), pace.chunk) == (FIRST, 100)
     for _ in range(100):
         pace.stored(100, 0.1)
@@ -29,7 +29,7 @@ async def test_it_begins_with_few_and_grows_to_what_is_set_while_that_costs_no_t
 
 
 async def test_it_stays_where_more_at_once_only_makes_each_slower() -> None:
-    pace = Pace(SETTINGS)
+    pace = RateLimiter(SETTINGS)
     seen = []
     for _ in range(300):  # an upstream of two workers
         pace.stored(100, 0.1 * max(1, at_once(pace) / 2))
@@ -38,7 +38,7 @@ async def test_it_stays_where_more_at_once_only_makes_each_slower() -> None:
 
 
 async def test_an_upstream_that_got_slower_for_its_own_reasons_is_not_starved() -> None:
-    pace = Pace(SETTINGS)
+    pace = RateLimiter(SETTINGS)
     for _ in range(100):
         pace.stored(100, 0.1)
     for _ in range(200):
@@ -47,14 +47,14 @@ async def test_an_upstream_that_got_slower_for_its_own_reasons_is_not_starved() 
 
 
 async def test_small_transactions_tell_nothing_of_the_cost_of_an_entry() -> None:
-    pace = Pace(SETTINGS)
+    pace = RateLimiter(SETTINGS)
     for _ in range(50):
         pace.stored(1, 0.05)
     assert at_once(pace) == FIRST
 
 
 async def test_failures_of_what_was_under_way_together_count_once_and_later_ones_again() -> None:
-    pace = Pace(SETTINGS)
+    pace = RateLimiter(SETTINGS)
     for _ in range(100):
         pace.stored(100, 0.1)
     began = asyncio.get_running_loop().time()
@@ -73,20 +73,20 @@ async def test_failures_of_what_was_under_way_together_count_once_and_later_ones
 
 @pytest.mark.parametrize(("seconds", "chunk"), [(4, 100), (10, 50), (50, 10), (500, 10)])
 async def test_a_transaction_that_takes_long_is_cut(seconds: float, chunk: int) -> None:
-    pace = Pace(SETTINGS)
+    pace = RateLimiter(SETTINGS)
     pace.stored(100, seconds)
     assert pace.chunk == chunk
 
 
 async def test_a_chunk_that_is_set_lower_than_the_least_stays_as_set() -> None:
-    pace = Pace(Forward(chunk=3, concurrency=1))
+    pace = RateLimiter(ForwardSettings(chunk=3, concurrency=1))
     pace.failed(asyncio.get_running_loop().time())
     pace.stored(3, 0.1)
     assert (at_once(pace), pace.chunk) == (1, 3)
 
 
 async def test_places_are_given_in_order_and_none_is_lost_with_those_who_give_up() -> None:
-    pace = Pace(Forward(chunk=100, concurrency=2))
+    pace = RateLimiter(ForwardSettings(chunk=100, concurrency=2))
     order: list[int] = []
     most = 0
 
@@ -110,8 +110,8 @@ async def test_places_are_given_in_order_and_none_is_lost_with_those_who_give_up
 
 @pytest.mark.parametrize(("beside", "most"), [(0.5, 1), (1, 1), (3, 3), (20, 8)])
 async def test_while_others_stream_through_fewer_are_under_way(beside: float, most: int) -> None:
-    traffic = Traffic()
-    pace = Pace(Forward(beside=beside), traffic)
+    traffic = StreamStats()
+    pace = RateLimiter(ForwardSettings(beside=beside), traffic)
     for _ in range(100):
         pace.stored(50, 0.1)
     assert pace._most_at_once == 8
@@ -126,8 +126,8 @@ async def test_while_others_stream_through_fewer_are_under_way(beside: float, mo
 async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    traffic = Traffic(last=math.inf)
-    pace = Pace(Forward(beside=0.5), traffic)
+    traffic = StreamStats(last=math.inf)
+    pace = RateLimiter(ForwardSettings(beside=0.5), traffic)
     loop = asyncio.get_running_loop()
 
     async def work() -> tuple[float, float]:
@@ -149,8 +149,8 @@ async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_thr
 
 async def test_who_waits_because_others_stream_goes_on_when_they_stop() -> None:
     """Also while one transaction hangs: nobody comes to wake those who wait."""
-    traffic = Traffic(last=math.inf)
-    pace = Pace(Forward(), traffic)
+    traffic = StreamStats(last=math.inf)
+    pace = RateLimiter(ForwardSettings(), traffic)
     async with pace.place():
         waiting = asyncio.ensure_future(pace.place().__aenter__())
         await asyncio.sleep(2 * RECENT)
@@ -161,7 +161,7 @@ async def test_who_waits_because_others_stream_goes_on_when_they_stop() -> None:
 
 
 async def test_what_is_stored_while_others_stream_teaches_nothing_of_more_at_once() -> None:
-    pace = Pace(SETTINGS, Traffic(last=math.inf))
+    pace = RateLimiter(SETTINGS, StreamStats(last=math.inf))
     for _ in range(100):
         pace.stored(100, 0.1)
     assert at_once(pace) == FIRST
@@ -173,7 +173,7 @@ def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_t
     now, slept = [0.0], list[float]()
     monkeypatch.setattr(traffic_module, "monotonic", lambda: now[0])
     monkeypatch.setattr(traffic_module, "sleep", slept.append)
-    traffic = Traffic()
+    traffic = StreamStats()
 
     def work(seconds: float) -> None:
         give_way = GivingWay(traffic)
@@ -196,7 +196,7 @@ def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_t
 
 
 def test_long_work_ends_when_nobody_waits_for_it_any_more() -> None:
-    give_way = GivingWay(Traffic())
+    give_way = GivingWay(StreamStats())
     items = give_way.between(range(10))
     assert [next(items), next(items)] == [0, 1]
     give_way.stop()

@@ -20,7 +20,8 @@ from lxml import etree
 
 from cgm_proxy.core.codec.xml_reader import Reader
 from cgm_proxy.core.codec.xml_writer import to_xml
-from cgm_proxy.core.issues import Json, refuse
+from cgm_proxy.core.issues import refuse
+from cgm_proxy.core.json_values import JsonObject
 
 __all__ = ["to_json", "to_xml"]
 
@@ -33,7 +34,7 @@ VERSION = re.compile(rb"version\s*=\s*[\"']1\.0[\"']")
 STEP = 2**16
 
 
-def to_json(body: bytes, *, depth: int, pack: Callable[[Json], object] | None = None) -> Json:
+def to_json(body: bytes, *, depth: int, pack: Callable[[JsonObject], object] | None = None) -> JsonObject:
     """Read a resource in XML as FHIR's JSON; numbers become int or Decimal and keep their digits.
 
     `pack` makes something smaller of each entry of a Bundle, as soon as it is read.
@@ -60,7 +61,7 @@ def to_json(body: bytes, *, depth: int, pack: Callable[[Json], object] | None = 
         huge_tree=True,
     )
     try:
-        return cast(Json, etree.fromstring(body, parser))
+        return cast(JsonObject, etree.fromstring(body, parser))
     except etree.XMLSyntaxError as error:
         text = f"the body is not well-formed XML: {error.msg}"
         raise refuse(400, "xml-malformed", text, code="structure") from error

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from cgm_proxy.core.codec import fhir_xml
-from cgm_proxy.core.issues import Json, refuse
+from cgm_proxy.core.issues import refuse
+from cgm_proxy.core.json_values import JsonObject
 
 Format = Literal["json", "xml"]
 
@@ -65,12 +66,12 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
-def decode(data: Buffer) -> Json:
+def decode(data: Buffer) -> JsonObject:
     """Parse JSON that is an object; numbers with a fraction or exponent become Decimals.
 
     Raises `msgspec.DecodeError` and, when nested deeper than the interpreter allows, `RecursionError`.
     """
-    document: Json = _decoder.decode(data)
+    document: JsonObject = _decoder.decode(data)
     return document
 
 
@@ -131,7 +132,7 @@ def sniff(data: Buffer) -> Format | None:
     return {b"{": "json", b"[": "json", b"<": "xml"}.get(start[1] if start else b"")  # type: ignore[return-value]
 
 
-def parse(data: bytes, depth: int) -> Json:
+def parse(data: bytes, depth: int) -> JsonObject:
     """Parse a body of either format, told apart by its content, not by what its header claims.
 
     Raises `RequestRefused` (400) for anything that two readers could read differently.
@@ -149,7 +150,7 @@ def unreadable() -> Exception:
     return refuse(400, "unreadable", "the body is neither JSON nor XML in UTF-8; send a FHIR resource in one of these")
 
 
-def parse_json(data: bytes) -> Json:
+def parse_json(data: bytes) -> JsonObject:
     """Parse a JSON object.
 
     Raises `RequestRefused` (400): malformed, not an object, NaN, broken surrogates, a name twice, nested too deep.

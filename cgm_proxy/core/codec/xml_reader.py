@@ -5,8 +5,9 @@ from functools import cache
 from typing import Any
 
 from cgm_proxy.core.codec.xhtml import Narrative
-from cgm_proxy.core.codec.xml_schema import FHIR, TYPES, XHTML, Element, Kind, elements
-from cgm_proxy.core.issues import Json, RequestRefused, refuse
+from cgm_proxy.core.codec.xml_schema import FHIR, TYPES, XHTML, Kind, XmlElement, elements
+from cgm_proxy.core.issues import RequestRefused, refuse
+from cgm_proxy.core.json_values import JsonObject
 
 FHIR_TAG = f"{{{FHIR}}}"
 
@@ -22,7 +23,7 @@ class _Frame:
 
     __slots__ = ("content", "element", "gaps", "known", "text", "value")
 
-    def __init__(self, element: Element, known: dict[str, Element], content: Json) -> None:
+    def __init__(self, element: XmlElement, known: dict[str, XmlElement], content: JsonObject) -> None:
         self.element = element
         self.known = known
         self.content = content
@@ -34,7 +35,7 @@ class _Frame:
 class Reader:
     """Receives the parser's events and builds the JSON: a target of lxml's parser, which calls the methods by their names."""
 
-    def __init__(self, depth: int, pack: Callable[[Json], object] | None = None) -> None:
+    def __init__(self, depth: int, pack: Callable[[JsonObject], object] | None = None) -> None:
         self.depth = depth
         self.pack = pack
         self.stack = [_Frame(DOCUMENT, {}, {})]
@@ -92,7 +93,7 @@ class Reader:
         """Refuse a document type, which `to_json` has refused before."""
         raise refuse(400, "xml-doctype", f"the body has a document type declaration ({name[:40]}); leave it out")
 
-    def close(self) -> Json | None:
+    def close(self) -> JsonObject | None:
         """Give the document's resource; None where the parser gave up before there was one."""
         return self.stack[0].content.get("resource")
 
@@ -108,7 +109,7 @@ def _take_attributes(frame: _Frame, attributes: dict[str, str]) -> None:
             content["@" + name] = value
 
 
-def _unlisted(parent: _Frame, tag: str) -> Element:
+def _unlisted(parent: _Frame, tag: str) -> XmlElement:
     """Make the element of a name that the parent's type does not have, or refuse another namespace."""
     if not tag.startswith(FHIR_TAG):
         namespace, _, name = tag.rpartition("}")
@@ -118,8 +119,8 @@ def _unlisted(parent: _Frame, tag: str) -> Element:
         raise refuse(400, "xml-namespace", text, code="structure")
     name = tag.removeprefix(FHIR_TAG)
     if parent.element.kind is Kind.RESOURCE:
-        return Element(name, Kind.COMPLEX, type=name)
-    return Element(name, Kind.UNKNOWN)
+        return XmlElement(name, Kind.COMPLEX, type=name)
+    return XmlElement(name, Kind.UNKNOWN)
 
 
 def _finish_primitive(parent: _Frame, frame: _Frame) -> None:
@@ -132,7 +133,7 @@ def _finish_primitive(parent: _Frame, frame: _Frame) -> None:
         _put(parent, element.name, value, element)
 
 
-def _put_primitive(parent: _Frame, element: Element, value: Any, extras: Json | None) -> None:
+def _put_primitive(parent: _Frame, element: XmlElement, value: Any, extras: JsonObject | None) -> None:
     """Put a value with its id and extensions, or into a list: `name` and `_name`, which run parallel."""
     name, content = element.name, parent.content
     if not element.many and name not in content and f"_{name}" not in content:
@@ -153,19 +154,19 @@ def _put_primitive(parent: _Frame, element: Element, value: Any, extras: Json | 
     values.append(value)
 
 
-def _as_list(content: Json, name: str) -> list[Any]:
+def _as_list(content: JsonObject, name: str) -> list[Any]:
     known = content.get(name)
     if isinstance(known, list):
         return known
     return _fill(content, name, [] if known is None else [known])
 
 
-def _fill(content: Json, name: str, values: list[Any]) -> list[Any]:
+def _fill(content: JsonObject, name: str, values: list[Any]) -> list[Any]:
     content[name] = values
     return values
 
 
-def _close_gaps(content: Json, names: set[str]) -> None:
+def _close_gaps(content: JsonObject, names: set[str]) -> None:
     """Make `name` and `_name` equally long, and leave out the one that holds nothing."""
     for name in names:
         values, extras = content[name], content[f"_{name}"]
@@ -174,7 +175,7 @@ def _close_gaps(content: Json, names: set[str]) -> None:
             del content[name]
 
 
-def _put(parent: _Frame, name: str, value: Any, element: Element | None) -> None:
+def _put(parent: _Frame, name: str, value: Any, element: XmlElement | None) -> None:
     """Put a value under its name; a second one makes a list of what may stand once, which the rules then refuse."""
     content = parent.content
     if element is not None and element.many:
@@ -208,18 +209,18 @@ def _finish_unknown(parent: _Frame, frame: _Frame) -> None:
     _put(parent, frame.element.name, content, frame.element)
 
 
-def _children(type_name: str) -> dict[str, Element]:
+def _children(type_name: str) -> dict[str, XmlElement]:
     return _tags(type_name) if type_name in TYPES else {}  # so that no submitter's names fill the cache
 
 
 @cache
-def _tags(type_name: str) -> dict[str, Element]:
+def _tags(type_name: str) -> dict[str, XmlElement]:
     """Map the tags of a type's children to what they are; a `div` of FHIR's own namespace is as misplaced as an `id`."""
     known = {FHIR_TAG + element.name: element for element in elements(type_name).values()}
     for element in elements(type_name).values():
         if element.kind is Kind.XHTML:
             known[f"{{{XHTML}}}{element.name}"] = element
-            known[FHIR_TAG + element.name] = Element(element.name, Kind.ATTRIBUTE)
+            known[FHIR_TAG + element.name] = XmlElement(element.name, Kind.ATTRIBUTE)
     return known
 
 
@@ -227,13 +228,13 @@ def _too_deep(depth: int) -> RequestRefused:
     return refuse(400, "too-deep", f"the XML is nested deeper than {depth} elements; flatten it", code="too-costly")
 
 
-DOCUMENT = Element("document", Kind.RESOURCE)
+DOCUMENT = XmlElement("document", Kind.RESOURCE)
 
 #: An entry of a Bundle.
 ENTRY = elements("Bundle")["entry"]
 
 #: What stands in a primitive is what stands in any element; nothing is known of what stands in an unknown one.
-CHILDREN = {Kind.PRIMITIVE: _children("Element"), Kind.RESOURCE: {}, Kind.UNKNOWN: {}, Kind.ATTRIBUTE: {}}
+CHILDREN = {Kind.PRIMITIVE: _children("XmlElement"), Kind.RESOURCE: {}, Kind.UNKNOWN: {}, Kind.ATTRIBUTE: {}}
 
 FINISH = {
     Kind.PRIMITIVE: _finish_primitive,

@@ -42,7 +42,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
+class XmlElement:
     """An element as its parent's type defines it; `type` is the type of a complex one."""
 
     name: str
@@ -53,34 +53,34 @@ class Element:
     """Makes a primitive's JSON value of its text in XML."""
 
 
-def elements(type_name: str) -> dict[str, Element]:
+def elements(type_name: str) -> dict[str, XmlElement]:
     """Map the names of a type's elements to what they are, in the order of the specification; empty for unknown types."""
     return _elements(type_name) if type_name in TYPES else {}  # so that no submitter's names fill the cache
 
 
 @cache
-def _elements(type_name: str) -> dict[str, Element]:
+def _elements(type_name: str) -> dict[str, XmlElement]:
     model = get_fhir_model_class(type_name)
     fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     resource = "meta" in fields and "implicitRules" in fields
     attributes = frozenset() if resource else frozenset({"id", "url"} if type_name == "Extension" else {"id"})
     return {
-        name: Element(name, Kind.ATTRIBUTE) if name in attributes else _element(name, fields[name])
+        name: XmlElement(name, Kind.ATTRIBUTE) if name in attributes else _element(name, fields[name])
         for name in model.elements_sequence()
     }
 
 
-def _element(name: str, annotation: Any) -> Element:
+def _element(name: str, annotation: Any) -> XmlElement:
     many = _is_list(annotation)
     leaves = tuple(_leaves(annotation))
     for leaf in leaves:
         if isinstance(leaf, type) and issubclass(leaf, FhirBase):
             type_name = leaf.__name__.removesuffix("Type")
-            return Element(name, Kind.RESOURCE if type_name == "Resource" else Kind.COMPLEX, many, type_name)
+            return XmlElement(name, Kind.RESOURCE if type_name == "Resource" else Kind.COMPLEX, many, type_name)
     if any(isinstance(leaf, Xhtml) for leaf in leaves):
-        return Element(name, Kind.XHTML, many)
+        return XmlElement(name, Kind.XHTML, many)
     read = next((READERS[leaf] for leaf in leaves if isinstance(leaf, type) and leaf in READERS), str)
-    return Element(name, Kind.PRIMITIVE, many, read=read)
+    return XmlElement(name, Kind.PRIMITIVE, many, read=read)
 
 
 def _is_list(annotation: Any) -> bool:

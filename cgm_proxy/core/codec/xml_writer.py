@@ -6,14 +6,14 @@ from itertools import zip_longest
 from typing import Any
 
 from cgm_proxy.core.codec.xhtml import ATTRIBUTE, as_xml, legal
-from cgm_proxy.core.codec.xml_schema import FHIR, Element, Kind, elements
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.codec.xml_schema import FHIR, Kind, XmlElement, elements
+from cgm_proxy.core.json_values import JsonObject
 
 #: Names of members that can be names of elements: what XML allows, within ASCII.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
-def to_xml(resource: Json) -> bytes:
+def to_xml(resource: JsonObject) -> bytes:
     """Write a resource as XML in UTF-8, its elements in the order of the specification.
 
     Members that the type does not have follow, where XML can name them; characters that XML cannot hold become U+FFFD.
@@ -23,7 +23,7 @@ def to_xml(resource: Json) -> bytes:
     return "".join(parts).encode("utf-8")
 
 
-def _resource(parts: list[str], resource: Json, xmlns: str = "") -> None:
+def _resource(parts: list[str], resource: JsonObject, xmlns: str = "") -> None:
     kind = resource.get("resourceType")
     name = kind if isinstance(kind, str) and NAME.fullmatch(kind) else "Basic"
     parts.append(f"<{name}{xmlns}>")
@@ -31,7 +31,7 @@ def _resource(parts: list[str], resource: Json, xmlns: str = "") -> None:
     parts.append(f"</{name}>")
 
 
-def _children(parts: list[str], content: Json, known: Mapping[str, Element]) -> None:
+def _children(parts: list[str], content: JsonObject, known: Mapping[str, XmlElement]) -> None:
     for name in _in_order(content, known):
         element = known.get(name) or UNKNOWN
         value, extras = content.get(name), content.get(f"_{name}")
@@ -45,7 +45,7 @@ def _children(parts: list[str], content: Json, known: Mapping[str, Element]) -> 
                 _write(parts, name, element, item, extra)
 
 
-def _in_order(content: Json, known: Mapping[str, Element]) -> Iterable[str]:
+def _in_order(content: JsonObject, known: Mapping[str, XmlElement]) -> Iterable[str]:
     """List the names of a type's elements in its order, then the others; `_name` goes with `name`."""
     names = {name.removeprefix("_") for name in content if name != "resourceType"}
     yield from (name for name in known if name in names)
@@ -55,7 +55,7 @@ def _in_order(content: Json, known: Mapping[str, Element]) -> Iterable[str]:
         )
 
 
-def _write(parts: list[str], name: str, element: Element, value: Any, extras: Any) -> None:
+def _write(parts: list[str], name: str, element: XmlElement, value: Any, extras: Any) -> None:
     if element.kind is Kind.RESOURCE and isinstance(value, dict):
         parts.append(f"<{name}>")
         _resource(parts, value)
@@ -66,10 +66,12 @@ def _write(parts: list[str], name: str, element: Element, value: Any, extras: An
         _open(parts, name, value, elements(element.type) if element.kind is Kind.COMPLEX else {})
     else:
         text = "" if value is None else f' value="{_text(value)}"'
-        _open(parts, name, extras if isinstance(extras, dict) else {}, elements("Element"), text)
+        _open(parts, name, extras if isinstance(extras, dict) else {}, elements("XmlElement"), text)
 
 
-def _open(parts: list[str], name: str, content: Json, known: Mapping[str, Element], attributes: str = "") -> None:
+def _open(
+    parts: list[str], name: str, content: JsonObject, known: Mapping[str, XmlElement], attributes: str = ""
+) -> None:
     for attribute, element in known.items():
         if element.kind is Kind.ATTRIBUTE and isinstance(content.get(attribute), str):
             attributes = f' {attribute}="{_text(content[attribute])}"{attributes}'
@@ -94,7 +96,7 @@ def _text(value: Any) -> str:
 #: What is not one primitive value.
 COMPOUND = (list, dict, type(None))
 
-UNKNOWN = Element("", Kind.UNKNOWN)
+UNKNOWN = XmlElement("", Kind.UNKNOWN)
 
 #: Members that an element of attributes alone may have.
 ATTRIBUTES = frozenset({"id"})

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.findings import Node, last
 from cgm_proxy.core.r4.primitives import show
-from cgm_proxy.core.r4.reference_scope import Json
 
 #: A fault: rule, path, message.
 Fault = tuple[str, str, str]
@@ -27,7 +27,7 @@ def faults(node: Node) -> Iterator[Fault]:
             yield from _faults(node, inner, f"{node.path}.contained[{index}]", names[:index])
 
 
-def _faults(node: Node, inner: Json, at: str, before: list[Any]) -> Iterator[Fault]:
+def _faults(node: Node, inner: JsonObject, at: str, before: list[Any]) -> Iterator[Fault]:
     name = inner.get("id")
     if name is None:
         yield "r4-required", at, f"{last(at)}.id is missing; a contained resource is referred to by it"
@@ -44,14 +44,14 @@ def _faults(node: Node, inner: Json, at: str, before: list[Any]) -> Iterator[Fau
         yield "dom-3", at, text
 
 
-def _mentioned(container: Json, inner: Json, name: Any) -> bool:
+def _mentioned(container: JsonObject, inner: JsonObject, name: Any) -> bool:
     wanted, text = f"#{name}", container.get("text")
     if any(said == wanted for said in _texts(container)) or any(said == "#" for said in _texts(inner)):
         return True
     return isinstance(text, dict) and wanted in LINKED.findall(str(text.get("div")))
 
 
-def objects(value: Any) -> Iterator[Json]:
+def all_objects(value: Any) -> Iterator[JsonObject]:
     """Give every object at and below a value."""
     todo = [value]
     while todo:
@@ -64,6 +64,6 @@ def objects(value: Any) -> Iterator[Json]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    for held in objects(value):
+    for held in all_objects(value):
         for item in held.values():
             yield from (text for text in (item if isinstance(item, list) else [item]) if isinstance(text, str))

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.extensions import Fault
 from cgm_proxy.core.r4.primitives import base64_fault, fault, show
-from cgm_proxy.core.r4.reference_scope import Json, resources_of
 from cgm_proxy.core.r4.uris import SEARCH, SYSTEMS, UUID, absolute
 
 
-def _attachment(data: Json) -> Iterator[Fault]:
+def _attachment(data: JsonObject) -> Iterator[Fault]:
     """Check that data and hash can be read, and both and the size against one another.
 
     https://hl7.org/fhir/R4/datatypes.html#Attachment
@@ -37,12 +37,12 @@ ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
 RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
 
 
-def _bundle(data: Json) -> Iterator[Fault]:
+def _bundle(data: JsonObject) -> Iterator[Fault]:
     """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique, #references)."""
     yield from _links(data)
     seen: dict[Any, int] = {}
     posted = data.get("type") in ("transaction", "batch")
-    for index, entry in enumerate(resources_of(data.get("entry"))):
+    for index, entry in enumerate(objects(data.get("entry"))):
         url, resource = entry.get("fullUrl"), entry.get("resource")
         where = f"entry[{index}].fullUrl"
         if url is None and (not posted or any(not text.startswith("#") for text in _references(resource))):
@@ -60,10 +60,10 @@ def _bundle(data: Json) -> Iterator[Fault]:
 PAGES = ("first", "previous", "next", "last")
 
 
-def _links(data: Json) -> Iterator[Fault]:
+def _links(data: JsonObject) -> Iterator[Fault]:
     """Check that a link is there once, and that only what has pages links to them (https://hl7.org/fhir/R4/bundle.html)."""
     paged, seen = data.get("type") in ("searchset", "history"), list[Any]()
-    for index, link in enumerate(resources_of(data.get("link"))):
+    for index, link in enumerate(objects(data.get("link"))):
         relation = link.get("relation")
         if relation in PAGES and not paged:
             yield "r4-link", f"link[{index}].relation", f"is {show(relation)}; only what is searched has pages"
@@ -96,7 +96,7 @@ def _references(value: Any) -> Iterator[str]:
             todo.extend(item)
 
 
-def _full_url(url: str, resource: Json) -> str | None:
+def _full_url(url: str, resource: JsonObject) -> str | None:
     if not ABSOLUTE.fullmatch(url):
         return "R4 wants an absolute URL"
     if url.startswith("urn:uuid:") and not UUID.fullmatch(url.removeprefix("urn:uuid:")):
@@ -107,7 +107,7 @@ def _full_url(url: str, resource: Json) -> str | None:
     return None
 
 
-def _extension(data: Json) -> Iterator[Fault]:
+def _extension(data: JsonObject) -> Iterator[Fault]:
     """Check ext-1: extensions or a value, not both and not neither."""
     valued = any(key.lstrip("_").startswith("value") for key in data)
     if valued == ("extension" in data):
@@ -118,7 +118,7 @@ def _extension(data: Json) -> Iterator[Fault]:
 ANY_URI, ANY_UUID = URI_SYSTEMS = ("urn:ietf:rfc:3986", "https://tools.ietf.org/html/rfc4122")
 
 
-def _identifier(data: Json) -> Iterator[Fault]:
+def _identifier(data: JsonObject) -> Iterator[Fault]:
     """Check the system of an identifier, and that what is said to be a URI is one."""
     system, value = data.get("system"), data.get("value")
     if isinstance(system, str) and system and not system.startswith((*SYSTEMS, "ldap:")):
@@ -131,17 +131,17 @@ def _identifier(data: Json) -> Iterator[Fault]:
         yield "r4-value", "value", f"is {show(value)}; with the system {ANY_UUID} it must be a UUID"
 
 
-def _meta(data: Json) -> Iterator[Fault]:
+def _meta(data: JsonObject) -> Iterator[Fault]:
     """Check that security labels are a set."""
     seen: set[tuple[str, str]] = set()
-    for index, label in enumerate(resources_of(data.get("security"))):
+    for index, label in enumerate(objects(data.get("security"))):
         key = (str(label.get("system")), str(label.get("code")))
         if key in seen:
             yield "r4-duplicate-label", f"security[{index}]", f"is {key[0]}#{key[1]} once more; leave one of them out"
         seen.add(key)
 
 
-SPECIAL: Mapping[str, Callable[[Json], Iterator[Fault]]] = {
+SPECIAL: Mapping[str, Callable[[JsonObject], Iterator[Fault]]] = {
     "Identifier": _identifier,
     "Meta": _meta,
     "Attachment": _attachment,

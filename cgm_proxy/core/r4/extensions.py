@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from cgm_proxy.core.r4.model import Element, ExtensionDefinition, Model, choice
+from cgm_proxy.core.json_values import JsonObject, objects
+from cgm_proxy.core.r4.model import ElementDefinition, ExtensionDefinition, Model, choice
 from cgm_proxy.core.r4.primitives import show
-from cgm_proxy.core.r4.reference_scope import Json, resources_of
 
 #: A fault: rule, path below the extension, what a message says after the path.
 Fault = tuple[str, str, str]
@@ -24,7 +24,7 @@ def places(model: Model, type_: str, element: str | None) -> frozenset[str]:
 
 def misplaced(url: str, contexts: Collection[str], at: frozenset[str]) -> Fault | None:
     """Say that an extension stands where its definition does not allow it."""
-    if not contexts or "Element" in contexts or not at.isdisjoint(contexts):
+    if not contexts or "ElementDefinition" in contexts or not at.isdisjoint(contexts):
         return None
     allowed = " or ".join(sorted(contexts)[:6])
     return (
@@ -34,7 +34,7 @@ def misplaced(url: str, contexts: Collection[str], at: frozenset[str]) -> Fault 
     )
 
 
-def faults(definition: ExtensionDefinition, data: Json, at: frozenset[str], *, modifier: bool) -> Iterator[Fault]:
+def faults(definition: ExtensionDefinition, data: JsonObject, at: frozenset[str], *, modifier: bool) -> Iterator[Fault]:
     """Judge an extension by its definition."""
     contexts = [context.partition(":")[2] for context in definition.contexts]
     if fault := misplaced(definition.url, contexts, at):
@@ -45,12 +45,12 @@ def faults(definition: ExtensionDefinition, data: Json, at: frozenset[str], *, m
     yield from _content(definition.elements, data, "", "")
 
 
-def _content(elements: Mapping[str, Element], data: Json, prefix: str, where: str) -> Iterator[Fault]:
+def _content(elements: Mapping[str, ElementDefinition], data: JsonObject, prefix: str, where: str) -> Iterator[Fault]:
     value = elements.get(f"{prefix}value[x]")
     if value is not None:
         yield from _value(value, data, where)
     parts = _parts(elements, prefix)
-    held = resources_of(data.get("extension"))
+    held = objects(data.get("extension"))
     for index, part in enumerate(held):
         url = part.get("url")
         if parts and isinstance(url, str) and url not in parts and ":" not in url:
@@ -65,7 +65,7 @@ def _content(elements: Mapping[str, Element], data: Json, prefix: str, where: st
             yield from _content(elements, part, f"{prefix}extension:{name}.", f"{where}extension[{index}].")
 
 
-def _parts(elements: Mapping[str, Element], prefix: str) -> dict[str, Element]:
+def _parts(elements: Mapping[str, ElementDefinition], prefix: str) -> dict[str, ElementDefinition]:
     start = f"{prefix}extension:"
     return {
         key[len(start) :]: element
@@ -74,7 +74,7 @@ def _parts(elements: Mapping[str, Element], prefix: str) -> dict[str, Element]:
     }
 
 
-def _value(element: Element, data: Json, where: str) -> Iterator[Fault]:
+def _value(element: ElementDefinition, data: JsonObject, where: str) -> Iterator[Fault]:
     keys = [key.lstrip("_") for key in data if key.lstrip("_").startswith("value")]
     allowed = {"value" + choice(type_) for type_ in element.types}
     if element.most == 0 and keys:
@@ -93,7 +93,7 @@ def _value(element: Element, data: Json, where: str) -> Iterator[Fault]:
         )
 
 
-def bound(definition: ExtensionDefinition, data: Json) -> tuple[str, Any] | None:
+def bound(definition: ExtensionDefinition, data: JsonObject) -> tuple[str, Any] | None:
     """Give the code of a simple extension and the value set that it must be of, where the definition binds it."""
     element = definition.elements.get("value[x]")
     if element is None or element.binding is None or not isinstance(data.get("valueCode"), str):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import Invariant, Type
-from cgm_proxy.core.r4.reference_scope import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +12,9 @@ class Node:
     """An object of the resource: where it is, its data, its type, the element it stands in and the resource around it."""
 
     path: str
-    data: Json
+    data: JsonObject
     type: Type
-    resource: Json
+    resource: JsonObject
     parent: str | None = None
     modifier: bool = False
     places: frozenset[str] = frozenset()

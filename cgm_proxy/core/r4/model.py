@@ -60,7 +60,7 @@ class Invariant:
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
+class ElementDefinition:
     """An element of a type. `most` is None for `*`; `types` maps each type to the resource types a Reference may name."""
 
     name: str
@@ -89,24 +89,24 @@ class Type:
 
     name: str
     of: str | None
-    elements: Mapping[str, Element]
-    members: Mapping[str, tuple[Element, str]]
+    elements: Mapping[str, ElementDefinition]
+    members: Mapping[str, tuple[ElementDefinition, str]]
     invariants: tuple[Invariant, ...]
 
     @property
-    def required(self) -> Iterator[Element]:
+    def required(self) -> Iterator[ElementDefinition]:
         """The elements that must be there."""
         return (element for element in self.elements.values() if element.least)
 
 
-def parse_element(name: str, line: str, invariants: tuple[Invariant, ...] = ()) -> Element:
+def parse_element(name: str, line: str, invariants: tuple[Invariant, ...] = ()) -> ElementDefinition:
     """Read an element as `1..1 code =observation-status` or `0..1 Reference(Patient|Group)`."""
     found = _LINE.match(line)
     if found is None:
         raise ValueError(f"{name}: {line!r} is no element")
     least, most, types, binding, weak = found.groups()
     targets = {t: tuple(r.split("|")) if r else () for t, r in _TYPE.findall(types)}
-    return Element(name, int(least), None if most == "*" else int(most), targets, binding, invariants, weak)
+    return ElementDefinition(name, int(least), None if most == "*" else int(most), targets, binding, invariants, weak)
 
 
 def choice(type_: str) -> str:
@@ -114,7 +114,7 @@ def choice(type_: str) -> str:
     return "Quantity" if type_ in {"SimpleQuantity", "MoneyQuantity"} else type_[0].upper() + type_[1:]
 
 
-def json_names(element: Element) -> Iterator[tuple[str, str]]:
+def json_names(element: ElementDefinition) -> Iterator[tuple[str, str]]:
     """Give the JSON names of an element with the type of each: `valueQuantity`, `valueString`, ..."""
     for type_ in element.types:
         yield (element.name[:-3] + choice(type_), type_) if element.choice else (element.name, type_)
@@ -127,7 +127,7 @@ class ExtensionDefinition:
     url: str
     contexts: tuple[str, ...]
     modifier: bool
-    elements: Mapping[str, Element]
+    elements: Mapping[str, ElementDefinition]
 
 
 def _lines(path: Path, key: str) -> dict[str, bytes]:

@@ -7,46 +7,41 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.model import Model
 
-Json = dict[str, Any]
-Resolve = Callable[[str], Json | None]
+ReferenceResolver = Callable[[str], JsonObject | None]
 #: `Patient/1`, `http://example.org/fhir/Patient/1`, `Patient/1/_history/2`
 LITERAL = re.compile(r"(?:[a-z]+:(?:.*?/)?)?([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/[A-Za-z0-9\-.]{1,64})?")
 
 
-def nowhere(_reference: str) -> Json | None:
+def nowhere(_reference: str) -> JsonObject | None:
     """Resolve nothing: what an examination without context uses."""
     return None
-
-
-def resources_of(value: Any) -> list[Json]:
-    """Give the objects of a list, and leave out what is no object."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 class Scope:
     """The resources that references inside `root` may mean."""
 
-    def __init__(self, root: Json, resolve: Resolve = nowhere) -> None:
+    def __init__(self, root: JsonObject, resolve: ReferenceResolver = nowhere) -> None:
         self.root = root
         self._outside = resolve
-        self._homes: dict[int, Json] = {}
-        self._entries: dict[str, Json] = {}
+        self._homes: dict[int, JsonObject] = {}
+        self._entries: dict[str, JsonObject] = {}
         self._own(root)
         if root.get("resourceType") == "Bundle":
-            for entry in resources_of(root.get("entry")):
+            for entry in objects(root.get("entry")):
                 self._add_entry(entry)
 
-    def of(self, root: Json) -> "Scope":
+    def of(self, root: JsonObject) -> "Scope":
         """Give the scope of another form of the root, with the same outside."""
         return Scope(root, self._outside)
 
-    def _own(self, resource: Json) -> None:
-        for contained in resources_of(resource.get("contained")):
+    def _own(self, resource: JsonObject) -> None:
+        for contained in objects(resource.get("contained")):
             self._homes[id(contained)] = resource
 
-    def _add_entry(self, entry: Json) -> None:
+    def _add_entry(self, entry: JsonObject) -> None:
         resource, url = entry.get("resource"), entry.get("fullUrl")
         if not isinstance(resource, dict):
             return
@@ -55,16 +50,16 @@ class Scope:
             self._entries.setdefault(url, resource)
         self._entries.setdefault(f"{resource.get('resourceType')}/{resource.get('id')}", resource)
 
-    def home(self, resource: Json) -> Json:
+    def home(self, resource: JsonObject) -> JsonObject:
         """Give the resource that contains `resource`, or itself."""
         return self._homes.get(id(resource), resource)
 
-    def find(self, reference: str, within: Json) -> Json | None:
+    def find(self, reference: str, within: JsonObject) -> JsonObject | None:
         """Give what `reference` means in the resource `within`, or None."""
         home = self.home(within)
         if reference.startswith("#"):
             wanted = reference[1:]
-            held = (c for c in resources_of(home.get("contained")) if c.get("id") == wanted)
+            held = (c for c in objects(home.get("contained")) if c.get("id") == wanted)
             return next(held, None) if wanted else home
         plain = reference.split("/_history/")[0]
         found = self._entries.get(plain)
@@ -75,7 +70,7 @@ class Scope:
             self._own(found)
         return found
 
-    def target_type(self, reference: Any, within: Json, model: Model) -> str | None:
+    def target_type(self, reference: Any, within: JsonObject, model: Model) -> str | None:
         """Give the type of what a Reference means: of the resource found, else as its literal reference says, else its `type`."""
         text = reference.get("reference") if isinstance(reference, dict) else None
         if not isinstance(text, str):

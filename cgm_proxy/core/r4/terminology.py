@@ -8,10 +8,10 @@ concept counts: one that is of the value set where the element is bound, any goo
 from collections.abc import Mapping
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.findings import Findings, last
-from cgm_proxy.core.r4.model import Element, Model, ValueSet
+from cgm_proxy.core.r4.model import ElementDefinition, Model, ValueSet
 from cgm_proxy.core.r4.primitives import show
-from cgm_proxy.core.r4.reference_scope import Json, resources_of
 from cgm_proxy.core.r4.uris import SYSTEMS
 
 #: Of this one the HL7 validator knows that it can't know the codes, so that none of them excuses another coding.
@@ -35,15 +35,15 @@ class Codes:
         some = ", ".join(listed[:12]) + (", …" if len(listed) > 12 else "")
         self._found.add("r4-code", where, f"{last(where)} is {show(value)}; R4 wants one of {some}")
 
-    def missing(self, element: Element, where: str) -> None:
+    def missing(self, element: ElementDefinition, where: str) -> None:
         """Refuse a code without a value where one of a value set is required; extensions do not replace it."""
         if element.binding and element.binding != "languages" and "code" in element.types:
             self._found.add("r4-code", where, f"{last(where)} has no value; R4 wants a code of {element.binding}")
 
-    def bound(self, element: Element, type_: str, value: Json, where: str) -> None:
+    def bound(self, element: ElementDefinition, type_: str, value: JsonObject, where: str) -> None:
         """Judge a CodeableConcept, Coding or Quantity by its systems and by the element's value set."""
         if type_ == "CodeableConcept":
-            codings = resources_of(value.get("coding"))
+            codings = objects(value.get("coding"))
             self._concept(element, codings, where)
         elif type_ == "Coding" or type_ in QUANTITIES:
             codings = [value] if type_ == "Coding" or "code" in value else []
@@ -55,20 +55,20 @@ class Codes:
             text = f"{last(where)} has no code of the value set {element.binding}, which R4 requires"
             self._found.add("r4-binding", where, text)
 
-    def _concept(self, element: Element, codings: list[Json], where: str) -> None:
+    def _concept(self, element: ElementDefinition, codings: list[JsonObject], where: str) -> None:
         wanted = element.binding or element.weak_binding
         allowed = self._model.value_set(wanted) if wanted else None
         for index, coding in enumerate(codings):
             if self._model.has_code(coding) is False and not any(self._counts(c, allowed) for c in codings):
                 self._unknown(coding, f"{where}.coding[{index}]")
 
-    def _counts(self, coding: Json, allowed: ValueSet | None) -> bool:
+    def _counts(self, coding: JsonObject, allowed: ValueSet | None) -> bool:
         """Whether a coding excuses the other ones of its concept."""
         if allowed is not None:
             return _of(allowed, coding) and self._model.has_code(coding) is not False
         return "system" in coding and coding["system"] != SNOMED and self._model.has_code(coding) is not False
 
-    def _alone(self, element: Element, coding: Json, where: str) -> None:
+    def _alone(self, element: ElementDefinition, coding: JsonObject, where: str) -> None:
         system = coding.get("system")
         if not isinstance(system, str) or "code" not in coding:
             return
@@ -82,13 +82,13 @@ class Codes:
         if self._model.has_code(coding) is False:
             self._unknown(coding, where)
 
-    def _unknown(self, coding: Json, where: str) -> None:
+    def _unknown(self, coding: JsonObject, where: str) -> None:
         code, system = show(coding.get("code")), show(coding.get("system"))
         text = f"{last(where)}.code is {code}, which the code system {system} does not have; correct one of them"
         self._found.add("r4-coding", f"{where}.code", text)
 
 
-def _of(allowed: Mapping[str, Any], coding: Json) -> bool:
+def _of(allowed: Mapping[str, Any], coding: JsonObject) -> bool:
     system, code = coding.get("system"), coding.get("code")
     if not isinstance(system, str) or system not in allowed:
         return False

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4 import contained, extensions
 from cgm_proxy.core.r4.datatypes import SPECIAL
 from cgm_proxy.core.r4.findings import Findings, Node, last
-from cgm_proxy.core.r4.model import CORE, PRIMITIVES, Element, Invariant, Model
+from cgm_proxy.core.r4.model import CORE, PRIMITIVES, ElementDefinition, Invariant, Model
 from cgm_proxy.core.r4.narrative import narrative_fault
 from cgm_proxy.core.r4.primitives import NOTHING, fault, not_after, show
-from cgm_proxy.core.r4.reference_scope import Json, Scope
+from cgm_proxy.core.r4.reference_scope import Scope
 from cgm_proxy.core.r4.references import References
 from cgm_proxy.core.r4.terminology import Codes
 from cgm_proxy.core.r4.uris import BLANK, absolute, uri_fault
@@ -45,7 +46,7 @@ class Walk:
         self._references = References(model, scope, self.found)
         self._ids: set[tuple[int, str]] = set()
 
-    def resource(self, data: Json, path: str, parent: str | None = None) -> None:
+    def resource(self, data: JsonObject, path: str, parent: str | None = None) -> None:
         """Examine a resource: the root, a contained one or an entry's."""
         name = data.get("resourceType")
         type_ = self.model.resource(name)
@@ -111,7 +112,7 @@ class Walk:
         else:
             self._companion(node, key, element, type_, where)
 
-    def _value(self, node: Node, element: Element, type_: str, key: str, where: str) -> None:
+    def _value(self, node: Node, element: ElementDefinition, type_: str, key: str, where: str) -> None:
         value = node.data[key]
         if element.most == 0:
             self.found.add("r4-cardinality", where, f"{last(where)} is not allowed here; leave it out")
@@ -128,7 +129,7 @@ class Walk:
                 if not (item is None and type_ in PRIMITIVES and filled):
                     self._one(node, element, type_, item, f"{where}[{index}]")
 
-    def _one(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
+    def _one(self, node: Node, element: ElementDefinition, type_: str, value: Any, where: str) -> None:
         if type_ in PRIMITIVES:
             self._primitive(node, element, type_, value, where)
         elif not isinstance(value, dict):
@@ -138,7 +139,7 @@ class Walk:
         else:
             self._complex(node, element, type_, value, where)
 
-    def _complex(self, node: Node, element: Element, type_: str, value: Json, where: str) -> None:
+    def _complex(self, node: Node, element: ElementDefinition, type_: str, value: JsonObject, where: str) -> None:
         known = self.model.type(type_)
         if known is None:
             return
@@ -189,7 +190,7 @@ class Walk:
         plain, versioned, _ = url.partition("|")
         return "whose version does not belong there" if versioned and self.model.extension(plain) else None
 
-    def _primitive(self, node: Node, element: Element, type_: str, value: Any, where: str) -> None:
+    def _primitive(self, node: Node, element: ElementDefinition, type_: str, value: Any, where: str) -> None:
         if isinstance(value, dict | list) or value is None:
             self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
             return
@@ -210,7 +211,7 @@ class Walk:
         elif element.binding and type_ == "code":
             self._codes.code(element.binding, value, where)
 
-    def _canonical(self, element: Element, url: str) -> str | None:
+    def _canonical(self, element: ElementDefinition, url: str) -> str | None:
         """Say what a canonical must mean: something in the resource after a `#`, and no resource of another type."""
         if url.startswith("#"):
             return None if url[1:] in self._ids_of_all() else "the # and id of something in the resource"
@@ -228,15 +229,15 @@ class Walk:
 
     def _ids_of_all(self) -> frozenset[str]:
         """Give the ids of all elements and resources."""
-        return frozenset(str(held["id"]) for held in contained.objects(self.scope.root) if "id" in held)
+        return frozenset(str(held["id"]) for held in contained.all_objects(self.scope.root) if "id" in held)
 
-    def _is_blank(self, node: Node, element: Element, type_: str, value: Any) -> bool:
+    def _is_blank(self, node: Node, element: ElementDefinition, type_: str, value: Any) -> bool:
         """Whether a text is of white space only, which the HL7 validator warns of and does not look into."""
         if not isinstance(value, str) or type_ in UNTEXTUAL or not BLANK.fullmatch(value):
             return False
         return self._pattern(node, element, type_) != "id"
 
-    def _is_extended(self, node: Node, element: Element, where: str) -> bool:
+    def _is_extended(self, node: Node, element: ElementDefinition, where: str) -> bool:
         """Whether an empty primitive has extensions, which say then what it means; a resource's id never has."""
         if element.name == "id" and node.data is node.resource:
             return False
@@ -246,10 +247,10 @@ class Walk:
             beside = beside[int(index)] if int(index) < len(beside) else None
         return isinstance(beside, dict) and "extension" in beside
 
-    def _pattern(self, node: Node, element: Element, type_: str) -> str:
+    def _pattern(self, node: Node, element: ElementDefinition, type_: str) -> str:
         return "id" if type_ == "String" and element.name == "id" and node.data is node.resource else type_
 
-    def _companion(self, node: Node, key: str, element: Element, type_: str, where: str) -> None:
+    def _companion(self, node: Node, key: str, element: ElementDefinition, type_: str, where: str) -> None:
         value = node.data[key]
         plain = node.data.get(key[1:])
         items = value if isinstance(value, list) else [value]
@@ -264,7 +265,7 @@ class Walk:
                 continue
             if not isinstance(item, dict):
                 self.found.add("r4-json", at, f"{last(f'{node.path}.{key}')} is {_kind(item)}; R4 wants an object")
-            elif base := self.model.type("Element"):
+            elif base := self.model.type("ElementDefinition"):
                 places = extensions.places(self.model, type_, f"{node.type.name}.{element.name}")
                 self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}", places=places))
                 beside = plain[index] if isinstance(plain, list) and index < len(plain) else plain
@@ -272,7 +273,7 @@ class Walk:
                 if beside is None:
                     self._codes.missing(element, at)
 
-    def _alone(self, companion: Json, plain: Any, where: str) -> None:
+    def _alone(self, companion: JsonObject, plain: Any, where: str) -> None:
         """Check ele-1 of a primitive: an id alone is no content."""
         if companion and plain is None and "extension" not in companion:
             self.found.add(
@@ -338,7 +339,7 @@ def _range(_walk: Walk, node: Node) -> bool:
     return bool(fault("decimal", least) or fault("decimal", most) or least <= most)
 
 
-def _has(data: Json, name: str) -> bool:
+def _has(data: JsonObject, name: str) -> bool:
     return name in data or f"_{name}" in data
 
 
@@ -359,7 +360,7 @@ NATIVE: dict[str, Callable[[Walk, Node], bool]] = {
 }
 
 
-def walk(model: Model, scope: Scope, data: Json, path: str) -> Findings:
+def walk(model: Model, scope: Scope, data: JsonObject, path: str) -> Findings:
     """Examine one resource and give the findings."""
     walking = Walk(model, scope)
     walking.resource(data, path)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER
 
 #: Says that a client may choose between a synchronous and an asynchronous answer (FHIR Extensions Pack, for R4 too).
@@ -17,7 +17,7 @@ ADDRESSES = (
 )
 
 
-def publish(statement: Json, public: Callable[[str], str]) -> Json:
+def publish(statement: JsonObject, public: Callable[[str], str]) -> JsonObject:
     """Give the statement with the URLs at its server's base as `public` makes them; anything else comes back as it is."""
     if statement.get("resourceType") == "CapabilityStatement":
         for path in ADDRESSES:
@@ -33,7 +33,7 @@ def _replaced(value: Any, path: tuple[str, ...], public: Callable[[str], str]) -
     return public(value) if not path and isinstance(value, str) else value
 
 
-def add_receiver(statement: Json, *, asynchronous: bool = False) -> Json:
+def add_receiver(statement: JsonObject, *, asynchronous: bool = False) -> JsonObject:
     """Give the statement with `instantiates` and the operation added, once; anything else comes back as it is.
 
     With `asynchronous`, the operation is said to have answers of both kinds.
@@ -42,13 +42,13 @@ def add_receiver(statement: Json, *, asynchronous: bool = False) -> Json:
         return statement
     instantiates = _listed(statement.get("instantiates"))
     added = {**statement, "instantiates": instantiates if RECEIVER in instantiates else [*instantiates, RECEIVER]}
-    operation: Json = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
+    operation: JsonObject = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
     operation |= {"extension": [EITHER]} if asynchronous else {}
     rest = [_with_operation(part, operation) for part in _listed(statement.get("rest"))]
     return added | ({"rest": rest} if rest else {})
 
 
-def _with_operation(rest: Any, operation: Json) -> Any:
+def _with_operation(rest: Any, operation: JsonObject) -> Any:
     if not isinstance(rest, dict) or rest.get("mode") != "server":
         return rest
     operations = _listed(rest.get("operation"))

@@ -12,8 +12,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from cgm_proxy.core.codec.json_body import decode
-from cgm_proxy.core.issues import Json
-from cgm_proxy.core.submission.model import objects
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.plan import Stored
 
 #: A location's end, relative to the base: type, id and version (https://hl7.org/fhir/R4/http.html#create).
@@ -54,7 +53,7 @@ class _Responses(msgspec.Struct):
 _responses = msgspec.json.Decoder(_Responses, float_hook=Decimal)
 
 
-def document(data: bytes) -> Json | None:
+def document(data: bytes) -> JsonObject | None:
     """Parse an answer's body, or give None where it is not a JSON object."""
     try:
         return decode(data)
@@ -62,15 +61,15 @@ def document(data: bytes) -> Json | None:
         return None
 
 
-def resources(page: Json, kind: str) -> Iterator[Json]:
+def resources(page: JsonObject, kind: str) -> Iterator[JsonObject]:
     """Give the resources of one type that a searchset holds, without outcomes and whatever was included."""
     for entry in objects(page.get("entry")):
         resource = entry.get("resource")
-        if isinstance(resource, dict) and resource.get("resourceType") == kind and located(resource):
+        if isinstance(resource, dict) and resource.get("resourceType") == kind and location_of(resource):
             yield resource
 
 
-def next_page(page: Json, kind: str) -> str | None:
+def next_page(page: JsonObject, kind: str) -> str | None:
     """Give the link to a search's next page as path and query below the base, wherever the link itself points."""
     urls = [link.get("url") for link in objects(page.get("link")) if link.get("relation") == "next"]
     if not urls or not isinstance(url := urls[0], str):
@@ -81,7 +80,7 @@ def next_page(page: Json, kind: str) -> str | None:
     return (f"/{quote(below)}" if below else "") + "?" + quote(query, safe=_IN_QUERY)
 
 
-def located(resource: Json) -> Stored | None:
+def location_of(resource: JsonObject) -> Stored | None:
     """Give where a resource that was read or found is stored, or None where it has no id."""
     name = resource.get("id")
     place = LOCATION.fullmatch(f"{resource.get('resourceType')}/{name}")
@@ -94,7 +93,7 @@ def located(resource: Json) -> Stored | None:
     return Stored(f"{place[1]}/_history/{version}", f'W/"{version}"')
 
 
-def about(resource: Json) -> str | None:
+def about(resource: JsonObject) -> str | None:
     """Give the reference to whom a resource is about, or None where it names nobody."""
     for name in ("subject", "patient"):
         element = resource.get(name)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cgm_proxy.core.codec.json_body import decode, encode
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.strategy import Strategy, name
 from cgm_proxy.core.submission.identity import stamp
 from cgm_proxy.core.submission.plan import Identified
@@ -31,7 +31,9 @@ def _entry(one: Identified, locations: Mapping[str, str], strategy: Strategy) ->
     )
 
 
-def single(one: Identified, locations: Mapping[str, str], strategy: Strategy) -> tuple[Json, dict[str, str], bytes]:
+def single(
+    one: Identified, locations: Mapping[str, str], strategy: Strategy
+) -> tuple[JsonObject, dict[str, str], bytes]:
     """Give an entry's own request: `Bundle.entry.request`, the header fields that say its condition, and the resource."""
     request = strategy.request(one.entry.type, one.identity)
     fields = {FIELDS[key]: value for key, value in request.items() if key in FIELDS}

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue, Json
+from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest import confirmed
-from cgm_proxy.core.submission.model import objects
 from cgm_proxy.core.submission.plan import Identified, Refused, Stored
 
 #: Why an entry may be answered otherwise: it lost a race (`conflict`); it is stored, but it was not said where, or its condition
@@ -44,11 +44,11 @@ _STATUSES = frozenset(map(int, HTTPStatus))
 _ENTRY = re.compile(r"\bentry\[(\d{1,6})\]")
 
 
-class Refusal(msgspec.Struct, frozen=True, gc=False):
+class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
     """A refusal that sending again does not change."""
 
     status: int
-    outcome: Json
+    outcome: JsonObject
     authenticate: str | None = None
 
     @property
@@ -90,21 +90,21 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
                 yield from (str(text) for text in (said if isinstance(said, list) else [said]))
 
 
-class Again(msgspec.Struct, frozen=True, gc=False):
+class Retry(msgspec.Struct, frozen=True, gc=False):
     """An entry may be answered otherwise when it is sent again, not before `wait` seconds have passed."""
 
     cause: Cause
     wait: float = 0.0
-    refusal: Refusal | None = None
+    refusal: UpstreamRefusal | None = None
     """What stands if it stays `unclear`, and is told beside if it stays a `conflict`."""
 
 
-Result = Stored | Refusal | Again
+EntryResult = Stored | UpstreamRefusal | Retry
 
-LOST = Again("lost")
+LOST = Retry("lost")
 
 
-class Answered(NamedTuple):
+class UpstreamResponse(NamedTuple):
     """An HTTP response, and when it came."""
 
     status: int
@@ -113,7 +113,7 @@ class Answered(NamedTuple):
     at: datetime
 
 
-def of_bundle(answered: Answered, count: int, *, whole: bool) -> list[Result] | Refusal | Again:
+def of_bundle(answered: UpstreamResponse, count: int, *, whole: bool) -> list[EntryResult] | UpstreamRefusal | Retry:
     """Read the answer to `count` entries that were sent together: a result for each, or one for all."""
     body = answered.body
     if answered.status >= 300:
@@ -127,7 +127,7 @@ def of_bundle(answered: Answered, count: int, *, whole: bool) -> list[Result] | 
     return [_of_entry(entry) for entry in entries]
 
 
-def _of_entry(entry: Any) -> Result:
+def _of_entry(entry: Any) -> EntryResult:
     """Read one entry of a batch-response."""
     if stored := confirmed.stored(entry):
         return stored
@@ -138,11 +138,11 @@ def _of_entry(entry: Any) -> Result:
     outcome = response.get("outcome") if isinstance(response, dict) else None
     status = int(said)
     if 200 <= status < 300:
-        return Again("unclear")
+        return Retry("unclear")
     return _without(status, outcome if isinstance(outcome, dict) else None)
 
 
-def of_single(answered: Answered, kind: str) -> Result:
+def of_single(answered: UpstreamResponse, kind: str) -> EntryResult:
     """Read the answer to an entry that was sent by itself, as a resource of type `kind`."""
     status, headers, body, _ = answered
     document = confirmed.document(body)
@@ -153,23 +153,25 @@ def of_single(answered: Answered, kind: str) -> Result:
     places = [place[1] for place in told if place and place[1].startswith(f"{kind}/")]
     if places:
         return Stored(places[0], confirmed.etag(headers.get("ETag")), status == 201, resource)
-    if resource and (found := confirmed.located(resource)):
+    if resource and (found := confirmed.location_of(resource)):
         return Stored(found.location, found.etag, status == 201, resource)
-    return Again("unclear")
+    return Retry("unclear")
 
 
-def _without(status: int, outcome: Json | None, answered: Answered | None = None) -> Refusal | Again:
+def _without(
+    status: int, outcome: JsonObject | None, answered: UpstreamResponse | None = None
+) -> UpstreamRefusal | Retry:
     """Read an answer by which nothing is known to be stored."""
     headers = answered.headers if answered else {}
     wait = retry_after(headers.get("Retry-After", ""), answered.at) if answered else None
-    refusal = Refusal(status, outcome or {}, headers.get("WWW-Authenticate"))
+    refusal = UpstreamRefusal(status, outcome or {}, headers.get("WWW-Authenticate"))
     if status in CAUSES:
-        return Again(CAUSES[status], wait or 0.0, refusal if status in {409, 412} else None)
+        return Retry(CAUSES[status], wait or 0.0, refusal if status in {409, 412} else None)
     if status < 500 or status in LASTING:
         return refusal
     if status == 503 and wait is not None:
-        return Again("busy", wait)
-    return Again("failed" if status == 500 and outcome is not None else "lost", wait or 0.0)
+        return Retry("busy", wait)
+    return Retry("failed" if status == 500 and outcome is not None else "lost", wait or 0.0)
 
 
 def retry_after(text: str, now: datetime) -> float | None:

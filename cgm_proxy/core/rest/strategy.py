@@ -7,10 +7,9 @@ by itself: whatever is sent together, an entry is created in the way of its row 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.identity import token
 from cgm_proxy.core.submission.judge import referenced_first
-from cgm_proxy.core.submission.model import objects
 from cgm_proxy.core.submission.plan import Group, Plan
 
 #: What an identity begins with; a UUID follows.
@@ -30,7 +29,7 @@ class Abilities:
     TransactionProcessor.preFetchConditionalUrls), and takes batches although it does not say so."""
 
 
-def abilities(statement: Json, types: Collection[str]) -> Abilities | None:
+def abilities(statement: JsonObject, types: Collection[str]) -> Abilities | None:
     """Read a CapabilityStatement, as far as it is about resources of `types`; None where it does not say what the server does.
 
     What is not said is not done (https://hl7.org/fhir/R4/capabilitystatement.html): the way without it is slower, and as safe.
@@ -51,7 +50,7 @@ def abilities(statement: Json, types: Collection[str]) -> Abilities | None:
     )
 
 
-def _all(resources: Collection[Json], ability: str) -> bool:
+def _all(resources: Collection[JsonObject], ability: str) -> bool:
     return bool(resources) and all(each.get(ability) is True for each in resources)
 
 
@@ -74,7 +73,7 @@ class Creating:
 
     name: str
     able: Callable[[Abilities], bool]
-    request: Callable[[str, str, str], Json]
+    request: Callable[[str, str, str], JsonObject]
     looks: bool = False
     """Whether the upstream is asked for all identities before anything is sent, and again before it is sent again."""
     by_id: bool = False
@@ -123,7 +122,7 @@ class Strategy:
     hapi: bool = False
     entries: int | None = None
 
-    def request(self, kind: str, identity: str) -> Json:
+    def request(self, kind: str, identity: str) -> JsonObject:
         """Give `Bundle.entry.request` of an entry."""
         condition = f"identifier={token(identity)}"
         return self.creating.request(kind, identity, f"{kind}?{condition}" if self.hapi else condition)

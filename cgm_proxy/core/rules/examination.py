@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from cgm_proxy.core.issues import Issue, Severity
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.extensions import misplaced
 from cgm_proxy.core.r4.findings import Findings, Node, last
 from cgm_proxy.core.r4.model import CORE, Model
 from cgm_proxy.core.r4.primitives import show
-from cgm_proxy.core.r4.reference_scope import Json, Scope, resources_of
+from cgm_proxy.core.r4.reference_scope import Scope
 from cgm_proxy.core.r4.validator import walk
 from cgm_proxy.core.rules import fhirpath
 from cgm_proxy.core.rules.fhirpath import FhirPathError, data_of, expression
@@ -37,7 +38,7 @@ class Book(Protocol):
 class Base:
     """What base R4 says of a resource, and the resources in it (itself first) whose profiles come next."""
 
-    resource: Json
+    resource: JsonObject
     issues: tuple[Issue, ...]
     nodes: list[Node]
     by: "Examination"
@@ -52,21 +53,21 @@ class Examination:
         self.scope = scope
         self.dialect = dialect
         self._conforms: dict[tuple[int, str], bool] = {}
-        self._kept: list[Json] = []
+        self._kept: list[JsonObject] = []
         self._bases: dict[int, Base] = {}
-        self._within: list[Json] = [scope.root]
+        self._within: list[JsonObject] = [scope.root]
         self._functions = fhirpath.functions(
             self._resolve, self._target_type, self._conforms_to, self._member_of, self._known_codes
         )
 
-    def examine(self, resource: Json, profiles: Sequence[str]) -> Iterator[Issue]:
+    def examine(self, resource: JsonObject, profiles: Sequence[str]) -> Iterator[Issue]:
         """Judge a resource by base R4, by the profiles it and its parts claim, and by `profiles`."""
         base = self._bases.get(id(resource)) or self._base(resource)
         yield from base.issues
         for node in base.nodes:
             yield from base.by._claims(node, profiles if node is base.nodes[0] else ())  # noqa: SLF001 -- one of its kind
 
-    def _base(self, resource: Json) -> "Base":
+    def _base(self, resource: JsonObject) -> "Base":
         """Judge a resource by base R4, once however many profiles ask."""
         path = str(resource.get("resourceType", "resource"))
         found = walk(self.model, self.scope, resource, path)
@@ -125,7 +126,7 @@ class Examination:
                 text = f"{last(node.path)}.meta.profile is {show(url)}, which is for other resources; leave it out"
                 yield Issue("r4-profile", text, f"{node.path}.meta.profile")
 
-    def judge(self, profile: Profile, data: Json, path: str, within: Json) -> Iterator[Issue]:
+    def judge(self, profile: Profile, data: JsonObject, path: str, within: JsonObject) -> Iterator[Issue]:
         """Evaluate a profile's rules on a resource or extension."""
         if profile.type not in ("Extension", data.get("resourceType")):
             text = f"{last(path)} is a {data.get('resourceType')}; {profile.name} is a profile of {profile.type}"
@@ -173,10 +174,10 @@ class Examination:
     def _shown(self, rule: Rule, node: Any) -> list[Any]:
         return expression(rule.shows).nodes(node, self._functions, {}) if rule.shows else []
 
-    def _variables(self, resource: Json) -> Json:
+    def _variables(self, resource: JsonObject) -> JsonObject:
         return {"resource": resource, "rootResource": self.scope.home(resource)}
 
-    def _resolve(self, item: Any) -> Json | None:
+    def _resolve(self, item: Any) -> JsonObject | None:
         text = item.get("reference") if isinstance(item, dict) else item
         return self.scope.find(text, self._within[-1]) if isinstance(text, str) else None
 
@@ -193,7 +194,7 @@ class Examination:
             self._conforms[key] = not any(issue.refuses for issue in self._examine_part(item, url))
         return self._conforms[key]
 
-    def _examine_part(self, item: Json, url: str) -> Iterator[Issue]:
+    def _examine_part(self, item: JsonObject, url: str) -> Iterator[Issue]:
         if url.startswith(CORE) and item.get("resourceType") != url.removeprefix(CORE):
             yield Issue("r4-type", f"is a {item.get('resourceType')}", None)
         self._within.append(item)
@@ -203,7 +204,7 @@ class Examination:
         finally:
             self._within.pop()
 
-    def _by_code(self, item: Json, url: str) -> Iterator[Issue]:
+    def _by_code(self, item: JsonObject, url: str) -> Iterator[Issue]:
         """Ask first for the code, by which most of a submission's other resources fail: whoever asks stops at one issue."""
         profile = self.book.profile(url, self.dialect)
         if profile is None or item.get("resourceType") != profile.type or not isinstance(item.get("code"), dict):
@@ -215,7 +216,7 @@ class Examination:
 
     def _known_codes(self, item: Any) -> bool:
         """Whether no coding has a code that its code system lacks."""
-        codings = resources_of(item.get("coding")) if isinstance(item, dict) else []
+        codings = objects(item.get("coding")) if isinstance(item, dict) else []
         return not any(self.model.has_code(coding) is False for coding in codings)
 
     def _member_of(self, item: Any, url: str) -> bool:

@@ -33,7 +33,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
-Json = dict[str, Any]
+from cgm_proxy.core.json_values import JsonObject
+
 #: Deepest nesting of a rules' file; samples hold resources.
 DEEPEST = 200
 SEVERITIES = ("error", "warning", "information")
@@ -108,7 +109,7 @@ class Addition:
 
     extends: tuple[str, ...]
     dialect: str | None
-    rules: tuple[Json, ...]
+    rules: tuple[JsonObject, ...]
     severity: Mapping[str, str] = field(default_factory=dict)
     path: str = ""
 
@@ -191,7 +192,7 @@ def read(path: Path) -> Profile | Addition:
     )
 
 
-def _addition(path: Path, data: Json) -> Addition:
+def _addition(path: Path, data: JsonObject) -> Addition:
     extends = data["extends"] if isinstance(data["extends"], list) else [data["extends"]]
     dialect = str(data["dialect"]) if "dialect" in data else None
     severity = data.get("severity", {})
@@ -226,7 +227,7 @@ def rule_of(path: Path, name: str, data: Any) -> Rule:
     return Rule(f"{name}/{data['id']}", *texts, severity)
 
 
-def check_keys(path: Path, data: Json, known: Mapping[str, str], of: str) -> None:
+def check_keys(path: Path, data: JsonObject, known: Mapping[str, str], of: str) -> None:
     """Raise RulesError for a key that is not known, or whose value is not what `known` says."""
     for key, value in data.items():
         if key not in known:
@@ -235,7 +236,7 @@ def check_keys(path: Path, data: Json, known: Mapping[str, str], of: str) -> Non
             raise RulesError(f"{path}:{line_of(path, f'{key}:')}: `{key}`{of} must be {known[key]}")
 
 
-def _rule_line(path: Path, data: Json) -> int:
+def _rule_line(path: Path, data: JsonObject) -> int:
     return line_of(path, f"id: {data.get('id')}")
 
 

@@ -12,16 +12,17 @@ from typing import Any
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import Model
-from cgm_proxy.core.r4.reference_scope import Json, Resolve, Scope, nowhere
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver, Scope, nowhere
 from cgm_proxy.core.r4.validator import NATIVE
 from cgm_proxy.core.rules.examination import Examination
 from cgm_proxy.core.rules.fhirpath import FhirPathError, expression
 from cgm_proxy.core.rules.rule_files import Addition, Profile, Rule, RulesError, line_of, merge, profile_files, read
 from cgm_proxy.core.rules.static_analysis import Analysis, analyse
-from cgm_proxy.core.rules.verdict_cache import LARGEST_SHAPE, Leaves, Shapes, free_leaves, shape
+from cgm_proxy.core.rules.verdict_cache import LARGEST_SHAPE, Leaves, VerdictCache, free_leaves, shape
 
-__all__ = ["Examination", "Profile", "Resolve", "Rule", "RuleBook", "RulesError"]
+__all__ = ["Examination", "Profile", "ReferenceResolver", "Rule", "RuleBook", "RulesError"]
 
 #: What is read of a resource to tell its profiles is remembered up to this size (bytes); a code takes a few hundred.
 LARGEST_CODE = 2**11
@@ -36,7 +37,7 @@ class RuleBook:
     def __init__(
         self, model: Model, profiles: Iterable[Profile], codes: Mapping[str, Sequence[Path]] | None = None
     ) -> None:
-        self.shapes: Shapes | None = Shapes()
+        self.shapes: VerdictCache | None = VerdictCache()
         self._whens: dict[tuple[str, str], tuple[list[Profile], list[str], Leaves]] = {}
         self._implied = lru_cache(4096)(self._find_implied)
         self._leaves = lru_cache(1024)(self._find_leaves)
@@ -104,9 +105,9 @@ class RuleBook:
 
     def examine(
         self,
-        resource: Json,
+        resource: JsonObject,
         profiles: Sequence[str],
-        resolve: Resolve = nowhere,
+        resolve: ReferenceResolver = nowhere,
         *,
         dialect: str | None = None,
         encoded: bytes | None = None,
@@ -130,16 +131,18 @@ class RuleBook:
         return known if known is not None else self._learn(key, resource, stand_in, resolve)
 
     def _plain(
-        self, resource: Json, profiles: Sequence[str], resolve: Resolve, dialect: str | None
+        self, resource: JsonObject, profiles: Sequence[str], resolve: ReferenceResolver, dialect: str | None
     ) -> tuple[Issue, ...]:
         found = Examination(self, Scope(resource, resolve), dialect).examine(resource, profiles)
         return tuple(dict.fromkeys(found))
 
-    def _learn(self, key: Any, resource: Json, stand_in: Json, resolve: Resolve) -> tuple[Issue, ...]:
+    def _learn(
+        self, key: Any, resource: JsonObject, stand_in: JsonObject, resolve: ReferenceResolver
+    ) -> tuple[Issue, ...]:
         dialect, profiles, _ = key
-        looked_up: dict[str, Json | None] = {}
+        looked_up: dict[str, JsonObject | None] = {}
 
-        def noting(reference: str) -> Json | None:
+        def noting(reference: str) -> JsonObject | None:
             looked_up[reference] = found = resolve(reference)
             return found
 
@@ -150,7 +153,7 @@ class RuleBook:
             self.shapes.remember(key, issues, looked_up.items())
         return issues
 
-    def _free_leaves(self, resource: Json, demanded: tuple[str, ...], dialect: str | None) -> Leaves:
+    def _free_leaves(self, resource: JsonObject, demanded: tuple[str, ...], dialect: str | None) -> Leaves:
         """Give the leaves that no rule of the profiles, and no invariant, reads."""
         type_, meta = resource.get("resourceType"), resource.get("meta")
         claims = meta.get("profile") if type(meta) is dict else None
@@ -180,7 +183,7 @@ class RuleBook:
                 if profile.type != "Extension" or "%" in written.expression + written.at:
                     yield analyse(model, written.expression, profile.type, written.at)[0]
 
-    def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:
+    def implied(self, resource: JsonObject, dialect: str) -> tuple[str, ...]:
         """Give the profiles of a dialect whose `when` holds: what a resource is judged by when it claims nothing.
 
         Remembered by the members that the `when` of these profiles may read (`code`), so that a reading costs microseconds.
@@ -225,7 +228,7 @@ def _unchosen(name: str) -> str:
     return name.removesuffix("[x]")
 
 
-def _holds(when: str, resource: Json) -> bool:
+def _holds(when: str, resource: JsonObject) -> bool:
     try:
         return expression(when).holds(resource, {}, {})
     except FhirPathError:

@@ -31,7 +31,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class StaticType:
     """What an expression gives: the possible types, and the elements that the items are."""
 
     types: Types
@@ -114,10 +114,10 @@ class Analyser:
 
     def __init__(self, model: Model, root: str) -> None:
         self.model = model
-        self.root = Result(frozenset({root}) if model.type(root) else None, own=True)
+        self.root = StaticType(frozenset({root}) if model.type(root) else None, own=True)
         self.found = Analysis()
 
-    def infer(self, node: Any, focus: Result) -> Result:
+    def infer(self, node: Any, focus: StaticType) -> StaticType:
         """Give what a node of the syntax tree gives when evaluated on `focus`."""
         kind, parts = node.get("type"), node.get("children", [])
         if kind == "InvocationExpression":
@@ -137,10 +137,10 @@ class Analyser:
         if kind == "TypeExpression":
             return self.typed(node, self.infer(parts[0], focus))
         if kind in LITERALS:
-            return Result(LITERALS[kind])
+            return StaticType(LITERALS[kind])
         return self.leaf(kind, node, parts, focus)
 
-    def leaf(self, kind: str, node: Any, parts: list[Any], focus: Result) -> Result:
+    def leaf(self, kind: str, node: Any, parts: list[Any], focus: StaticType) -> StaticType:
         """Give what a member, function, variable or parenthesis gives."""
         if kind == "MemberInvocation":
             return self.member(_name(node), focus)
@@ -151,41 +151,41 @@ class Analyser:
         if kind == "ExternalConstantTerm":
             known = {
                 "resource": self.root,
-                "rootResource": Result(None, own=True),
+                "rootResource": StaticType(None, own=True),
                 "context": focus,
-                "ucum": Result(STRING),
+                "ucum": StaticType(STRING),
             }
             if _name(node) not in known:
                 self.found.problems.append(f"unknown variable %{_name(node)}; known: {', '.join(known)}")
-            return known.get(_name(node), Result(None))
-        result = focus if parts else Result(None)
+            return known.get(_name(node), StaticType(None))
+        result = focus if parts else StaticType(None)
         for part in parts[:1]:
             result = self.infer(part, focus)
         return result
 
-    def operator(self, kind: str, sides: list[Result]) -> Result:
+    def operator(self, kind: str, sides: list[StaticType]) -> StaticType:
         """Give an operator's type; it reads both sides."""
         for side in sides:
             self.read(side)
-        return Result(NUMBER if kind in COUNT else BOOLEAN)
+        return StaticType(NUMBER if kind in COUNT else BOOLEAN)
 
-    def typed(self, node: Any, left: Result) -> Result:
+    def typed(self, node: Any, left: StaticType) -> StaticType:
         """Give what `x is T` and `x as T` give."""
         wanted = node["children"][1]["text"].rpartition(".")[2].strip("`")
         self.known_type(wanted)
         if node["terminalNodeText"][0] == "is":
-            return Result(BOOLEAN)
-        return Result(frozenset({wanted}), left.origins, left.own)
+            return StaticType(BOOLEAN)
+        return StaticType(frozenset({wanted}), left.origins, left.own)
 
     def known_type(self, name: str) -> None:
         """Note a type that FHIR R4 does not have."""
         if name not in SYSTEM | PRIMITIVES and self.model.type(name) is None:
             self.found.problems.append(f"unknown type {name}{meant(name, (*SYSTEM, *PRIMITIVES, *self.model.types))}")
 
-    def member(self, name: str, focus: Result) -> Result:
+    def member(self, name: str, focus: StaticType) -> StaticType:
         """Give the elements that a name selects."""
         if focus.types is None:
-            return Result(None, frozenset({Read("*", name)}))
+            return StaticType(None, frozenset({Read("*", name)}))
         if name in focus.types:  # a path may begin with the type's own name: Observation.code
             return focus
         types: set[str] = set()
@@ -193,7 +193,7 @@ class Analyser:
         for holder in focus.types:
             type_ = self.model.type(holder) if holder not in SYSTEM else None
             if holder == "Resource" or name == "resourceType":
-                return Result(None, frozenset({Read("*", name)}))
+                return StaticType(None, frozenset({Read("*", name)}))
             element = (type_.elements.get(name) or type_.elements.get(name + "[x]")) if type_ else None
             if element:
                 types |= set(element.types)
@@ -202,10 +202,10 @@ class Analyser:
             held = [e for t in focus.types if t not in SYSTEM and (found := self.model.type(t)) for e in found.elements]
             near = meant(name, (e.removesuffix("[x]") for e in held))
             self.found.problems.append(f"{' or '.join(sorted(focus.types)) or 'nothing'} has no element `{name}`{near}")
-            return Result(None)
-        return Result(None if types & {"Resource"} else frozenset(types), frozenset(origins))
+            return StaticType(None)
+        return StaticType(None if types & {"Resource"} else frozenset(types), frozenset(origins))
 
-    def function(self, node: Any, focus: Result) -> Result:
+    def function(self, node: Any, focus: StaticType) -> StaticType:
         """Give what a function gives; note one that is unknown or has too many parameters."""
         name = node["children"][0]["text"].strip("`")
         given = node["children"][1]["children"] if len(node["children"]) > 1 else []
@@ -214,7 +214,7 @@ class Analyser:
             much = "unknown function" if function is None else f"{len(given)} parameters are wrong for"
             near = meant(name, FUNCTIONS) if function is None else ""
             self.found.problems.append(f"{much} {name}(){near}")
-            return Result(None)
+            return StaticType(None)
         self.found.everything |= name in SEES_ALL or (name == "conformsTo" and focus.own)
         if function.gives == "type" or name == "is":
             return self.of_type(given[0], focus, name)
@@ -225,31 +225,31 @@ class Analyser:
             self.read(result)
         return self.given(name, function, focus, inner)
 
-    def given(self, name: str, function: Function, focus: Result, inner: list[Result]) -> Result:
+    def given(self, name: str, function: Function, focus: StaticType, inner: list[StaticType]) -> StaticType:
         """Give a function's result."""
         if name == "toString":
-            return Result(STRING, focus.origins)
+            return StaticType(STRING, focus.origins)
         if function.gives == "same":
             return focus
         if name == "iif":
             return _any_of(inner[1:])
         if function.gives == "resource":
-            return Result(None, frozenset())
+            return StaticType(None, frozenset())
         if name == "select":
             return inner[0]
-        return Result(None if isinstance(function.gives, str) else function.gives)
+        return StaticType(None if isinstance(function.gives, str) else function.gives)
 
-    def of_type(self, node: Any, focus: Result, name: str) -> Result:
+    def of_type(self, node: Any, focus: StaticType, name: str) -> StaticType:
         """Give what ofType(T), as(T) and is(T) give."""
         wanted = str(node["text"]).strip("`").rpartition(".")[2]
         self.known_type(wanted)
         if name == "is":
-            return Result(BOOLEAN)
+            return StaticType(BOOLEAN)
         if focus.types is not None and wanted not in focus.types and wanted not in self.model.resources:
             self.found.problems.append(f"{' or '.join(sorted(focus.types))} is never a {wanted}")
-        return Result(frozenset({wanted}), focus.origins, focus.own)
+        return StaticType(frozenset({wanted}), focus.origins, focus.own)
 
-    def read(self, result: Result, how: How = "value") -> None:
+    def read(self, result: StaticType, how: How = "value") -> None:
         """Note that the content of what a result is made of influences the verdict."""
         self.found.reads |= {Read(r.type, r.element, how) for r in result.origins}
 
@@ -266,8 +266,8 @@ def _name(node: Any) -> str:
     return str(node["text"]).strip("`")
 
 
-def _any_of(results: Sequence[Result], origins: frozenset[Read] = frozenset()) -> Result:
-    return Result(_union(one.types for one in results), origins, any(one.own for one in results))
+def _any_of(results: Sequence[StaticType], origins: frozenset[Read] = frozenset()) -> StaticType:
+    return StaticType(_union(one.types for one in results), origins, any(one.own for one in results))
 
 
 def _union(sides: Iterable[Types]) -> Types:
@@ -282,7 +282,7 @@ def analyse(model: Model, text: str, root: str, at: str = "") -> tuple[Analysis,
     """
     analyser = Analyser(model, root)
     focus = analyser.root
-    result = Result(None)
+    result = StaticType(None)
     for step in (at, text):
         if not step:
             continue

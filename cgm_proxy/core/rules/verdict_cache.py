@@ -29,9 +29,10 @@ from typing import Any
 import msgspec
 
 from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.datatypes import URI_SYSTEMS
 from cgm_proxy.core.r4.primitives import fault
-from cgm_proxy.core.r4.reference_scope import Json, Resolve
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver
 from cgm_proxy.core.rules.static_analysis import Analysis, Read
 
 #: A full timestamp whose day its month has in every year; the 29th of February stays in the key.
@@ -61,9 +62,9 @@ class Remembered:
     """A verdict with what was looked up for it: each reference and what it meant, with its JSON."""
 
     issues: tuple[Issue, ...]
-    looked_up: tuple[tuple[str, Json | None, bytes], ...]
+    looked_up: tuple[tuple[str, JsonObject | None, bytes], ...]
 
-    def holds(self, resolve: Resolve) -> bool:
+    def holds(self, resolve: ReferenceResolver) -> bool:
         """Whether each reference still means the same."""
         for reference, found, encoded in self.looked_up:
             now = resolve(reference)
@@ -101,7 +102,7 @@ def _in_identifiers(value: Any) -> Any:
     return [_in_identifier(item) for item in value]
 
 
-def _in_identifier(item: Json) -> Json:
+def _in_identifier(item: JsonObject) -> JsonObject:
     text = item.get("value")
     # "#…" could be what mentions a contained resource (dom-3); some systems say what the value is like
     free = type(text) is str and FREE.fullmatch(text) and item.get("system") not in URI_SYSTEMS
@@ -146,7 +147,7 @@ def _is_read(leaf: Leaf, read: set[tuple[str, str]]) -> bool:
     return any(pair in read or ("*", pair[1].removesuffix("[x]")) in read for pair in leaf.reads)
 
 
-class Shapes:
+class VerdictCache:
     """The memory. Safe for several threads."""
 
     def __init__(self, size: int = MEMORY_BYTES) -> None:
@@ -155,12 +156,12 @@ class Shapes:
         self._size = self._room = size
         self._lock = Lock()
 
-    def recall(self, key: Any, resolve: Resolve) -> tuple[Issue, ...] | None:
+    def recall(self, key: Any, resolve: ReferenceResolver) -> tuple[Issue, ...] | None:
         """Give the issues remembered for a key, if what its references mean is the same."""
         found = self._known.get(key)
         return found.issues if found is not None and found.holds(resolve) else None
 
-    def remember(self, key: Any, issues: tuple[Issue, ...], looked_up: Iterable[tuple[str, Json | None]]) -> None:
+    def remember(self, key: Any, issues: tuple[Issue, ...], looked_up: Iterable[tuple[str, JsonObject | None]]) -> None:
         """Remember a verdict; the oldest ones give it room."""
         listed = tuple((text, found, b"" if found is None else encode(found)) for text, found in looked_up)
         made = Remembered(issues, listed)
@@ -201,7 +202,7 @@ def _size(key: Any, found: Remembered) -> int:
     return 500 + len(key[-1]) + issues + looked_up
 
 
-def shape(resource: Json, leaves: Leaves) -> tuple[bytes, Json]:
+def shape(resource: JsonObject, leaves: Leaves) -> tuple[bytes, JsonObject]:
     """Give a resource's shape: its JSON with stand-ins for the free leaves, and the object that this JSON says."""
     plain = resource.copy()
     for member, stand_in in leaves:

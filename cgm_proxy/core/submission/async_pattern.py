@@ -11,7 +11,8 @@ submission: other statuses of a status request are about that request.
 
 from collections.abc import Callable, Mapping
 
-from cgm_proxy.core.issues import Issue, Json, RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.issues import Issue, RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.detection import segments
 from cgm_proxy.core.submission.reply import PHRASES
 
@@ -53,13 +54,13 @@ def status_id(raw_path: str, target: Callable[[str], str], base: str) -> str | N
     return names[-1] if names[:-1] == [*segments(base), STATUS] else None
 
 
-def accepted() -> Json:
+def accepted() -> JsonObject:
     """Make the body of the 202: the submission is kept."""
     text = "the submission is kept and is worked on; GET the Content-Location for what becomes of its entries"
     return operation_outcome((Issue("async-accepted", text, severity="information", code="informational"),))
 
 
-def forgotten() -> Json:
+def forgotten() -> JsonObject:
     """Make the body of the 202 to a DELETE."""
     text = "the submission is forgotten; what of it was stored before stays stored"
     return operation_outcome((Issue("async-forgotten", text, severity="information", code="informational"),))
@@ -94,11 +95,11 @@ def too_large(limit: int) -> RequestRefused:
     return refuse(500, "async-result-too-large", text, code="too-long")
 
 
-def result(status: int, content: Json | None, headers: Mapping[str, str]) -> Json:
+def result(status: int, content: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
     """Make the result Bundle of a submission from the status, body and header fields of its synchronous answer."""
-    response: Json = {"status": f"{status} {PHRASES.get(status, '')}".rstrip()}
+    response: JsonObject = {"status": f"{status} {PHRASES.get(status, '')}".rstrip()}
     response |= {name.lower(): headers[name] for name in ("Location", "ETag") if name in headers}
-    entry: Json = {"response": response}
+    entry: JsonObject = {"response": response}
     if content is not None and content.get("resourceType") == "OperationOutcome":
         response["outcome"] = content
     elif content is not None:
@@ -106,7 +107,7 @@ def result(status: int, content: Json | None, headers: Mapping[str, str]) -> Jso
     return {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
 
 
-def refused(refusal: RequestRefused) -> Json:
+def refused(refusal: RequestRefused) -> JsonObject:
     """Make the result Bundle of a refused submission."""
     return result(refusal.status, operation_outcome(refusal.issues), refusal.headers)
 

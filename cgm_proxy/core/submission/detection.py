@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from cgm_proxy.core.issues import Json, refuse
+from cgm_proxy.core.issues import refuse
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.dialects import BY_ID, BY_TAG, DIALECTS, OPERATION, READING_CODES, Dialect
 from cgm_proxy.core.submission.model import Entries
 
@@ -112,7 +113,7 @@ def target(method: str, raw_path: str, bases: tuple[str, ...], *, content: bool 
     return next((kind for kind in STRICTEST if kind in found), None)
 
 
-def bundle_dialect(bundle: Json) -> Dialect | None:
+def bundle_dialect(bundle: JsonObject) -> Dialect | None:
     """Give the dialect whose submission tag the Bundle carries."""
     if bundle.get("resourceType") != "Bundle":
         return None
@@ -123,7 +124,7 @@ def bundle_dialect(bundle: Json) -> Dialect | None:
     return None
 
 
-def operation_dialect(bundle: Json) -> Dialect:
+def operation_dialect(bundle: JsonObject) -> Dialect:
     """Tell the ballot's submissions from STU1's, which share the operation and the canonicals, by the ballot's own codes."""
     own = {dialect.own_codes: dialect for dialect in DIALECTS if dialect.own_codes}
     for resource in _resources(bundle):
@@ -133,7 +134,7 @@ def operation_dialect(bundle: Json) -> Dialect:
     return BY_ID["1.0.0"]
 
 
-def content_dialect(document: Json) -> Dialect | None:
+def content_dialect(document: JsonObject) -> Dialect | None:
     """Give the dialect of an untagged Bundle or single resource that holds CGM data, by its codes and claimed profiles."""
     resources = [document] if document.get("resourceType") != "Bundle" else list(_resources(document))
     for resource in resources:
@@ -142,7 +143,7 @@ def content_dialect(document: Json) -> Dialect | None:
     return None
 
 
-def _claimed_dialect(resource: Json) -> Dialect | None:
+def _claimed_dialect(resource: JsonObject) -> Dialect | None:
     claims = [meta.get("profile") for meta in _within(resource, "meta")]
     for url in (url for claim in claims for url in (claim if isinstance(claim, list) else [claim])):
         for dialect in DIALECTS:
@@ -151,7 +152,7 @@ def _claimed_dialect(resource: Json) -> Dialect | None:
     return None
 
 
-def _coded_dialect(resource: Json) -> Dialect | None:
+def _coded_dialect(resource: JsonObject) -> Dialect | None:
     for coding in _codings(resource):
         system, code = coding.get("system"), coding.get("code")
         if not isinstance(system, str) or not isinstance(code, str):
@@ -164,15 +165,15 @@ def _coded_dialect(resource: Json) -> Dialect | None:
     return None
 
 
-def _resources(bundle: Json) -> Iterator[Json]:
+def _resources(bundle: JsonObject) -> Iterator[JsonObject]:
     return _within(bundle, "entry", "resource")
 
 
-def _codings(resource: Json) -> Iterator[Json]:
+def _codings(resource: JsonObject) -> Iterator[JsonObject]:
     return _within(resource, "code", "coding")
 
 
-def _within(value: Any, *names: str) -> Iterator[Json]:
+def _within(value: Any, *names: str) -> Iterator[JsonObject]:
     """Give the objects at a path, whether each step holds one or a list of them."""
     if isinstance(value, Entries):
         value = value.outline

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.dates import utc
 from cgm_proxy.core.submission.dialects import READING_CODES
-from cgm_proxy.core.submission.model import REFERENCE, Entry, objects, unescaped
+from cgm_proxy.core.submission.model import REFERENCE, Entry, unescaped
 
 #: System of identifiers that are URIs (https://hl7.org/fhir/R4/identifier-registry.html).
 SYSTEM = "urn:ietf:rfc:3986"
@@ -45,10 +45,10 @@ NOT_CONTENT = frozenset({"id", "meta", "text"})
 _sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 #: From a reference to the resource it names, in the submission or stored; None where it can't be known.
-Resolve = Callable[[str], Json | None]
+ReferenceResolver = Callable[[str], JsonObject | None]
 
 
-def identity(entry: Entry, patient: str, resolve: Resolve, identities: Mapping[str, str]) -> str:
+def identity(entry: Entry, patient: str, resolve: ReferenceResolver, identities: Mapping[str, str]) -> str:
     """Give the identity of an entry, as `urn:uuid:…`.
 
     `identities` are those of the entries that it references, by reference.
@@ -100,7 +100,7 @@ def _relocate(reference: bytes, whole: bytes, locations: Mapping[str, str]) -> b
     return b'"reference":' + encode(location) if location else whole
 
 
-def _reading(resource: Json, resolve: Resolve) -> tuple[str, ...] | None:
+def _reading(resource: JsonObject, resolve: ReferenceResolver) -> tuple[str, ...] | None:
     """Give what identifies a sensor reading, or None for anything else and for one that can't be read."""
     code, instant, value = reading_code(resource), resource.get("effectiveDateTime"), _value(resource)
     if code is None or value is None or not isinstance(instant, str):
@@ -110,7 +110,7 @@ def _reading(resource: Json, resolve: Resolve) -> tuple[str, ...] | None:
     return ("reading", code, utc(instant), *value, _device(resource.get("device"), resolve), *revision)
 
 
-def reading_code(resource: Json) -> str | None:
+def reading_code(resource: JsonObject) -> str | None:
     """Give the token of the code that makes a resource a sensor reading, or None where it is none."""
     code = resource.get("code")
     for coding in objects(code.get("coding")) if isinstance(code, dict) else ():
@@ -120,7 +120,7 @@ def reading_code(resource: Json) -> str | None:
     return None
 
 
-def _value(resource: Json) -> tuple[str, str] | None:
+def _value(resource: JsonObject) -> tuple[str, str] | None:
     """Give value and unit, or the reason for having none; None for a value that is no quantity with a number."""
     quantity = resource.get("valueQuantity")
     if isinstance(quantity, dict) and (number := canonical(quantity.get("value"))):
@@ -150,7 +150,7 @@ def canonical(number: Any) -> str:
     return f"{'-' if sign else ''}{significant}e{int(exponent) + len(written) - len(significant)}"
 
 
-def _device(element: Any, resolve: Resolve) -> str:
+def _device(element: Any, resolve: ReferenceResolver) -> str:
     """Name a device by serial number, UDI or identifier; one that has none, or can't be read, does not identify.
 
     The identity that a stored device was stamped with is none of its identifiers: it had none when it was submitted.
@@ -174,7 +174,7 @@ def _stamped(identifier: Any) -> bool:
     return isinstance(identifier, dict) and FORM.fullmatch(str(identifier.get("value"))) is not None
 
 
-def _content(resource: Json, identities: Mapping[str, str]) -> tuple[str, ...]:
+def _content(resource: JsonObject, identities: Mapping[str, str]) -> tuple[str, ...]:
     content = {name: value for name, value in resource.items() if name not in NOT_CONTENT}
     if isinstance(given := content.get("identifier"), list):  # what was read here and is sent back carries its identity
         content["identifier"] = [identifier for identifier in given if not _stamped(identifier)]

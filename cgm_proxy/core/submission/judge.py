@@ -10,9 +10,10 @@ from functools import lru_cache
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue, Json
+from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import order_policies
-from cgm_proxy.core.submission.identity import Resolve
+from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.model import Entry, Submission, reference_paths, shown
 from cgm_proxy.core.submission.verdicts import Context, Judgement, Rules, Verdict
 
@@ -20,12 +21,12 @@ from cgm_proxy.core.submission.verdicts import Context, Judgement, Rules, Verdic
 RESOLVED = 64
 
 
-def resolver(submission: Submission, stored: Mapping[str, Json] | None = None) -> Resolve:
+def resolver(submission: Submission, stored: Mapping[str, JsonObject] | None = None) -> ReferenceResolver:
     """Make the function that finds what a reference names: an entry, or else what is stored."""
     links, elsewhere = submission.links, stored or {}
 
     @lru_cache(maxsize=RESOLVED)
-    def resolve(reference: str) -> Json | None:
+    def resolve(reference: str) -> JsonObject | None:
         index = links.get(reference)
         return elsewhere.get(reference) if index is None else submission.entries[index].resource
 
@@ -105,7 +106,7 @@ class Judging:
             yield msgspec.structs.replace(verdict, issues=verdict.issues + found) if found else verdict
 
 
-def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve: Resolve) -> Verdict:
+def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve: ReferenceResolver) -> Verdict:
     refusals = entry.issues or tuple(_not_allowed(entry, submission, context))
     if refusals:
         return Verdict(entry, (), refusals)
@@ -121,12 +122,12 @@ def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve
     return Verdict(entry, profiles, (*issues, *_misdirected(entry, submission, resolve)))
 
 
-def _profiles(resource: Json, dialect: str, rules: Rules) -> tuple[str, ...]:
+def _profiles(resource: JsonObject, dialect: str, rules: Rules) -> tuple[str, ...]:
     """List the dialect's profiles that a resource claims, or else those that its code implies."""
     return _claimed(resource, rules, dialect) or rules.implied(resource, dialect)
 
 
-def _claimed(resource: Json, rules: Rules, dialect: str) -> tuple[str, ...]:
+def _claimed(resource: JsonObject, rules: Rules, dialect: str) -> tuple[str, ...]:
     """List the dialect's profiles that a resource claims; a version after `|` and other guides' profiles do not matter here."""
     meta = resource.get("meta")
     claims = meta.get("profile") if isinstance(meta, dict) else None
@@ -191,7 +192,7 @@ def _children(value: object) -> Iterable[object]:
     return value if isinstance(value, list) else ()
 
 
-def _misdirected(entry: Entry, submission: Submission, resolve: Resolve) -> Iterator[Issue]:
+def _misdirected(entry: Entry, submission: Submission, resolve: ReferenceResolver) -> Iterator[Issue]:
     """Refuse a reference to what is about another patient, and one to an entry that is not there."""
     faults = {r: fault for r in entry.references if (fault := _misdirection(r, submission, resolve))}
     paths = reference_paths(entry) if faults else {}
@@ -199,7 +200,7 @@ def _misdirected(entry: Entry, submission: Submission, resolve: Resolve) -> Iter
         yield Issue(rule, text, paths.get(reference, entry.type), code=code)
 
 
-def _misdirection(reference: str, submission: Submission, resolve: Resolve) -> tuple[str, str, str] | None:
+def _misdirection(reference: str, submission: Submission, resolve: ReferenceResolver) -> tuple[str, str, str] | None:
     """Tell by rule, text and FHIR issue type what is wrong with where a reference leads."""
     target = resolve(reference)
     if target is None:

@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from cgm_proxy.core.codec.json_body import decode, decode_text, encode
-from cgm_proxy.core.issues import Issue, Json, refuse
+from cgm_proxy.core.issues import Issue, refuse
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.dialects import Dialect
 
 T = TypeVar("T")
@@ -44,14 +45,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     id: str | None
     """The resource's id in the submission."""
     full_url: str | None
-    request: Json
+    request: JsonObject
     subject: str | None
     """The patient whom it is about, as `Patient/id`; None where it names none (a Device) or none that can be read."""
     references: tuple[str, ...]
     issues: tuple[Issue, ...] = ()
 
     @property
-    def resource(self) -> Json:
+    def resource(self) -> JsonObject:
         """The resource, parsed again: to keep thousands of them parsed takes more time than that, and six times the memory."""
         return decode(self.encoded)
 
@@ -101,7 +102,7 @@ class Submission:
         return {self.links[reference] for reference in entry.references if reference in self.links}
 
 
-def open_operation(document: Json) -> Json:
+def open_operation(document: JsonObject) -> JsonObject:
     """Take the Bundle out of a Parameters resource, where the operation was called with one.
 
     Raises `RequestRefused` (400) where neither is a Bundle, and where there are several: only one would be stored.
@@ -129,7 +130,7 @@ class Limits(Protocol):
 
 
 def submission(
-    bundle: Json, dialect: Dialect, target: str, localize: Callable[[str], str], limits: Limits
+    bundle: JsonObject, dialect: Dialect, target: str, localize: Callable[[str], str], limits: Limits
 ) -> Submission:
     """Make the submission of a Bundle that was posted to `target` ("base" or "operation").
 
@@ -162,7 +163,9 @@ def submission(
     return Submission(dialect, way, entries, _patient(entries), links(entries))
 
 
-def single(resource: Json, dialect: Dialect, localize: Callable[[str], str], if_none_exist: str | None) -> Submission:
+def single(
+    resource: JsonObject, dialect: Dialect, localize: Callable[[str], str], if_none_exist: str | None
+) -> Submission:
     """Make the submission of one resource that is created by itself."""
     request = {"method": "POST", "url": resource.get("resourceType")}
     if if_none_exist is not None:
@@ -308,7 +311,7 @@ def _refuse_twin(entry: Entry) -> Entry:
     return msgspec.structs.replace(entry, issues=(*entry.issues, issue))
 
 
-def _subject(resource: Json, localize: Callable[[str], str]) -> str | None:
+def _subject(resource: JsonObject, localize: Callable[[str], str]) -> str | None:
     element = resource.get("patient" if resource.get("resourceType") == "Device" else "subject")
     reference = element.get("reference") if isinstance(element, dict) else None
     local = localize(reference) if isinstance(reference, str) else ""
@@ -318,11 +321,6 @@ def _subject(resource: Json, localize: Callable[[str], str]) -> str | None:
 def _patient(entries: tuple[Entry, ...]) -> str | None:
     subjects = Counter(entry.subject for entry in entries if entry.subject)
     return subjects.most_common(1)[0][0] if subjects else None
-
-
-def objects(value: Any) -> list[Json]:
-    """Give the objects in a list; what is no list has none."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def shown(value: Any) -> str:

@@ -6,10 +6,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.dates import FIRST, LAST, interval
 from cgm_proxy.core.submission.dialects import DIALECTS, ORDER_TOKENS, Dialect
-from cgm_proxy.core.submission.model import objects
 
 #: UCUM's and Timing's units of time; a month and a year as in UCUM's means (https://ucum.org/ucum#para-31), days.
 UNITS = {
@@ -51,12 +50,12 @@ class StandingOrder:
     schedules: tuple[Schedule, ...]
 
 
-def read_orders(resources: Iterable[Json]) -> tuple[StandingOrder, ...]:
+def read_orders(resources: Iterable[JsonObject]) -> tuple[StandingOrder, ...]:
     """Read the active orders among ServiceRequests; what is malformed in one is left out, since it can ask for nothing."""
     return tuple(found for resource in resources if (found := _order(resource)))
 
 
-def _order(resource: Json) -> StandingOrder | None:
+def _order(resource: JsonObject) -> StandingOrder | None:
     if resource.get("resourceType") != "ServiceRequest" or resource.get("status") != "active":
         return None
     dialects = [dialect for dialect in DIALECTS if _coded(resource, dialect)]
@@ -66,7 +65,7 @@ def _order(resource: Json) -> StandingOrder | None:
     return StandingOrder(f"ServiceRequest/{resource.get('id')}", frozenset(d.id for d in dialects), schedules)
 
 
-def _coded(resource: Json, dialect: Dialect) -> bool:
+def _coded(resource: JsonObject, dialect: Dialect) -> bool:
     code = resource.get("code")
     tokens = {f"{coding.get('system')}|{coding.get('code')}" for coding in objects(_field(code, "coding"))}
     return any(
@@ -74,14 +73,14 @@ def _coded(resource: Json, dialect: Dialect) -> bool:
     )
 
 
-def _schedules(resource: Json, bases: set[str]) -> Iterator[Schedule]:
+def _schedules(resource: JsonObject, bases: set[str]) -> Iterator[Schedule]:
     forms = {f"{base}/StructureDefinition/{name}" for base in bases for name in (SCHEDULE, ONE_TIME)}
     for extension in objects(resource.get("extension")):
         if isinstance(url := extension.get("url"), str) and url in forms:
             yield _schedule(objects(extension.get("extension")))
 
 
-def _schedule(parts: list[Json]) -> Schedule:
+def _schedule(parts: list[JsonObject]) -> Schedule:
     named = {str(part.get("url")): part for part in parts}
     profiles = (part.get("valueCanonical") for part in parts if part.get("url") == "submissionDataProfile")
     timing = _field(_field(named.get("submissionFrequency"), "valueTiming"), "repeat")

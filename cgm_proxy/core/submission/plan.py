@@ -11,8 +11,9 @@ from types import MappingProxyType
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue, Json
-from cgm_proxy.core.submission.identity import Resolve, foreign_identity, identity, reading_code
+from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.submission.identity import ReferenceResolver, foreign_identity, identity, reading_code
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.verdicts import Verdict
@@ -25,7 +26,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     etag: str | None = None
     created: bool = False
     """Whether this submission created it."""
-    resource: Json | None = None
+    resource: JsonObject | None = None
     """The stored resource, where the submitter asked for its representation."""
 
     @property
@@ -45,14 +46,14 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Relayed:
+class PassedThrough:
     """The upstream's answer to an entry that was sent in the submitter's own words."""
 
     status: int
-    entry: Json
+    entry: JsonObject
 
 
-Outcome = Stored | Refused | Relayed
+Outcome = Stored | Refused | PassedThrough
 
 TOO_LARGE = Refused(
     422,
@@ -110,7 +111,7 @@ class Plan:
 def identify(
     verdicts: Iterable[Verdict],
     submission: Submission,
-    resolve: Resolve,
+    resolve: ReferenceResolver,
     earlier: Mapping[int, Identified] = MappingProxyType({}),
 ) -> tuple[Identified, ...]:
     """Give each accepted entry its identity, those that are referenced first; one on a circle of references has none.

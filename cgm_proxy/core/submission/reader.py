@@ -22,7 +22,7 @@ from cgm_proxy.core.codec.json_body import (
     unreadable,
     with_room,
 )
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.model import Entries, Entry, entry
 
 
@@ -39,7 +39,7 @@ _anything = msgspec.json.Decoder(float_hook=Decimal)
 
 def read(
     data: Buffer, depth: int, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None = None
-) -> Json:
+) -> JsonObject:
     """Parse a body of either format, told apart by its content; where `entry` of a Bundle is a list, it is `Entries`.
 
     `localize` is as in `bundle.submission`; at most `limit` entries are made, and one more; `between` is called between them.
@@ -67,7 +67,7 @@ class _Reader:
         self.colons = 0
         self._begin = begin
 
-    def document(self, data: Buffer | msgspec.Raw) -> Json:
+    def document(self, data: Buffer | msgspec.Raw) -> JsonObject:
         """Read a document, and the resources that are parameters of it."""
         members = _members.decode(data)
         self.colons += len(members) + sum(name.count(":") for name in members)
@@ -88,7 +88,7 @@ class _Reader:
             return self._value(raw)
         return [self._parameter(members) for members in listed]
 
-    def _parameter(self, members: dict[str, msgspec.Raw]) -> Json:
+    def _parameter(self, members: dict[str, msgspec.Raw]) -> JsonObject:
         self.colons += len(members) + sum(name.count(":") for name in members)
         made = {}
         for name, raw in members.items():
@@ -157,5 +157,5 @@ def _outline(item: Any) -> Any:
     return {"request": item.get("request"), "resource": told}
 
 
-def _packed(entry: Json) -> msgspec.Raw:
+def _packed(entry: JsonObject) -> msgspec.Raw:
     return msgspec.Raw(encode(entry))

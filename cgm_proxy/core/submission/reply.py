@@ -7,9 +7,10 @@ from typing import Literal
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue, Json, RequestRefused, operation_outcome
-from cgm_proxy.core.submission.model import Kind, objects
-from cgm_proxy.core.submission.plan import Outcome, Refused, Relayed, Stored
+from cgm_proxy.core.issues import Issue, RequestRefused, operation_outcome
+from cgm_proxy.core.json_values import JsonObject, objects
+from cgm_proxy.core.submission.model import Kind
+from cgm_proxy.core.submission.plan import Outcome, PassedThrough, Refused, Stored
 from cgm_proxy.core.submission.verdicts import Judgement, Verdict
 
 Return = Literal["minimal", "representation", "OperationOutcome"]
@@ -38,13 +39,13 @@ RESPONSE_TYPES: dict[Kind, str] = {
 UNJUDGED = {"forbidden": 403, "business-rule": 422}
 
 
-class Answer(msgspec.Struct, frozen=True, gc=False):
+class EntryResponse(msgspec.Struct, frozen=True, gc=False):
     """What became of one entry."""
 
     status: int
     issues: tuple[Issue, ...] = ()
     stored: Stored | None = None
-    relayed: Json | None = None
+    relayed: JsonObject | None = None
     """The upstream's own answer, where it was asked in the submitter's words (observe mode)."""
     authenticate: str | None = None
     """The `WWW-Authenticate` that belongs to a 401."""
@@ -59,27 +60,27 @@ def preferred_return(prefer: str) -> Return:
     return "minimal"
 
 
-def answers(judgement: Judgement, outcomes: Mapping[int, Outcome]) -> tuple[Answer, ...]:
+def answers(judgement: Judgement, outcomes: Mapping[int, Outcome]) -> tuple[EntryResponse, ...]:
     """Give each entry's answer, from its verdict and, where it was accepted, from what the upstream said of it."""
     return tuple(_answer(verdict, outcomes.get(verdict.entry.index)) for verdict in judgement.verdicts)
 
 
-def _answer(verdict: Verdict, outcome: Outcome | None) -> Answer:
-    issues = tuple(located(issue, verdict) for issue in verdict.issues)
+def _answer(verdict: Verdict, outcome: Outcome | None) -> EntryResponse:
+    issues = tuple(with_entry_path(issue, verdict) for issue in verdict.issues)
     match outcome:
         case Stored():
-            return Answer(201 if outcome.created else 200, issues, outcome)
-        case Relayed():
-            return Answer(outcome.status, issues, relayed=outcome.entry)
+            return EntryResponse(201 if outcome.created else 200, issues, outcome)
+        case PassedThrough():
+            return EntryResponse(outcome.status, issues, relayed=outcome.entry)
         case Refused():
-            said = tuple(located(issue, verdict) for issue in outcome.issues)
-            return Answer(outcome.status, (*said, *issues), authenticate=outcome.authenticate)
+            said = tuple(with_entry_path(issue, verdict) for issue in outcome.issues)
+            return EntryResponse(outcome.status, (*said, *issues), authenticate=outcome.authenticate)
     first = next((issue for issue in verdict.issues if issue.refuses), None)
     unjudged = UNJUDGED.get(first.code, 400) if first else 422
-    return Answer(422 if verdict.profiles else unjudged, issues)
+    return EntryResponse(422 if verdict.profiles else unjudged, issues)
 
 
-def located(issue: Issue, verdict: Verdict) -> Issue:
+def with_entry_path(issue: Issue, verdict: Verdict) -> Issue:
     """Say where in the submission an issue is: `Observation.code` of entry 3 is `Bundle.entry[3].resource.code`."""
     entry = f"Bundle.entry[{verdict.entry.index}]"
     if not issue.expression:
@@ -90,7 +91,7 @@ def located(issue: Issue, verdict: Verdict) -> Issue:
     return issue if head == "Bundle" else replace(issue, expression=f"{entry}.{issue.expression}")
 
 
-def bundle(judgement: Judgement, answers: Sequence[Answer], preferred: Return) -> Json:
+def bundle(judgement: Judgement, answers: Sequence[EntryResponse], preferred: Return) -> JsonObject:
     """Give the response Bundle, to be serialised; R4 forbids `entry.request` in it.
 
     What is to be said of the submission as a whole stands in the first entry's outcome, which R4 has no other place for.
@@ -109,17 +110,17 @@ class _Response(msgspec.Struct, omit_defaults=True, gc=False):
     status: str
     location: str | None = None
     etag: str | None = None
-    outcome: Json | None = None
+    outcome: JsonObject | None = None
 
 
 class _Entry(msgspec.Struct, omit_defaults=True, gc=False):
     """`Bundle.entry` of an answer."""
 
     response: _Response
-    resource: Json | None = None
+    resource: JsonObject | None = None
 
 
-def _entry(answer: Answer, preferred: Return) -> _Entry | Json:
+def _entry(answer: EntryResponse, preferred: Return) -> _Entry | JsonObject:
     if answer.relayed is not None:
         return _with_warnings(answer.relayed, answer.issues)
     said = answer.issues or preferred == "OperationOutcome"
@@ -131,7 +132,7 @@ def _entry(answer: Answer, preferred: Return) -> _Entry | Json:
     return _Entry(_Response(status, stored.location, stored.etag or None, outcome), shown)
 
 
-def _with_warnings(relayed: Json, issues: Sequence[Issue]) -> Json:
+def _with_warnings(relayed: JsonObject, issues: Sequence[Issue]) -> JsonObject:
     """Add what was found about an entry to the upstream's own answer, whose words come first."""
     if not issues:
         return relayed
@@ -142,7 +143,7 @@ def _with_warnings(relayed: Json, issues: Sequence[Issue]) -> Json:
     return {**relayed, "response": {**response, "outcome": {**told, "issue": [*said, *told["issue"]]}}}
 
 
-def refusal(judgement: Judgement, answers: Sequence[Answer]) -> RequestRefused | None:
+def refusal(judgement: Judgement, answers: Sequence[EntryResponse]) -> RequestRefused | None:
     """Give the refusal of a submission that is refused whole: by the orders, or because it is atomic."""
     issues = [issue for issue in judgement.issues if issue.refuses]
     status, authenticate = 422, None

@@ -7,8 +7,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue, Json
-from cgm_proxy.core.submission.identity import Resolve
+from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import StandingOrder
 
@@ -29,14 +30,20 @@ class Rules(Protocol):
     def profile(self, url: str, dialect: str) -> Profile | None:
         """Give a profile of the dialect by its canonical."""
 
-    def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:
+    def implied(self, resource: JsonObject, dialect: str) -> tuple[str, ...]:
         """List the profiles that its type, code and unit imply."""
 
     def made_of(self, profile: str) -> frozenset[str]:
         """List the profiles of what a profile's resource consists of."""
 
     def examine(
-        self, resource: Json, profiles: Sequence[str], resolve: Resolve, *, dialect: str, encoded: bytes | None = None
+        self,
+        resource: JsonObject,
+        profiles: Sequence[str],
+        resolve: ReferenceResolver,
+        *,
+        dialect: str,
+        encoded: bytes | None = None,
     ) -> tuple[Issue, ...]:
         """List what is wrong with a resource by base R4 and by the profiles."""
 
@@ -77,7 +84,7 @@ class Context:
     patient_known: bool = True
     """Whether the upstream has the submission's patient."""
     orders: tuple[StandingOrder, ...] = ()
-    stored: Mapping[str, Json] | None = None
+    stored: Mapping[str, JsonObject] | None = None
     """Stored resources that entries reference, by reference."""
     last_submission: datetime | None = None
     """When something new of the patient was last stored, by another submission than this one."""

@@ -4,17 +4,18 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from cgm_proxy.cache.backends import Turn
-from cgm_proxy.core.issues import Issue, Json, RequestRefused
+from cgm_proxy.cache.backends import PatientLock
+from cgm_proxy.core.issues import Issue, RequestRefused
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest import confirmed
-from cgm_proxy.core.rest.responses import FAILING, Again, Cause, Refusal, Result, retry_after
+from cgm_proxy.core.rest.responses import FAILING, Cause, EntryResult, Retry, UpstreamRefusal, retry_after
 from cgm_proxy.core.rest.strategy import Strategy
 from cgm_proxy.core.submission.plan import Group, Outcome, Plan, Refused, Stored
 from cgm_proxy.observability.metrics import CHUNKS
 from cgm_proxy.receiver.duplicates import TAKEN, UNKNOWN
-from cgm_proxy.receiver.forwarding.retry_budget import Patience, after_race
+from cgm_proxy.receiver.forwarding.retry_budget import RetryBudget, after_race
 from cgm_proxy.receiver.forwarding.send import Sender
-from cgm_proxy.upstream.client import NOT_ALLOWED, SEARCHED, Submitter, Upstream
+from cgm_proxy.upstream.client import NOT_ALLOWED, SEARCHED, Requester, UpstreamClient
 from cgm_proxy.upstream.faults import FAILED, UNAVAILABLE
 
 #: What an entry answers that can't be created once without the patient's turn.
@@ -59,9 +60,9 @@ class Way:
 
     def __init__(
         self,
-        upstream: Upstream,
-        submitter: Submitter,
-        turn: Turn,
+        upstream: UpstreamClient,
+        submitter: Requester,
+        turn: PatientLock,
         prefer: str,
         patient: str,
         *,
@@ -76,7 +77,7 @@ class Way:
         self.patient = patient
         self.concurrency = concurrency
         self.retries = retries
-        self.patience = Patience(retries, deadline)
+        self.patience = RetryBudget(retries, deadline)
         self.places = asyncio.Semaphore(concurrency)
         self.failures_left = FAILURES
 
@@ -116,7 +117,7 @@ class Delivery:
         while left:
             answer = await self._attempt(_indices(left), look=look)
             left = self.open(left)
-            if isinstance(answer, Refusal):
+            if isinstance(answer, UpstreamRefusal):
                 return await self._narrow(left, answer)
             causes = {again.cause for again in answer.values()}
             if look and tries.unclear and causes == {"unclear"}:
@@ -130,49 +131,49 @@ class Delivery:
         """Give what of the groups has no outcome yet."""
         return [left for group in groups if (left := tuple(i for i in group if i not in self.outcomes))]
 
-    async def _attempt(self, indices: Sequence[int], *, look: bool) -> Refusal | dict[int, Again]:
+    async def _attempt(self, indices: Sequence[int], *, look: bool) -> UpstreamRefusal | dict[int, Retry]:
         """Look and send once, in a place among the transactions under way; give what is not settled by it."""
         way = self._way
         while True:
             await asyncio.sleep(way.patience.resting)
             async with way.places, way.upstream.pace.place():
                 if way.patience.over:
-                    return dict.fromkeys(indices, Again("busy"))
+                    return dict.fromkeys(indices, Retry("busy"))
                 if not way.patience.resting:
                     return await self._look_and_send(indices, look=look)
 
-    async def _look_and_send(self, indices: Sequence[int], *, look: bool) -> Refusal | dict[int, Again]:
+    async def _look_and_send(self, indices: Sequence[int], *, look: bool) -> UpstreamRefusal | dict[int, Retry]:
         began = asyncio.get_running_loop().time()
         again = await self._look(indices) if look else {}
         left = [i for i in indices if i not in self.outcomes and i not in again]
-        again |= {i: Again("lost") for i in left if i in self._doubted}
+        again |= {i: Retry("lost") for i in left if i in self._doubted}
         left = [i for i in left if i not in self._doubted]
         if left and self._strategy.creating.alone and not self._way.turn.held:
             self.note(dict.fromkeys(left, NO_TURN))
             return again
         results = await self._sender.send([self._plan.creates[i] for i in left], self._locations) if left else []
-        if isinstance(results, Refusal):
+        if isinstance(results, UpstreamRefusal):
             CHUNKS.labels("refused").inc()
             self._way.patience.succeeded()
             return results
-        each = [results] * len(left) if isinstance(results, Again) else results
+        each = [results] * len(left) if isinstance(results, Retry) else results
         again |= self._settle(dict(zip(left, each, strict=True)))
         self._learn(again, began)
         return again
 
-    def _settle(self, results: Mapping[int, Result]) -> dict[int, Again]:
+    def _settle(self, results: Mapping[int, EntryResult]) -> dict[int, Retry]:
         """Note what is known now, and give the rest."""
         stored: dict[int, Outcome] = {i: result for i, result in results.items() if isinstance(result, Stored)}
         self.note(stored)
-        self.note({i: result.told() for i, result in results.items() if isinstance(result, Refusal)})
+        self.note({i: result.told() for i, result in results.items() if isinstance(result, UpstreamRefusal)})
         if stored:
             CHUNKS.labels("stored").inc()
-        again = {i: result for i, result in results.items() if isinstance(result, Again)}
+        again = {i: result for i, result in results.items() if isinstance(result, Retry)}
         if self._strategy.creating.alone:
             self._doubted |= {i for i, result in again.items() if result.cause == "lost"}
         return again
 
-    def _learn(self, again: Mapping[int, Again], began: float) -> None:
+    def _learn(self, again: Mapping[int, Retry], began: float) -> None:
         failed = [each for each in again.values() if each.cause in FAILING]
         if not failed:
             self._way.patience.succeeded()
@@ -180,20 +181,20 @@ class Delivery:
         settling = SETTLING if self._strategy.creating.alone and any(each.cause == "lost" for each in failed) else 0.0
         self._way.patience.failed(began, max(settling, *(each.wait for each in failed)))
 
-    async def _look(self, indices: Sequence[int]) -> dict[int, Again]:
+    async def _look(self, indices: Sequence[int]) -> dict[int, Retry]:
         """Ask where entries are stored; give those of which that could not be learnt."""
         by_type: dict[str, list[int]] = {}
         for index in indices:
             by_type.setdefault(self._plan.creates[index].entry.type, []).append(index)
-        again: dict[int, Again] = {}
+        again: dict[int, Retry] = {}
         for kind, listed in by_type.items():
             for start in range(0, len(listed), SEARCHED):
                 again |= await self._look_for(kind, listed[start : start + SEARCHED])
         return again
 
-    async def _look_for(self, kind: str, indices: Sequence[int]) -> dict[int, Again]:
+    async def _look_for(self, kind: str, indices: Sequence[int]) -> dict[int, Retry]:
         identities = {self._plan.creates[index].identity: index for index in indices}
-        creating, way, holders = self._strategy.creating, self._way, dict[str, list[Json]]()
+        creating, way, holders = self._strategy.creating, self._way, dict[str, list[JsonObject]]()
         try:
             for by_id in (False, True) if creating.by_id else (False,):
                 if asked := [identity for identity in identities if identity not in holders]:
@@ -201,7 +202,7 @@ class Delivery:
         except RequestRefused as refused:
             if refused.status not in NOT_ALLOWED:
                 wait = retry_after(refused.headers.get("Retry-After", ""), datetime.now(UTC))
-                return dict.fromkeys(indices, Again("busy", wait or 0.0))
+                return dict.fromkeys(indices, Retry("busy", wait or 0.0))
             if creating.looks:  # without, nobody knows what it would be stored beside
                 said = Refused(refused.status, refused.issues, refused.headers.get("WWW-Authenticate"))
                 self.note(dict.fromkeys(indices, said))
@@ -211,13 +212,13 @@ class Delivery:
         self.note(found)
         return {}
 
-    def _where(self, holders: Sequence[Json]) -> Outcome:
+    def _where(self, holders: Sequence[JsonObject]) -> Outcome:
         """Give where an entry is stored, from those that have its identity; one about somebody else is not it."""
         mine = [one for one in holders if self._way.upstream.about(one) in {None, self._way.patient}]
-        places = [place for one in mine if (place := confirmed.located(one))]
+        places = [place for one in mine if (place := confirmed.location_of(one))]
         return SEVERAL if len(places) > 1 else places[0] if places else TAKEN
 
-    async def _narrow(self, groups: Sequence[Group], refusal: Refusal) -> None:
+    async def _narrow(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> None:
         """Narrow a refusal down to the guilty groups: those that it names, else by halves."""
         strategy, size = self._way.upstream.strategy, len(_indices(groups))
         if refusal.too_large and size > 1:
@@ -232,7 +233,7 @@ class Delivery:
             strategy.doubt()
         self.note(dict.fromkeys(_indices(groups), refusal.told()))
 
-    def _parts(self, groups: Sequence[Group], refusal: Refusal) -> tuple[Sequence[Group], Sequence[Group]]:
+    def _parts(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> tuple[Sequence[Group], Sequence[Group]]:
         indices = _indices(groups)
         named = {indices[place] for place in refusal.named([self._plan.creates[index] for index in indices])}
         guilty = [group for group in groups if not named.isdisjoint(group)]
@@ -241,7 +242,7 @@ class Delivery:
         half = len(groups) // 2
         return groups[:half], groups[half:]
 
-    async def _stay_unclear(self, groups: Sequence[Group], answer: Mapping[int, Again]) -> None:
+    async def _stay_unclear(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
         """Take a failed condition as a refusal: a look-up has not told what it met."""
         refusals = {index: again.refusal for index, again in answer.items()}
         refusal = next((each for each in refusals.values() if each), None)
@@ -250,7 +251,7 @@ class Delivery:
         self.note({index: each.told() if each else UNKNOWN for index, each in refusals.items()})
         return None
 
-    async def _give_up(self, groups: Sequence[Group], answer: Mapping[int, Again]) -> None:
+    async def _give_up(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
         """Leave entries unknown; but one that a server can't digest must not keep the others of its chunk out for ever."""
         CHUNKS.labels("unknown").inc()
         if {again.cause for again in answer.values()} in NARROWED and len(groups) > 1 and self._way.failures_left > 0:

@@ -16,7 +16,7 @@ RACE_PAUSE = 1.0
 CHUNKS = 3
 
 
-class Patience:
+class RetryBudget:
     """Bound what one submission asks: no more once the upstream failed so often in a row, or wants more time than is left."""
 
     def __init__(self, retries: int, deadline: float) -> None:

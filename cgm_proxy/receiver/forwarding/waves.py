@@ -5,13 +5,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 
-from cgm_proxy.core.issues import Issue, Json, RequestRefused, operation_outcome
+from cgm_proxy.core.issues import Issue, RequestRefused, operation_outcome
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.strategy import apart
 from cgm_proxy.core.submission.model import Entry
-from cgm_proxy.core.submission.plan import Group, Identified, Outcome, Plan, Refused, Relayed, Stored
+from cgm_proxy.core.submission.plan import Group, Identified, Outcome, PassedThrough, Plan, Refused, Stored
 from cgm_proxy.core.submission.verdicts import Verdict
 from cgm_proxy.receiver.forwarding.chunks import Delivery, Way
-from cgm_proxy.upstream.client import Submitter, Upstream
+from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 _STATUSES = frozenset(map(int, HTTPStatus))
 
@@ -139,7 +140,7 @@ def unjudged(verdicts: Iterable[Verdict], identified: Iterable[Identified]) -> l
     return [v.entry for v in verdicts if v.accepted and v.entry.request and v.entry.index not in planned]
 
 
-def in_own_words(entries: Iterable[Entry]) -> Json:
+def in_own_words(entries: Iterable[Entry]) -> JsonObject:
     """Make the batch of entries as the submitter said them."""
     said = [{"fullUrl": e.full_url, "resource": e.resource, "request": e.request} for e in entries]
     listed = [{name: value for name, value in entry.items() if value} for entry in said]
@@ -147,7 +148,7 @@ def in_own_words(entries: Iterable[Entry]) -> Json:
 
 
 async def relay_unjudged(
-    entries: Sequence[Entry], batch: Json, upstream: Upstream, submitter: Submitter
+    entries: Sequence[Entry], batch: JsonObject, upstream: UpstreamClient, submitter: Requester
 ) -> dict[int, Outcome]:
     """Send the entries' batch once, since nothing in it is conditional; what fails or is not answered has failed alone."""
     try:
@@ -160,15 +161,15 @@ async def relay_unjudged(
     return {entry.index: _relayed(answer) for entry, answer in zip(entries, answers, strict=True)}
 
 
-def unanswered(*issues: Issue) -> Relayed:
+def unanswered(*issues: Issue) -> PassedThrough:
     """Make the outcome of an entry that was sent in the submitter's own words and has no answer; `issues` say why."""
     response = {"status": "503 Service Unavailable", "outcome": operation_outcome([UNCONFIRMED, *issues])}
-    return Relayed(503, {"response": response})
+    return PassedThrough(503, {"response": response})
 
 
-def _relayed(answer: Json) -> Outcome:
+def _relayed(answer: JsonObject) -> Outcome:
     response = answer.get("response")
     status = str(response.get("status"))[:3] if isinstance(response, dict) else ""
     if not status.isascii() or not status.isdigit() or int(status) not in _STATUSES:
         return Refused(502, (Issue("upstream-answer", "the server's answer has no status", code="transient"),))
-    return Relayed(int(status), answer)
+    return PassedThrough(int(status), answer)

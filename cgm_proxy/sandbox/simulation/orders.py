@@ -3,25 +3,25 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.dialects import BY_ID, Dialect
 from cgm_proxy.sandbox.simulation.readings import START
 from cgm_proxy.sandbox.simulation.resources import FORMS, Units
 
 #: Dialects before 0.1.0 of 2024-05-22 say how often as a Timing, later ones as a period.
-FREQUENCY: Json = {
+FREQUENCY: JsonObject = {
     "url": "submissionFrequency",
     "valueTiming": {"repeat": {"frequency": 1, "period": 2, "periodUnit": "wk"}},
 }
 UCUM = "http://unitsofmeasure.org"
-PERIODS: tuple[Json, ...] = (
+PERIODS: tuple[JsonObject, ...] = (
     {"url": "submissionPeriod", "valueQuantity": {"value": 2, "unit": "week", "system": UCUM, "code": "wk"}},
     {"url": "lookbackPeriod", "valueQuantity": {"value": 30, "unit": "day", "system": UCUM, "code": "d"}},
 )
-HOW_OFTEN: dict[str, tuple[Json, ...]] = {"argo": (FREQUENCY,)}
+HOW_OFTEN: dict[str, tuple[JsonObject, ...]] = {"argo": (FREQUENCY,)}
 
 
-def patient(patient_id: str = "example", family: str = "Peters") -> Json:
+def patient(patient_id: str = "example", family: str = "Peters") -> JsonObject:
     """Make a patient who conforms to US Core 6.1.0, with an id, to be stored by PUT."""
     return {
         "resourceType": "Patient",
@@ -35,7 +35,7 @@ def patient(patient_id: str = "example", family: str = "Peters") -> Json:
 
 def standing_orders(
     dialect: str, patient_reference: str, *, units: Units = "mass", start: datetime = START
-) -> tuple[Json, ...]:
+) -> tuple[JsonObject, ...]:
     """Make a patient's active orders in a dialect, with ids that name the patient, to be stored by PUT.
 
     The guide's example first, "summary statistics & PDF every 2 weeks"; then one for readings in `units`; then, where
@@ -58,7 +58,7 @@ def standing_orders(
     return tuple(orders)
 
 
-def _order(guide: Dialect, code: str, patient_reference: str, about: str, extension: Json) -> Json:
+def _order(guide: Dialect, code: str, patient_reference: str, about: str, extension: JsonObject) -> JsonObject:
     return {
         "resourceType": "ServiceRequest",
         "id": f"{guide.id}-{about}-{patient_reference.rpartition('/')[2]}"[:64],
@@ -70,11 +70,11 @@ def _order(guide: Dialect, code: str, patient_reference: str, about: str, extens
     }
 
 
-def _schedule(guide: Dialect, often: tuple[Json, ...], *profiles: str) -> Json:
+def _schedule(guide: Dialect, often: tuple[JsonObject, ...], *profiles: str) -> JsonObject:
     return {"url": guide.profile("data-submission-schedule"), "extension": [*often, *_wanted(guide, profiles)]}
 
 
-def _one_time(guide: Dialect, start: datetime, *profiles: str) -> Json:
+def _one_time(guide: Dialect, start: datetime, *profiles: str) -> JsonObject:
     first = start.astimezone(UTC)
     period = {"start": f"{first:%Y-%m-%d}", "end": f"{first + timedelta(days=14):%Y-%m-%d}"}
     parts = [{"url": "timePeriod", "valuePeriod": period}, *_wanted(guide, profiles)]

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal
 from uuid import NAMESPACE_URL, uuid5
 
-from cgm_proxy.core.issues import Json
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.dialects import BY_ID, LOINC
 from cgm_proxy.sandbox.simulation.pdf import one_page
 from cgm_proxy.sandbox.simulation.readings import Figures, molar
@@ -91,7 +91,7 @@ FORMS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Submitter:
+class SimulatedSubmitter:
     """Writes the entries of one submission. The same content always has the same UUID, and so the same bytes."""
 
     dialect: str
@@ -101,7 +101,7 @@ class Submitter:
     by: By = "urn"
     """How entries refer to one another: by `urn:uuid:`, by absolute URL, or by type and id relative to such a URL."""
 
-    def entry(self, resource: Json, number: int = 0) -> Json:
+    def entry(self, resource: JsonObject, number: int = 0) -> JsonObject:
         """Make the Bundle entry that creates `resource`; `number` tells equal resources of a submission apart."""
         kind = resource["resourceType"]
         made = str(uuid5(NAMESPACE_URL, f"{self.dialect} {number} {resource}"))
@@ -111,12 +111,12 @@ class Submitter:
         full_url = f"https://submitter.example/fhir/{kind}/{made}"
         return {"fullUrl": full_url, "resource": {"resourceType": kind, "id": made} | resource, "request": request}
 
-    def refer(self, entry: Json) -> Json:
+    def refer(self, entry: JsonObject) -> JsonObject:
         """Make the Reference to another entry of the submission."""
         full_url = entry["fullUrl"]
         return {"reference": "/".join(full_url.split("/")[-2:]) if self.by == "relative" else full_url}
 
-    def device(self) -> Json:
+    def device(self) -> JsonObject:
         """Write the sensor, which its serial number identifies."""
         return self.entry(
             {
@@ -131,8 +131,14 @@ class Submitter:
         )
 
     def reading(
-        self, instant: datetime, mg_per_dl: int, device: Json | None = None, *, number: int = 0, unit: str | None = None
-    ) -> Json:
+        self,
+        instant: datetime,
+        mg_per_dl: int,
+        device: JsonObject | None = None,
+        *,
+        number: int = 0,
+        unit: str | None = None,
+    ) -> JsonObject:
         """Write one reading; `unit` replaces the right one, to make it faulty."""
         profile, code = FORMS[self.dialect].readings[self.units]
         resource = self._observation(profile, {"coding": [{"system": LOINC, "code": code}]})
@@ -141,7 +147,7 @@ class Submitter:
         resource["valueQuantity"] = value | ({"unit": unit} if unit else {})
         return self.entry(resource | ({"device": self.refer(device)} if device else {}), number)
 
-    def members(self, figures: Figures) -> list[Json]:
+    def members(self, figures: Figures) -> list[JsonObject]:
         """Write the member Observations of a summary."""
         form = FORMS[self.dialect]
         profile, measure = form.means[self.units]
@@ -159,17 +165,17 @@ class Submitter:
             ),
         ]
 
-    def summary(self, figures: Figures, members: Iterable[Json]) -> Json:
+    def summary(self, figures: Figures, members: Iterable[JsonObject]) -> JsonObject:
         """Write the summary that has `members`, which are entries."""
-        value: Json = {}
+        value: JsonObject = {}
         if FORMS[self.dialect].summary_value:
             # argo binds this unit to mg/dL or mmol/L, unlike the unit of every other quantity.
             value["valueQuantity"] = self._mean(figures) | {"unit": GLUCOSE[self.units][1]}
         return self._measure("cgm-summary", "summary", figures, **value, hasMember=[self.refer(m) for m in members])
 
-    def report(self, figures: Figures, results: Sequence[Json] = ()) -> Json:
+    def report(self, figures: Figures, results: Sequence[JsonObject] = ()) -> JsonObject:
         """Write the report with the summary as a PDF; `results` are entries."""
-        resource: Json = {
+        resource: JsonObject = {
             "resourceType": "DiagnosticReport",
             "meta": self._profile("cgm-summary-pdf"),
             "status": "final",
@@ -182,7 +188,7 @@ class Submitter:
         }
         return self.entry(resource | ({"result": [self.refer(entry) for entry in results]} if results else {}))
 
-    def _observation(self, profile: str, code: Json) -> Json:
+    def _observation(self, profile: str, code: JsonObject) -> JsonObject:
         return {
             "resourceType": "Observation",
             "meta": self._profile(profile),
@@ -192,21 +198,21 @@ class Submitter:
             "subject": {"reference": self.patient},
         }
 
-    def _measure(self, profile: str, measure: str, figures: Figures, **content: object) -> Json:
+    def _measure(self, profile: str, measure: str, figures: Figures, **content: object) -> JsonObject:
         resource = self._observation(profile, self._code(measure))
         return self.entry(resource | {"effectivePeriod": _period(figures)} | content)
 
-    def _times_in_ranges(self, figures: Figures) -> list[Json]:
+    def _times_in_ranges(self, figures: Figures) -> list[JsonObject]:
         shares = [(name, self._percent(share)) for name, share in zip(RANGES, figures.ranges, strict=True)]
         if FORMS[self.dialect].ranges_apart:
             return [self._measure(f"cgm-summary-{name}", name, figures, valueQuantity=share) for name, share in shares]
         components = [{"code": self._code(name), "valueQuantity": share} for name, share in shares]
         return [self._measure("cgm-summary-times-in-ranges", "times-in-ranges", figures, component=components)]
 
-    def _profile(self, name: str) -> Json:
+    def _profile(self, name: str) -> JsonObject:
         return {"profile": [BY_ID[self.dialect].profile(name)]}
 
-    def _code(self, measure: str) -> Json:
+    def _code(self, measure: str) -> JsonObject:
         temporary, loinc = CODES[measure]
         codings = {
             "temporary": {
@@ -217,13 +223,13 @@ class Submitter:
         }
         return {"coding": [codings[system] for system in FORMS[self.dialect].systems]}
 
-    def _glucose(self, value: int | Decimal) -> Json:
+    def _glucose(self, value: int | Decimal) -> JsonObject:
         return _quantity(value, *GLUCOSE[self.units])
 
-    def _mean(self, figures: Figures) -> Json:
+    def _mean(self, figures: Figures) -> JsonObject:
         return self._glucose(figures.mean if self.units == "mass" else molar(figures.mean))
 
-    def _percent(self, value: Decimal) -> Json:
+    def _percent(self, value: Decimal) -> JsonObject:
         return _quantity(value, "%", FORMS[self.dialect].percent)
 
     def _pdf(self, figures: Figures) -> str:
@@ -249,9 +255,9 @@ def fhir_instant(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _period(figures: Figures) -> Json:
+def _period(figures: Figures) -> JsonObject:
     return {"start": fhir_instant(figures.start), "end": fhir_instant(figures.end)}
 
 
-def _quantity(value: int | Decimal, unit: str, code: str) -> Json:
+def _quantity(value: int | Decimal, unit: str, code: str) -> JsonObject:
     return {"value": value, "unit": unit, "system": UCUM, "code": code}

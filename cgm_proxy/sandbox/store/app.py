@@ -11,9 +11,10 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import bundles, results, routes, search, wire
-from cgm_proxy.sandbox.store.faults import Json, Refused
-from cgm_proxy.sandbox.store.interactions import Answer, Request
+from cgm_proxy.sandbox.store.faults import Refused
+from cgm_proxy.sandbox.store.interactions import Request, StoreResponse
 from cgm_proxy.sandbox.store.store import Store, Version
 
 #: Largest body taken, after inflating (bytes).
@@ -108,20 +109,20 @@ def _check_acceptable(http: web.Request) -> None:
         raise Refused(406, "This store answers in JSON only: accept application/fhir+json", code="not-supported")
 
 
-def _process(server: routes.Server, http: web.Request, bundle: Json, base: str) -> web.Response:
+def _process(server: routes.Server, http: web.Request, bundle: JsonObject, base: str) -> web.Response:
     answer = bundles.process(server, bundle, base, representation=_preferred(http) == "representation")
     location = f"{base}/Bundle/{answer['id']}"
     return _json(200, answer, {"Location": location, "Content-Location": location})
 
 
-def _page(server: routes.Server, http: web.Request, base: str) -> Json:
+def _page(server: routes.Server, http: web.Request, base: str) -> JsonObject:
     found = server.pages.recall(http.query["_getpages"])
     offset = search.number("_getpagesoffset", http.query.get("_getpagesoffset"), 0)
     count = search.number("_count", http.query.get("_count"), found.query.count)
     return results.searchset(server.store, base, found, f"{base}?{http.query_string}", offset, count)
 
 
-def _respond(http: web.Request, request: Request, answer: Answer, base: str) -> web.Response:
+def _respond(http: web.Request, request: Request, answer: StoreResponse, base: str) -> web.Response:
     version, wrote = answer.version, answer.outcome is not None
     headers = _headers(version, base) if version else {}
     if answer.content is not None:

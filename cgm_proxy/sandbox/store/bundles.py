@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import interactions, references
-from cgm_proxy.sandbox.store.faults import Json, Refused
-from cgm_proxy.sandbox.store.interactions import Answer, Plan, Request
+from cgm_proxy.sandbox.store.faults import Refused
+from cgm_proxy.sandbox.store.interactions import Plan, Request, StoreResponse
 from cgm_proxy.sandbox.store.parameters import RESOURCE_TYPES
 from cgm_proxy.sandbox.store.results import instant, status_line
 from cgm_proxy.sandbox.store.routes import Server, perform, request_of
@@ -38,7 +39,7 @@ class Entry:
         return (self.request.type, self.request.if_none_exist) if self.request.if_none_exist else None
 
 
-def process(server: Server, bundle: Json, base: str, *, representation: bool) -> Json:
+def process(server: Server, bundle: JsonObject, base: str, *, representation: bool) -> JsonObject:
     """Carry out a batch or transaction and give the response Bundle; raises Refused where the whole of it fails.
 
     With `representation` each write's answer has the stored resource.
@@ -65,7 +66,7 @@ def _check_shape(entries: Any) -> None:
             _check_entry(entry)
 
 
-def _check_entry(entry: Json) -> None:
+def _check_entry(entry: JsonObject) -> None:
     request, resource = entry.get("request", {}), entry.get("resource", {})
     if not isinstance(request, dict) or not isinstance(resource, dict):
         raise Refused(400, "HAPI-0450: Failed to parse request body as JSON resource. Error was: entry is malformed")
@@ -90,7 +91,7 @@ def _naming(index: int) -> Iterator[None]:
         raise
 
 
-def _read_entry(index: int, entry: Json) -> Entry:
+def _read_entry(index: int, entry: JsonObject) -> Entry:
     asked, resource = entry.get("request", {}), entry.get("resource", {})
     method, url = asked.get("method"), asked.get("url", "")
     if method is None:
@@ -109,14 +110,14 @@ def _read_entry(index: int, entry: Json) -> Entry:
     return Entry(index, entry.get("fullUrl", ""), request_of(method, path, query, resource, *conditions))
 
 
-def _type_path(path: str, resource: Json) -> str:
+def _type_path(path: str, resource: JsonObject) -> str:
     """Give the type of the resource, which wins over the entry's URL, as on HAPI."""
     if "://" in path or path.strip("/").count("/") > 1:
         raise Refused(400, f"HAPI-2006: Unable to perform POST, URL provided is invalid: {path}")
     return str(resource["resourceType"])
 
 
-def _batch(server: Server, entries: list[Json], base: str) -> list[Answer]:
+def _batch(server: Server, entries: list[JsonObject], base: str) -> list[StoreResponse]:
     answers = []
     for index, entry in enumerate(entries):
         try:
@@ -128,7 +129,7 @@ def _batch(server: Server, entries: list[Json], base: str) -> list[Answer]:
     return answers
 
 
-def _transaction(server: Server, bodies: list[Json], base: str) -> list[Answer]:
+def _transaction(server: Server, bodies: list[JsonObject], base: str) -> list[StoreResponse]:
     entries = []
     for index, body in enumerate(bodies):
         with _naming(index):
@@ -142,7 +143,7 @@ def _transaction(server: Server, bodies: list[Json], base: str) -> list[Answer]:
     return [answers[index] for index in sorted(answers)]
 
 
-def _delete(server: Server, entries: list[Entry]) -> dict[int, Answer]:
+def _delete(server: Server, entries: list[Entry]) -> dict[int, StoreResponse]:
     answers = {}
     for entry in entries:
         with _naming(entry.index):
@@ -150,13 +151,13 @@ def _delete(server: Server, entries: list[Entry]) -> dict[int, Answer]:
     return answers
 
 
-def _check_deletions(server: Server, answers: list[Answer]) -> None:
+def _check_deletions(server: Server, answers: list[StoreResponse]) -> None:
     for answer in answers:
         if answer.version:
             interactions.check_unreferenced(server.store, answer.version)
 
 
-def _write(server: Server, entries: list[Entry]) -> dict[int, Answer]:
+def _write(server: Server, entries: list[Entry]) -> dict[int, StoreResponse]:
     first, same = _collapse(entries)
     plans = {}
     for entry in first:
@@ -172,7 +173,7 @@ def _write(server: Server, entries: list[Entry]) -> dict[int, Answer]:
     return _carry_out(server, plans, resources)
 
 
-def _carry_out(server: Server, plans: dict[int, Plan], resources: dict[int, Json]) -> dict[int, Answer]:
+def _carry_out(server: Server, plans: dict[int, Plan], resources: dict[int, JsonObject]) -> dict[int, StoreResponse]:
     answers = {}
     for index, planned in plans.items():
         with _naming(index):
@@ -265,23 +266,23 @@ def _check_written(server: Server, planned: Plan, version: Version | None) -> No
         raise Refused(412, text)
 
 
-def _alone(server: Server, entry: Entry, base: str) -> Answer:
+def _alone(server: Server, entry: Entry, base: str) -> StoreResponse:
     try:
         return perform(server, entry.request, base)
     except Refused as refused:
         return _refusal(refused)
 
 
-def _refusal(refused: Refused) -> Answer:
-    return Answer(refused.status, outcome=refused.outcome("exception"))
+def _refusal(refused: Refused) -> StoreResponse:
+    return StoreResponse(refused.status, outcome=refused.outcome("exception"))
 
 
-def _respond(answer: Answer, *, representation: bool) -> Json:
+def _respond(answer: StoreResponse, *, representation: bool) -> JsonObject:
     version, outcome = answer.version, answer.outcome
     if outcome is None:
         return {"resource": version.content if version else answer.content, "response": {"status": status_line(200)}}
     deleted = answer.status == 200 and (version is None or version.body is None)
-    response: Json = {"status": status_line(204 if deleted else answer.status)}
+    response: JsonObject = {"status": status_line(204 if deleted else answer.status)}
     if version:
         response |= {"location": version.location, "etag": str(version.number)}
         response |= {"lastModified": instant(version.updated)} if answer.status == 201 else {}
@@ -289,4 +290,7 @@ def _respond(answer: Answer, *, representation: bool) -> Json:
     return shown | {"response": response | {"outcome": outcome}}
 
 
-_KINDS: dict[str, Callable[[Server, list[Json], str], list[Answer]]] = {"batch": _batch, "transaction": _transaction}
+_KINDS: dict[str, Callable[[Server, list[JsonObject], str], list[StoreResponse]]] = {
+    "batch": _batch,
+    "transaction": _transaction,
+}

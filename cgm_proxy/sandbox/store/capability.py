@@ -3,20 +3,20 @@
 from functools import cache
 
 from cgm_proxy import __version__
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import parameters
-from cgm_proxy.sandbox.store.faults import Json
 
 _INTERACTIONS = ("read", "vread", "update", "delete", "history-instance", "create", "search-type")
 
 
-def statement(base: str) -> Json:
+def statement(base: str) -> JsonObject:
     """Give the CapabilityStatement of the store at the URL `base`."""
     implementation = {"description": "cgm-proxy's embedded FHIR store", "url": base}
     return _unplaced() | {"implementation": implementation}
 
 
 @cache
-def _unplaced() -> Json:
+def _unplaced() -> JsonObject:
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
@@ -35,7 +35,7 @@ def _unplaced() -> Json:
     }
 
 
-def _resource(resource_type: str) -> Json:
+def _resource(resource_type: str) -> JsonObject:
     searched = sorted(parameters.of(resource_type).items())
     return {
         "type": resource_type,

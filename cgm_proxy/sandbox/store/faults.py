@@ -1,8 +1,6 @@
 """Refusals and outcomes in HAPI's words, so that a client meets the same texts here as on a real server."""
 
-from typing import Any
-
-Json = dict[str, Any]
+from cgm_proxy.core.json_values import JsonObject
 
 #: HAPI's code system for what a write did (`SUCCESSFUL_CREATE` and the like).
 STORAGE_CODES = "https://hapifhir.io/fhir/CodeSystem/hapi-fhir-storage-response-code"
@@ -49,15 +47,15 @@ class Refused(Exception):  # noqa: N818 -- it reads as what happened
         self.location = location
         self.entry: int | None = None
 
-    def outcome(self, code: str | None = None) -> Json:
+    def outcome(self, code: str | None = None) -> JsonObject:
         """Give the OperationOutcome; `code` replaces the issue's code (HAPI says `exception` inside a batch)."""
-        issue: Json = {"severity": "error", "code": code or self.code, "diagnostics": self.text}
+        issue: JsonObject = {"severity": "error", "code": code or self.code, "diagnostics": self.text}
         if self.entry is not None:
             issue["expression"] = [f"Bundle.entry[{self.entry}]"]
         return {"resourceType": "OperationOutcome", "issue": [issue]}
 
 
-def success(code: str, text: str) -> Json:
+def success(code: str, text: str) -> JsonObject:
     """Give the OperationOutcome that says what a write did, by its storage code."""
     coding = {"system": STORAGE_CODES, "code": code, "display": DISPLAYS[code]}
     issue = {"severity": "information", "code": "informational", "details": {"coding": [coding]}, "diagnostics": text}

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import moments, parameters
-from cgm_proxy.sandbox.store.faults import Json, Refused
+from cgm_proxy.sandbox.store.faults import Refused
 from cgm_proxy.sandbox.store.moments import Span
 from cgm_proxy.sandbox.store.parameters import Parameter
 
@@ -14,7 +15,7 @@ TokenRow = tuple[str, str, str]
 DateRow = tuple[str, int, int]
 
 
-def tokens(resource: Json) -> set[TokenRow]:
+def tokens(resource: JsonObject) -> set[TokenRow]:
     """Give the rows of the resource's tokens, URIs and strings (in lower case)."""
     return {
         (name, system, code)
@@ -25,7 +26,7 @@ def tokens(resource: Json) -> set[TokenRow]:
     }
 
 
-def dates(resource: Json) -> set[DateRow]:
+def dates(resource: JsonObject) -> set[DateRow]:
     """Give the rows of the resource's dates; raises Refused (400) on a malformed one."""
     return {
         (name, *span)
@@ -36,7 +37,7 @@ def dates(resource: Json) -> set[DateRow]:
     }
 
 
-def _values(resource: Json, parameter: Parameter) -> Iterator[Any]:
+def _values(resource: JsonObject, parameter: Parameter) -> Iterator[Any]:
     for path in parameter.paths:
         yield from _below(resource, path.split("."))
 

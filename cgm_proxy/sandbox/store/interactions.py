@@ -6,9 +6,10 @@ resource (after which its id is known), `carry_out` stores it. References are ch
 
 from dataclasses import dataclass, field, replace
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import references, results, search, wire
 from cgm_proxy.sandbox.store.conditions import Pairs
-from cgm_proxy.sandbox.store.faults import Json, Refused, success
+from cgm_proxy.sandbox.store.faults import Refused, success
 from cgm_proxy.sandbox.store.parameters import RESOURCE_TYPES
 from cgm_proxy.sandbox.store.store import Slot, Store, Version
 
@@ -24,7 +25,7 @@ class Request:
     shape: str = "type"
     query: Pairs = ()
     condition: str = ""
-    resource: Json = field(default_factory=dict)
+    resource: JsonObject = field(default_factory=dict)
     if_none_exist: str | None = None
     if_match: str | None = None
 
@@ -35,13 +36,13 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoreResponse:
     """The HTTP status, and what it is about: a stored version, the outcome of a write, or other content."""
 
     status: int
     version: Version | None = None
-    outcome: Json | None = None
-    content: Json | None = None
+    outcome: JsonObject | None = None
+    content: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,14 @@ def plan(store: Store, request: Request) -> Plan:
     return _plan_update(store, request) if request.id else _plan_conditional_update(store, request)
 
 
-def carry_out(store: Store, planned: Plan, resource: Json) -> Answer:
+def carry_out(store: Store, planned: Plan, resource: JsonObject) -> StoreResponse:
     """Store the resource in its place."""
     if planned.found:
         return _found(planned.found, planned.condition)
     if planned.slot.version and not planned.slot.deleted:
         return _update(store, planned, resource)
     version = store.write(planned.slot, planned.request.method, resource)
-    return Answer(201, version, _created(planned, version))
+    return StoreResponse(201, version, _created(planned, version))
 
 
 def check_links(store: Store, version: Version) -> None:
@@ -120,7 +121,7 @@ def resolved(store: Store, reference: str) -> str:
     return store.current(keys)[0].reference
 
 
-def write(store: Store, request: Request) -> Answer:
+def write(store: Store, request: Request) -> StoreResponse:
     """Create or update one resource, with or without a condition."""
     with store.atomic():
         planned = plan(store, request)
@@ -134,7 +135,7 @@ def write(store: Store, request: Request) -> Answer:
         return answer
 
 
-def delete(store: Store, request: Request) -> Answer:
+def delete(store: Store, request: Request) -> StoreResponse:
     """Delete one resource, by id or by what a query matches; one that is not there is no error."""
     with store.atomic():
         answer = remove(store, request)
@@ -143,23 +144,23 @@ def delete(store: Store, request: Request) -> Answer:
         return answer
 
 
-def remove(store: Store, request: Request) -> Answer:
+def remove(store: Store, request: Request) -> StoreResponse:
     """Delete one resource without asking who refers to it."""
     if not request.id:
         return _remove_match(store, request)
     slot = store.slot(request.type, request.id)
     if slot is None or not slot.version:
         text = f"Not deleted, resource {request.reference} does not exist."
-        return Answer(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
+        return StoreResponse(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
     if slot.deleted:
         text = f"Not deleted, resource {request.reference}/_history/{slot.version} was already deleted."
         outcome = success("SUCCESSFUL_DELETE_ALREADY_DELETED", text)
-        return Answer(200, store.version(slot.key, slot.version), outcome)
+        return StoreResponse(200, store.version(slot.key, slot.version), outcome)
     _check_version(request, slot)
-    return Answer(200, store.delete(slot), success("SUCCESSFUL_DELETE", "Successfully deleted 1 resource(s)."))
+    return StoreResponse(200, store.delete(slot), success("SUCCESSFUL_DELETE", "Successfully deleted 1 resource(s)."))
 
 
-def read(store: Store, request: Request) -> Answer:
+def read(store: Store, request: Request) -> StoreResponse:
     """Read the current version or the named one; a deletion raises Refused (410)."""
     slot = _existing(store, request)
     wanted = request.version or str(slot.version)
@@ -169,14 +170,14 @@ def read(store: Store, request: Request) -> Answer:
     if version.body is None:
         text = f"Resource was deleted at {results.instant(version.updated)}"
         raise Refused(410, text, location=version.location)
-    return Answer(200, version)
+    return StoreResponse(200, version)
 
 
-def history(store: Store, request: Request, base: str) -> Answer:
+def history(store: Store, request: Request, base: str) -> StoreResponse:
     """Give the versions of one resource, the newest first."""
     slot = _existing(store, request)
     query = search.parse(request.type, [pair for pair in request.query if pair[0] in {"_count", "_offset"}])
-    return Answer(200, content=results.history(base, request.reference, store.history(slot.key), query))
+    return StoreResponse(200, content=results.history(base, request.reference, store.history(slot.key), query))
 
 
 def unknown_type(resource_type: str) -> Refused:
@@ -231,12 +232,12 @@ def _one_match(store: Store, request: Request, condition: str, failed: str) -> V
     return store.current(keys)[0] if keys else None
 
 
-def _remove_match(store: Store, request: Request) -> Answer:
+def _remove_match(store: Store, request: Request) -> StoreResponse:
     condition = f"{request.type}?{request.condition}"
     found = _one_match(store, request, condition, "HAPI-0962: Failed to DELETE")
     if found is None:
         text = f'Unable to find resource matching URL "{condition}". Nothing has been deleted.'
-        return Answer(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
+        return StoreResponse(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
     return remove(store, replace(request, id=found.id))
 
 
@@ -247,36 +248,36 @@ def _check_version(request: Request, slot: Slot) -> None:
         raise Refused(409, f"{text} but this is not the current version")
 
 
-def _update(store: Store, planned: Plan, resource: Json) -> Answer:
+def _update(store: Store, planned: Plan, resource: JsonObject) -> StoreResponse:
     slot = planned.slot
     current = store.version(slot.key, slot.version)
     if current and current.body and _content(resource, slot) == _content(wire.decode(current.body), slot):
         text = f'Successfully updated resource "{current.location}" with no changes detected.'
-        return Answer(200, current, success("SUCCESSFUL_UPDATE_NO_CHANGE", text))
+        return StoreResponse(200, current, success("SUCCESSFUL_UPDATE_NO_CHANGE", text))
     version = store.write(slot, "PUT", resource)
     if planned.condition is None:
-        return Answer(
+        return StoreResponse(
             200, version, success("SUCCESSFUL_UPDATE", f'Successfully updated resource "{version.location}".')
         )
     text = f'Successfully conditionally updated resource "{version.location}".'
     text = f'{text} Existing resource matched URL "{planned.condition}".'
-    return Answer(200, version, success("SUCCESSFUL_UPDATE_WITH_CONDITIONAL_MATCH", text))
+    return StoreResponse(200, version, success("SUCCESSFUL_UPDATE_WITH_CONDITIONAL_MATCH", text))
 
 
-def _content(resource: Json, slot: Slot) -> bytes:
+def _content(resource: JsonObject, slot: Slot) -> bytes:
     """Give what counts for "no changes": all but the version and its time."""
     meta = resource.get("meta")
     kept = {k: v for k, v in meta.items() if k not in {"versionId", "lastUpdated"}} if isinstance(meta, dict) else {}
     return wire.canonical({**resource, "id": slot.id, "meta": kept})
 
 
-def _found(version: Version, condition: str | None) -> Answer:
+def _found(version: Version, condition: str | None) -> StoreResponse:
     text = f'Successfully conditionally created resource "{version.location}".'
     text = f'{text} Existing resource matched URL "{condition}".'
-    return Answer(200, version, success("SUCCESSFUL_CREATE_WITH_CONDITIONAL_MATCH", text))
+    return StoreResponse(200, version, success("SUCCESSFUL_CREATE_WITH_CONDITIONAL_MATCH", text))
 
 
-def _created(planned: Plan, version: Version) -> Json:
+def _created(planned: Plan, version: Version) -> JsonObject:
     where, post = f'"{version.location}"', planned.request.method == "POST"
     if planned.condition is None and post:
         return success("SUCCESSFUL_CREATE", f"Successfully created resource {where}.")

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cgm_proxy.sandbox.store.faults import Json, Refused
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.sandbox.store.faults import Refused
 from cgm_proxy.sandbox.store.parameters import RESOURCE_TYPES
 
 #: Systems whose URLs are meant logically, as HAPI's starter has them: such references need not resolve.
@@ -38,7 +39,7 @@ def rewrite(value: Any, replace: Callable[[str, str], str], element: str = "") -
     return value
 
 
-def links(resource: Json) -> list[Link]:
+def links(resource: JsonObject) -> list[Link]:
     """Give the references that must resolve here; raises Refused for one that never can (a placeholder, another server)."""
     found = _found(resource, str(resource["resourceType"]))
     return [_link(path, reference) for path, reference in found if _must_resolve(reference)]

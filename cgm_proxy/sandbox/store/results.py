@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import moments, wire
-from cgm_proxy.sandbox.store.faults import Json, Refused
+from cgm_proxy.sandbox.store.faults import Refused
 from cgm_proxy.sandbox.store.moments import instant
 from cgm_proxy.sandbox.store.search import Query
 from cgm_proxy.sandbox.store.store import Store, Version
@@ -62,10 +63,10 @@ class Pages:
         return self._found[search_id]
 
 
-def searchset(store: Store, base: str, found: Found, self_url: str, offset: int, count: int) -> Json:
+def searchset(store: Store, base: str, found: Found, self_url: str, offset: int, count: int) -> JsonObject:
     """Give one page of what was found, with links to the pages beside it."""
     query, total = found.query, len(found.keys)
-    bundle: Json = {"resourceType": "Bundle", "id": found.id, "meta": {"lastUpdated": instant(found.at)}}
+    bundle: JsonObject = {"resourceType": "Bundle", "id": found.id, "meta": {"lastUpdated": instant(found.at)}}
     if query.counts_only:
         bundle["meta"]["tag"] = [SUBSETTED]
         return bundle | {"type": "searchset", "total": total}
@@ -80,14 +81,18 @@ def searchset(store: Store, base: str, found: Found, self_url: str, offset: int,
     return bundle | {"type": "searchset"} | known | {"link": links} | ({"entry": entries} if entries else {})
 
 
-def history(base: str, reference: str, versions: list[Version], query: Query) -> Json:
+def history(base: str, reference: str, versions: list[Version], query: Query) -> JsonObject:
     """Give one page of the versions of a resource."""
     start, stop = query.offset, query.offset + query.count
     url = f"{base}/{reference}/_history"
     links = [{"relation": "self", "url": url}]
     if stop < len(versions):
         links.append({"relation": "next", "url": f"{url}?_count={query.count}&_offset={stop}"})
-    head: Json = {"resourceType": "Bundle", "id": str(uuid.uuid4()), "meta": {"lastUpdated": instant(moments.now())}}
+    head: JsonObject = {
+        "resourceType": "Bundle",
+        "id": str(uuid.uuid4()),
+        "meta": {"lastUpdated": instant(moments.now())},
+    }
     entries = [_past(base, version) for version in versions[start:stop]]
     return head | {"type": "history", "total": len(versions), "link": links, "entry": entries}
 
@@ -102,12 +107,12 @@ def _page(base: str, found: Found, offset: int, count: int) -> str:
     return f"{base}?{urlencode(page)}"
 
 
-def _entry(base: str, version: Version, query: Query) -> Json:
+def _entry(base: str, version: Version, query: Query) -> JsonObject:
     resource: Any = _subset(version, query.elements) if query.elements else version.content
     return {"fullUrl": f"{base}/{version.reference}", "resource": resource, "search": {"mode": "match"}}
 
 
-def _subset(version: Version, elements: frozenset[str]) -> Json:
+def _subset(version: Version, elements: frozenset[str]) -> JsonObject:
     resource = wire.decode(version.body or b"{}")
     names = {element.split(".")[-1] for element in elements} - {"resourceType", "id", "meta"}
     meta = {**resource["meta"], "tag": [*resource["meta"].get("tag", []), SUBSETTED]}
@@ -116,7 +121,7 @@ def _subset(version: Version, elements: frozenset[str]) -> Json:
     }
 
 
-def _past(base: str, version: Version) -> Json:
+def _past(base: str, version: Version) -> JsonObject:
     status = 201 if version.number == 1 else 200
     shown = {} if version.body is None else {"resource": version.content}
     return {

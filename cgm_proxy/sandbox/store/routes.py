@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import capability, interactions, search
-from cgm_proxy.sandbox.store.faults import Json, Refused
-from cgm_proxy.sandbox.store.interactions import Answer, Request
+from cgm_proxy.sandbox.store.faults import Refused
+from cgm_proxy.sandbox.store.interactions import Request, StoreResponse
 from cgm_proxy.sandbox.store.parameters import RESOURCE_TYPES
 from cgm_proxy.sandbox.store.results import Found, Pages, searchset
 from cgm_proxy.sandbox.store.store import Store
@@ -24,7 +25,7 @@ def request_of(
     method: str,
     path: str,
     query: str = "",
-    resource: Json | None = None,
+    resource: JsonObject | None = None,
     if_none_exist: str | None = None,
     if_match: str | None = None,
 ) -> Request:
@@ -39,7 +40,7 @@ def request_of(
     return request
 
 
-def perform(server: Server, request: Request, base: str) -> Answer:
+def perform(server: Server, request: Request, base: str) -> StoreResponse:
     """Carry out one interaction; `base` is the server's URL in the answer."""
     found = _INTERACTIONS.get((request.method, request.shape))
     if found is None:
@@ -72,26 +73,26 @@ def _unsupported(method: str, path: str) -> Refused:
     return Refused(501 if method == "PATCH" else 400, f"{text} with parameters [[]]", code="not-supported")
 
 
-def _search(server: Server, request: Request, base: str) -> Answer:
+def _search(server: Server, request: Request, base: str) -> StoreResponse:
     query = search.parse(request.type, request.query)
     found = Found(query, query.keys(server.store))
     if query.offset + query.count < len(found.keys) and not query.counts_only:
         server.pages.remember(found)
     asked = "/_search" if request.method == "POST" else f"?{request.condition}" if request.condition else ""
     url = f"{base}/{request.type}{asked}"
-    return Answer(200, content=searchset(server.store, base, found, url, query.offset, query.count))
+    return StoreResponse(200, content=searchset(server.store, base, found, url, query.offset, query.count))
 
 
-def _create(server: Server, request: Request, _base: str) -> Answer:
+def _create(server: Server, request: Request, _base: str) -> StoreResponse:
     return interactions.write(server.store, request)
 
 
-def _create_with_id(_server: Server, request: Request, _base: str) -> Answer:
+def _create_with_id(_server: Server, request: Request, _base: str) -> StoreResponse:
     text = f'HAPI-0365: Can not create resource with ID "{request.id}", ID must not be supplied on a create (POST)'
     raise Refused(400, f"{text} operation (use an HTTP PUT / update operation if you wish to supply an ID)")
 
 
-def _update(server: Server, request: Request, _base: str) -> Answer:
+def _update(server: Server, request: Request, _base: str) -> StoreResponse:
     found = request.resource.get("id")
     if found is None:
         text = "HAPI-0419: Can not update resource, resource body must contain an ID element for update (PUT) operation"
@@ -105,30 +106,30 @@ def _update(server: Server, request: Request, _base: str) -> Answer:
     return interactions.write(server.store, request)
 
 
-def _update_match(server: Server, request: Request, _base: str) -> Answer:
+def _update_match(server: Server, request: Request, _base: str) -> StoreResponse:
     if not request.condition:
         text = "HAPI-0418: Can not update resource, request URL must contain an ID element for update (PUT) operation"
         raise Refused(400, f"{text} (it must be of the form [base]/[resource type]/[id])")
     return interactions.write(server.store, request)
 
 
-def _delete(server: Server, request: Request, _base: str) -> Answer:
+def _delete(server: Server, request: Request, _base: str) -> StoreResponse:
     return interactions.delete(server.store, request)
 
 
-def _read(server: Server, request: Request, _base: str) -> Answer:
+def _read(server: Server, request: Request, _base: str) -> StoreResponse:
     return interactions.read(server.store, request)
 
 
-def _history(server: Server, request: Request, base: str) -> Answer:
+def _history(server: Server, request: Request, base: str) -> StoreResponse:
     return interactions.history(server.store, request, base)
 
 
-def _metadata(_server: Server, _request: Request, base: str) -> Answer:
-    return Answer(200, content=capability.statement(base))
+def _metadata(_server: Server, _request: Request, base: str) -> StoreResponse:
+    return StoreResponse(200, content=capability.statement(base))
 
 
-_INTERACTIONS: dict[tuple[str, str], Callable[[Server, Request, str], Answer]] = {
+_INTERACTIONS: dict[tuple[str, str], Callable[[Server, Request, str], StoreResponse]] = {
     ("GET", "metadata"): _metadata,
     ("GET", "type"): _search,
     ("GET", "search"): _search,

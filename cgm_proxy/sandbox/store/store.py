@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import indexes, moments, references, wire
-from cgm_proxy.sandbox.store.faults import Json
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS resource (
@@ -163,7 +163,7 @@ class Store:
             self._database.execute("UPDATE resource SET id = ? WHERE key = ?", (resource_id, key))
         return Slot(key, resource_type, resource_id)
 
-    def write(self, slot: Slot, method: str, resource: Json) -> Version:
+    def write(self, slot: Slot, method: str, resource: JsonObject) -> Version:
         """Store the next version of a resource, with its id and `meta`, and index it."""
         updated = moments.now()
         meta = resource.get("meta") if isinstance(resource.get("meta"), dict) else {}
@@ -193,7 +193,7 @@ class Store:
                 self._database.execute(f"DELETE FROM {table} WHERE key = ?", (slot.key,))
         return version
 
-    def _index(self, slot: Slot, resource: Json) -> None:
+    def _index(self, slot: Slot, resource: JsonObject) -> None:
         kind, key, many = slot.type, slot.key, self._database.executemany
         many(
             "INSERT INTO token (type, name, system, code, key) VALUES (?, ?, ?, ?, ?)",

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from cgm_proxy.sandbox.store.faults import Json, Refused
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.sandbox.store.faults import Refused
 
 _decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -15,7 +16,7 @@ _sorting_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 Raw = msgspec.Raw
 
 
-def decode(body: bytes | str) -> Json:
+def decode(body: bytes | str) -> JsonObject:
     """Read a JSON object; a number with a fraction becomes a Decimal. Malformed JSON raises Refused (400)."""
     try:
         return _decoder.decode(body)
@@ -35,7 +36,7 @@ def canonical(value: Any) -> bytes:
     return _sorting_encoder.encode(value)
 
 
-def resource_of(body: bytes, wanted: str | None) -> Json:
+def resource_of(body: bytes, wanted: str | None) -> JsonObject:
     """Read a resource of the `wanted` type, or of any; raises Refused (400)."""
     resource = decode(body)
     found = resource.get("resourceType")

@@ -9,35 +9,43 @@ from multidict import CIMultiDict
 from support.made import entry, of, reading, submitted, urn
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.rest.responses import LOST, Again, Answered, Refusal, of_bundle, of_single, retry_after
+from cgm_proxy.core.rest.responses import (
+    LOST,
+    Retry,
+    UpstreamRefusal,
+    UpstreamResponse,
+    of_bundle,
+    of_single,
+    retry_after,
+)
 from cgm_proxy.core.submission.plan import Stored
 
 NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "x", "diagnostics": "why"}]}
 
 
-def answered(status: int, body: Any = OUTCOME, **headers: str) -> Answered:
+def answered(status: int, body: Any = OUTCOME, **headers: str) -> UpstreamResponse:
     fields = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return Answered(status, fields, body if isinstance(body, bytes) else encode(body), NOW)
+    return UpstreamResponse(status, fields, body if isinstance(body, bytes) else encode(body), NOW)
 
 
 #: Answers by which nothing is known to be stored, and what they mean.
-WITHOUT: list[tuple[Answered, Again | Refusal]] = [
-    (answered(400), Refusal(400, OUTCOME)),
-    (answered(400, b"<html>"), Refusal(400, {})),
-    (answered(401, WWW_Authenticate="Bearer"), Refusal(401, OUTCOME, "Bearer")),
-    (answered(307), Refusal(307, OUTCOME)),
-    (answered(501), Refusal(501, OUTCOME)),
-    (answered(409), Again("conflict", refusal=Refusal(409, OUTCOME))),
-    (answered(412), Again("unclear", refusal=Refusal(412, OUTCOME))),
-    (answered(408), Again("busy")),
-    (answered(429), Again("busy")),
-    (answered(429, Retry_After="7"), Again("busy", 7)),
-    (answered(503, Retry_After="7"), Again("busy", 7)),
-    (answered(503, Retry_After="Sun, 15 Jun 2025 12:01:00 GMT"), Again("busy", 60)),
+WITHOUT: list[tuple[UpstreamResponse, Retry | UpstreamRefusal]] = [
+    (answered(400), UpstreamRefusal(400, OUTCOME)),
+    (answered(400, b"<html>"), UpstreamRefusal(400, {})),
+    (answered(401, WWW_Authenticate="Bearer"), UpstreamRefusal(401, OUTCOME, "Bearer")),
+    (answered(307), UpstreamRefusal(307, OUTCOME)),
+    (answered(501), UpstreamRefusal(501, OUTCOME)),
+    (answered(409), Retry("conflict", refusal=UpstreamRefusal(409, OUTCOME))),
+    (answered(412), Retry("unclear", refusal=UpstreamRefusal(412, OUTCOME))),
+    (answered(408), Retry("busy")),
+    (answered(429), Retry("busy")),
+    (answered(429, Retry_After="7"), Retry("busy", 7)),
+    (answered(503, Retry_After="7"), Retry("busy", 7)),
+    (answered(503, Retry_After="Sun, 15 Jun 2025 12:01:00 GMT"), Retry("busy", 60)),
     (answered(503), LOST),
     (answered(503, Retry_After="soon"), LOST),
-    (answered(500), Again("failed")),
+    (answered(500), Retry("failed")),
     (answered(500, b"<html>"), LOST),
     (answered(502, b"<html>"), LOST),
     (answered(504, OUTCOME), LOST),
@@ -46,7 +54,7 @@ WITHOUT: list[tuple[Answered, Again | Refusal]] = [
 
 
 @pytest.mark.parametrize(("given", "meaning"), WITHOUT)
-def test_what_an_answer_without_a_location_means(given: Answered, meaning: Any) -> None:
+def test_what_an_answer_without_a_location_means(given: UpstreamResponse, meaning: Any) -> None:
     assert of_bundle(given, 2, whole=True) == meaning
     assert of_bundle(given, 2, whole=False) == meaning
     assert of_single(given, "Observation") == meaning
@@ -60,16 +68,16 @@ def response(status: str, location: str | None = None, **more: Any) -> Any:
 ENTRIES: list[tuple[Any, Any]] = [
     (response("201 Created", "Observation/1/_history/1", etag="1"), Stored("Observation/1/_history/1", 'W/"1"', True)),
     (response("200", "http://up/fhir/Observation/1"), Stored("Observation/1")),
-    (response("201"), Again("unclear")),
-    (response("204 No Content"), Again("unclear")),
-    (response("422", outcome=OUTCOME), Refusal(422, OUTCOME)),
-    (response("422", outcome=7), Refusal(422, {})),
-    (response("409 Conflict"), Again("conflict", refusal=Refusal(409, {}))),
-    (response("412", outcome=OUTCOME), Again("unclear", refusal=Refusal(412, OUTCOME))),
-    (response("500", outcome=OUTCOME), Again("failed")),
+    (response("201"), Retry("unclear")),
+    (response("204 No Content"), Retry("unclear")),
+    (response("422", outcome=OUTCOME), UpstreamRefusal(422, OUTCOME)),
+    (response("422", outcome=7), UpstreamRefusal(422, {})),
+    (response("409 Conflict"), Retry("conflict", refusal=UpstreamRefusal(409, {}))),
+    (response("412", outcome=OUTCOME), Retry("unclear", refusal=UpstreamRefusal(412, OUTCOME))),
+    (response("500", outcome=OUTCOME), Retry("failed")),
     (response("500"), LOST),
     (response("503"), LOST),
-    (response("429"), Again("busy")),
+    (response("429"), Retry("busy")),
     (response("Created"), LOST),
     (response("²²²"), LOST),
     ({"response": 7}, LOST),
@@ -95,7 +103,7 @@ def test_an_answer_that_is_not_about_what_was_sent_leaves_its_fate_unknown(body:
 RESOURCE = {"resourceType": "Observation", "id": "7", "meta": {"versionId": "2"}}
 
 #: Answers to an entry by itself.
-SINGLE: list[tuple[Answered, Any]] = [
+SINGLE: list[tuple[UpstreamResponse, Any]] = [
     (
         answered(201, b"", Location="http://up/fhir/Observation/7/_history/1", ETag='W/"1"'),
         ("7/_history/1", 'W/"1"', True),
@@ -107,7 +115,7 @@ SINGLE: list[tuple[Answered, Any]] = [
 
 
 @pytest.mark.parametrize(("given", "place"), SINGLE)
-def test_an_entry_by_itself_is_where_the_answer_says(given: Answered, place: Any) -> None:
+def test_an_entry_by_itself_is_where_the_answer_says(given: UpstreamResponse, place: Any) -> None:
     stored = of_single(given, "Observation")
     assert isinstance(stored, Stored)
     assert (stored.location, stored.etag, stored.created) == (f"Observation/{place[0]}", *place[1:])
@@ -122,8 +130,8 @@ def test_an_entry_by_itself_is_where_the_answer_says(given: Answered, place: Any
         answered(200, b"", Location="x"),
     ],
 )
-def test_an_entry_that_is_stored_nobody_says_where_is_unclear(given: Answered) -> None:
-    assert of_single(given, "Observation") == Again("unclear")
+def test_an_entry_that_is_stored_nobody_says_where_is_unclear(given: UpstreamResponse) -> None:
+    assert of_single(given, "Observation") == Retry("unclear")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +162,8 @@ ONES = of(
 )
 
 
-def refusal(*issues: Any) -> Refusal:
-    return Refusal(400, {"issue": list(issues)})
+def refusal(*issues: Any) -> UpstreamRefusal:
+    return UpstreamRefusal(400, {"issue": list(issues)})
 
 
 #: What a server says of three entries, and which it names. HAPI 8.8's words were measured.
@@ -175,27 +183,29 @@ NAMED = [
     ),
     (refusal({"diagnostics": "HAPI-0450: Failed to parse request body as JSON resource."}), set()),
     (refusal({"diagnostics": 7, "expression": {"a": 1}, "location": None}, None, 7), set()),
-    (Refusal(400, {"issue": "x"}), set()),
+    (UpstreamRefusal(400, {"issue": "x"}), set()),
 ]
 
 
 @pytest.mark.parametrize(("said", "places"), NAMED)
-def test_a_refusal_names_entries_by_path_by_identity_or_by_what_they_reference(said: Refusal, places: set[int]) -> None:
+def test_a_refusal_names_entries_by_path_by_identity_or_by_what_they_reference(
+    said: UpstreamRefusal, places: set[int]
+) -> None:
     assert said.named(ONES) == places
 
 
 @pytest.mark.parametrize(
     ("said", "too_large", "of_all"),
     [
-        (Refusal(413, {}), True, False),
+        (UpstreamRefusal(413, {}), True, False),
         (refusal({"code": "too-costly"}), True, False),
         (refusal({"code": "too-long"}), True, False),
         (refusal({"code": "invalid"}), False, False),
         (refusal({"code": ["too-long"]}, {"code": {}}), False, False),
-        (Refusal(401, {}), False, True),
-        (Refusal(501, {}), False, True),
-        (Refusal(302, {}), False, True),
+        (UpstreamRefusal(401, {}), False, True),
+        (UpstreamRefusal(501, {}), False, True),
+        (UpstreamRefusal(302, {}), False, True),
     ],
 )
-def test_a_refusal_is_of_an_entry_of_so_many_or_of_all(said: Refusal, too_large: bool, of_all: bool) -> None:
+def test_a_refusal_is_of_an_entry_of_so_many_or_of_all(said: UpstreamRefusal, too_large: bool, of_all: bool) -> None:
     assert (said.too_large, said.of_all) == (too_large, of_all)

@@ -10,7 +10,7 @@ from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.rest.create_requests import bundle, single
 from cgm_proxy.core.rest.strategy import CREATING, SENDING, Abilities, Strategy, abilities, apart, strategy
 from cgm_proxy.core.submission.plan import Plan, plan
-from cgm_proxy.settings.sections import Upstream
+from cgm_proxy.settings.sections import UpstreamSettings
 
 TYPES = ("Observation", "DiagnosticReport", "Device")
 
@@ -103,7 +103,7 @@ def test_a_setting_names_a_row_whatever_the_server_says(send: str, create: str) 
 
 
 def test_the_settings_name_the_rows() -> None:
-    hints = get_type_hints(Upstream)
+    hints = get_type_hints(UpstreamSettings)
     assert get_args(hints["send"]) == ("auto", *(row.name for row in SENDING))
     assert get_args(hints["create"]) == ("auto", *(row.name for row in CREATING))
 

@@ -19,7 +19,7 @@ from support.places import RULES
 
 from cgm_proxy.core.rules.rulebook import RuleBook, _holds
 from cgm_proxy.core.rules.static_analysis import analyse
-from cgm_proxy.core.rules.verdict_cache import Shapes, free_leaves
+from cgm_proxy.core.rules.verdict_cache import VerdictCache, free_leaves
 
 ARGO = "http://argo.run/cgm/StructureDefinition/cgm-sensor-reading-mass"
 REMEMBERING = RuleBook.load(RULES)
@@ -86,7 +86,7 @@ VALUES = st.one_of(
 def remembering() -> RuleBook:
     """Give a book that remembers nothing yet."""
     book = copy(REMEMBERING)
-    book.shapes = Shapes()
+    book.shapes = VerdictCache()
     return book
 
 
@@ -225,7 +225,7 @@ def test_a_hospitals_rule_on_the_value_sees_every_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [10_000, 50_000])
 def test_nothing_fills_the_memory(size: int) -> None:
-    shapes = Shapes(size)
+    shapes = VerdictCache(size)
     for number in range(500):
         shapes.remember(("argo", (), b"x" * 100 + str(number).encode()), (), [(f"Patient/{number}", PATIENT)])
     assert 0 < len(shapes) <= size / 500

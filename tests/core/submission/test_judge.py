@@ -37,7 +37,7 @@ from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission.judge import judge, referenced_first, resolver
 from cgm_proxy.core.submission.orders import Schedule, StandingOrder
 from cgm_proxy.core.submission.verdicts import Judgement
-from cgm_proxy.settings.loading import Policies
+from cgm_proxy.settings.loading import PolicySettings
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +362,7 @@ EFFECTS = {"accept": [], "warn": ["information"], "reject": ["error"]}
 @pytest.mark.parametrize("finding", FINDINGS)
 def test_a_policy_decides_what_a_finding_does(finding: str, policy: str, observe: bool) -> None:
     rule, more, resources = FINDINGS[finding]
-    policies = Policies(**{**dict.fromkeys(FINDINGS, "accept"), finding: policy})
+    policies = PolicySettings(**{**dict.fromkeys(FINDINGS, "accept"), finding: policy})
     judgement = judged(*map(entry, resources), policies=policies, observe=observe, **more)
     severities = ["warning" if observe and severity == "error" else severity for severity in EFFECTS[policy]]
     assert found(judgement) == [(rule, severity) for severity in severities]
@@ -419,7 +419,7 @@ def test_what_may_not_be_created_does_not_make_the_submission_incomplete_too(cha
     """By what the refused entry claims or, where it claims nothing, by its code."""
     change.get("resource", {}).pop("subject", None)
     taken = [entry(gmi(), urn(1)), entry(summary()), entry(reading()) | change]
-    judgement = judged(*taken, orders=ordered(asks(READING)), policies=Policies(unsolicited="accept"))
+    judgement = judged(*taken, orders=ordered(asks(READING)), policies=PolicySettings(unsolicited="accept"))
     assert judgement.issues == ()
     assert rules_found(judgement)[2] == [rule]
     assert judgement.verdicts[2].profiles == ()
@@ -457,7 +457,7 @@ def test_a_summary_solicits_its_members_and_anything_its_device(resource: Any, s
 def test_an_order_of_another_dialect_does_not_count(dialects: tuple[str, ...]) -> None:
     orders = ordered(asks(PDF), dialects=dialects)
     assert found(judged(entry(reading()), orders=orders)) == []
-    policies = Policies(no_order="reject")
+    policies = PolicySettings(no_order="reject")
     assert found(judged(entry(reading()), orders=orders, policies=policies)) == [("order-none", "error")]
 
 
@@ -532,7 +532,10 @@ def test_a_one_time_order_solicits_by_its_window(instant: str, timely: bool) -> 
 )
 def test_too_often_is_within_the_shortest_period(schedules: Any, last: Any, wait: timedelta | None) -> None:
     judgement = judged(
-        entry(reading(720)), orders=ordered(*schedules), last_submission=last, policies=Policies(too_often="reject")
+        entry(reading(720)),
+        orders=ordered(*schedules),
+        last_submission=last,
+        policies=PolicySettings(too_often="reject"),
     )
     assert judgement.retry_after == wait
     assert judgement.accepted == (wait is None)

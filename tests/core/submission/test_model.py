@@ -33,12 +33,12 @@ from cgm_proxy.core.submission.dialects import BY_ID
 from cgm_proxy.core.submission.judge import judge, resolver
 from cgm_proxy.core.submission.model import Submission, localizer, names, open_operation, references, single, submission
 from cgm_proxy.core.submission.plan import forged, identify, plan
-from cgm_proxy.settings.loading import Limits
+from cgm_proxy.settings.loading import LimitSettings
 
 WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}}, {"resourceType": 5}]
 
 
-def refusal(document: Any, target: str = "base", limits: Limits = LIMITS) -> tuple[int, str]:
+def refusal(document: Any, target: str = "base", limits: LimitSettings = LIMITS) -> tuple[int, str]:
     with pytest.raises(RequestRefused) as refused:
         submission(document, BY_ID["argo"], target, localize, limits)
     return refused.value.status, refused.value.issues[0].rule
@@ -79,7 +79,7 @@ def test_entries_that_are_no_list_are_told_so() -> None:
     [("batch", "base", 5), ("transaction", "base", 3), ("transaction", "operation", 5), ("batch", "operation", 5)],
 )
 def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, target: str, most: int) -> None:
-    limits = Limits(entries=5, atomic_entries=3)
+    limits = LimitSettings(entries=5, atomic_entries=3)
     whole = bundle(*[entry(reading(n)) for n in range(most)], kind=kind)
     assert len(submission(whole, BY_ID["argo"], target, localize, limits).entries) == most
     whole["entry"].append(None)

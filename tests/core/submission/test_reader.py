@@ -12,7 +12,8 @@ from support.made import LIMITS, bundle, entry, localize, reading, summary, urn
 
 from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import BOM, decode, encode, parse
-from cgm_proxy.core.issues import Json, RequestRefused
+from cgm_proxy.core.issues import RequestRefused
+from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reader as document
 from cgm_proxy.core.submission.detection import bundle_dialect, content_dialect, operation_dialect
 from cgm_proxy.core.submission.dialects import BY_ID, DIALECTS
@@ -22,7 +23,7 @@ ARGO = BY_ID["argo"]
 TAGGED = {"meta": {"tag": [{"system": ARGO.code_system, "code": ARGO.tags[0]}]}}
 
 
-def read(data: bytes, limit: int = LIMITS.entries) -> Json:
+def read(data: bytes, limit: int = LIMITS.entries) -> JsonObject:
     return document.read(data, 64, localize, limit)
 
 
@@ -91,14 +92,14 @@ def test_a_name_that_stands_twice_around_entries_is_refused(data: bytes) -> None
     assert answered(read, data) == (400, "json-duplicate-key")
 
 
-def whole(entries: Any) -> Json:
+def whole(entries: Any) -> JsonObject:
     return {**bundle(kind="batch"), **TAGGED, "entry": entries}
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ENTRIES, max_size=4) | ENTRIES, st.booleans())
 def test_entries_are_those_of_the_whole_document(entries: Any, wrapped: bool) -> None:
-    made: Json = whole(entries)
+    made: JsonObject = whole(entries)
     if wrapped:
         made = {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": made}]}
     same(encode(made))

@@ -12,10 +12,10 @@ from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.judge import judge
 from cgm_proxy.core.submission.orders import Schedule, StandingOrder
-from cgm_proxy.core.submission.plan import Outcome, Refused, Relayed, Stored
-from cgm_proxy.core.submission.reply import Answer, answers, located, preferred_return, refusal
+from cgm_proxy.core.submission.plan import Outcome, PassedThrough, Refused, Stored
+from cgm_proxy.core.submission.reply import EntryResponse, answers, preferred_return, refusal, with_entry_path
 from cgm_proxy.core.submission.verdicts import Judgement
-from cgm_proxy.settings.loading import Policies
+from cgm_proxy.settings.loading import PolicySettings
 
 BAD = FakeRules({"bad": Issue("bad", "b", "Observation.code"), "odd": Issue("odd", "o", severity="warning")})
 
@@ -24,7 +24,7 @@ def judgement(*items: Any, kind: str = "transaction", target: str = "operation",
     return judge(submitted(*items, kind=kind, target=target), context(**{"rules": BAD, **more}))
 
 
-def bundle(judgement: Judgement, made: Sequence[Answer], preferred: reply.Return) -> dict[str, Any]:
+def bundle(judgement: Judgement, made: Sequence[EntryResponse], preferred: reply.Return) -> dict[str, Any]:
     """Give the response Bundle as it is written."""
     return decode(encode(reply.bundle(judgement, made, preferred)))
 
@@ -62,7 +62,7 @@ def test_answers_come_in_the_entries_order_with_what_became_of_each() -> None:
         0: Stored("Observation/7/_history/1", 'W/"1"', created=True),
         1: Stored("Observation/8"),
         3: Refused(503, (Issue("y", "when"),)),
-        2: Relayed(201, {"response": {"status": "201 Created"}}),
+        2: PassedThrough(201, {"response": {"status": "201 Created"}}),
     }
     made = answers(judged, outcomes)
     assert [answer.status for answer in made] == [201, 200, 201, 503, 422, 422, 422]
@@ -143,7 +143,7 @@ def test_an_entry_has_an_outcome_where_there_is_something_to_say_or_it_is_asked_
 ) -> None:
     judged = judgement(entry(reading(1)))
     resource = {"resourceType": "Observation", "id": "7"}
-    answer = Answer(201, (issue,) if issue else (), Stored("Observation/7", created=True, resource=resource))
+    answer = EntryResponse(201, (issue,) if issue else (), Stored("Observation/7", created=True, resource=resource))
     [only] = bundle(judged, [answer], preferred)["entry"]
     assert ("outcome" in only["response"]) == outcome
     assert (only.get("resource") == resource) == (preferred == "representation")
@@ -151,12 +151,12 @@ def test_an_entry_has_an_outcome_where_there_is_something_to_say_or_it_is_asked_
 
 def test_a_representation_that_is_not_there_is_left_out() -> None:
     judged = judgement(entry(reading()))
-    [only] = bundle(judged, [Answer(200, (), Stored("Observation/7"))], "representation")["entry"]
+    [only] = bundle(judged, [EntryResponse(200, (), Stored("Observation/7"))], "representation")["entry"]
     assert only == {"response": {"status": "200 OK", "location": "Observation/7"}}
 
 
 def test_what_is_said_of_the_whole_stands_in_the_first_entry() -> None:
-    judged = judgement(entry(reading()), entry(reading(1)), policies=Policies(no_order="warn"))
+    judged = judgement(entry(reading()), entry(reading(1)), policies=PolicySettings(no_order="warn"))
     first, second = bundle(judged, answers(judged, {}), "minimal")["entry"]
     assert [issue["details"]["coding"][0]["code"] for issue in first["response"]["outcome"]["issue"]] == ["order-none"]
     assert "outcome" not in second["response"]
@@ -177,7 +177,7 @@ def test_what_is_said_of_the_whole_stands_in_the_first_entry() -> None:
 )
 def test_an_issue_says_where_in_the_submission_it_is(expression: str | None, expected: str) -> None:
     verdict = judgement(entry(reading()), entry(reading(1))).verdicts[1]
-    assert located(Issue("r", "t", expression), verdict).expression == expected
+    assert with_entry_path(Issue("r", "t", expression), verdict).expression == expected
 
 
 # -- refused whole --------------------------------------------------------------------------------------------------------
@@ -233,13 +233,13 @@ ORDER = StandingOrder("ServiceRequest/o", frozenset({"1.0.0"}), (Schedule(frozen
 
 
 def test_an_order_that_is_not_met_refuses_any_submission() -> None:
-    judged = judgement(entry(report()), orders=(ORDER,), policies=Policies(unsolicited="accept"))
+    judged = judgement(entry(report()), orders=(ORDER,), policies=PolicySettings(unsolicited="accept"))
     assert refused(judged) == (422, ["Bundle.entry"])
 
 
 def test_too_often_is_answered_429_with_the_time_to_wait() -> None:
     last = context().now - timedelta(days=13, hours=23, minutes=59, seconds=59.5)
-    policies = Policies(too_often="reject", incomplete="accept", unsolicited="accept")
+    policies = PolicySettings(too_often="reject", incomplete="accept", unsolicited="accept")
     judged = judgement(entry(reading()), orders=(ORDER,), policies=policies, last_submission=last)
     found = refusal(judged, answers(judged, {}))
     assert found is not None

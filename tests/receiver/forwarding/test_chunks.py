@@ -264,7 +264,7 @@ async def test_all_identities_are_looked_up_before_anything_is_sent_not_a_few() 
 async def test_without_the_patients_turn_nothing_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxying(**SEARCH) as world:
         assert statuses(await world.submit(world.readings(2))) == [201, 201]
-        monkeypatch.setattr(backends.Turn, "held", False)
+        monkeypatch.setattr(backends.PatientLock, "held", False)
         answer = await world.submit(world.readings(4))
         assert statuses(answer) == [200, 200, 503, 503]
         assert said(answer, 3) == ["turn-lost"]

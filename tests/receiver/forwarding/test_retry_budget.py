@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cgm_proxy.receiver.forwarding import retry_budget
-from cgm_proxy.receiver.forwarding.retry_budget import CHUNKS, Patience
+from cgm_proxy.receiver.forwarding.retry_budget import CHUNKS, RetryBudget
 
 
 def now() -> float:
@@ -13,7 +13,7 @@ def now() -> float:
 
 
 async def test_failures_in_a_row_wear_it_out_and_a_success_restores_it() -> None:
-    it = Patience(retries=0, deadline=now() + 60)
+    it = RetryBudget(retries=0, deadline=now() + 60)
     for _ in range(CHUNKS - 1):
         it.failed(now(), 0)
     it.succeeded()
@@ -26,7 +26,7 @@ async def test_failures_in_a_row_wear_it_out_and_a_success_restores_it() -> None
 
 
 async def test_what_was_under_way_together_fails_together() -> None:
-    it, began = Patience(retries=0, deadline=now() + 60), now()
+    it, began = RetryBudget(retries=0, deadline=now() + 60), now()
     await asyncio.sleep(0.01)
     for _ in range(10 * CHUNKS):
         it.failed(began, 0)
@@ -34,7 +34,7 @@ async def test_what_was_under_way_together_fails_together() -> None:
 
 
 async def test_pauses_grow_with_failures_in_a_row_up_to_a_limit() -> None:
-    it = Patience(retries=20, deadline=now() + 3600)
+    it = RetryBudget(retries=20, deadline=now() + 3600)
     pauses = []
     for _ in range(12):
         it.failed(now(), 0)
@@ -46,7 +46,7 @@ async def test_pauses_grow_with_failures_in_a_row_up_to_a_limit() -> None:
 
 @pytest.mark.parametrize(("wait", "over"), [(5, False), (61, True), (float("inf"), True)])
 async def test_a_wait_is_heeded_within_the_submissions_time(wait: float, over: bool) -> None:
-    it = Patience(retries=4, deadline=now() + 60)
+    it = RetryBudget(retries=4, deadline=now() + 60)
     it.failed(now(), wait)
     assert it.over is over
     assert it.resting == pytest.approx(0 if over else wait, abs=0.5)
