@@ -14,13 +14,13 @@ GROWTH = 24 * 2**20
 
 PROXY = """
 import asyncio, sys, uvloop
-from cgm_proxy.express import ExpressServer
-from cgm_proxy.relay import Relay
-from cgm_proxy.settings import Settings, Upstream
-from cgm_proxy.wire import SERVER_OPTIONS
+from cgm_proxy.relay.express import ExpressServer
+from cgm_proxy.relay.relay import Relay
+from cgm_proxy.settings.loading import Settings, UpstreamSettings
+from cgm_proxy.relay.http_options import SERVER_OPTIONS
 
 async def main():
-    relay = Relay(Settings(upstream=Upstream(url=sys.argv[1])))
+    relay = Relay(Settings(upstream=UpstreamSettings(url=sys.argv[1])))
     await relay.start()
     make = ExpressServer(relay.pass_through, relay, lambda _: True, **SERVER_OPTIONS)
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)

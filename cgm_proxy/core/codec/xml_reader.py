@@ -234,7 +234,7 @@ DOCUMENT = XmlElement("document", Kind.RESOURCE)
 ENTRY = elements("Bundle")["entry"]
 
 #: What stands in a primitive is what stands in any element; nothing is known of what stands in an unknown one.
-CHILDREN = {Kind.PRIMITIVE: _children("XmlElement"), Kind.RESOURCE: {}, Kind.UNKNOWN: {}, Kind.ATTRIBUTE: {}}
+CHILDREN = {Kind.PRIMITIVE: _children("Element"), Kind.RESOURCE: {}, Kind.UNKNOWN: {}, Kind.ATTRIBUTE: {}}
 
 FINISH = {
     Kind.PRIMITIVE: _finish_primitive,

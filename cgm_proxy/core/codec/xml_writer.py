@@ -66,7 +66,7 @@ def _write(parts: list[str], name: str, element: XmlElement, value: Any, extras:
         _open(parts, name, value, elements(element.type) if element.kind is Kind.COMPLEX else {})
     else:
         text = "" if value is None else f' value="{_text(value)}"'
-        _open(parts, name, extras if isinstance(extras, dict) else {}, elements("XmlElement"), text)
+        _open(parts, name, extras if isinstance(extras, dict) else {}, elements("Element"), text)
 
 
 def _open(

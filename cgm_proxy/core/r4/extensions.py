@@ -24,7 +24,7 @@ def places(model: Model, type_: str, element: str | None) -> frozenset[str]:
 
 def misplaced(url: str, contexts: Collection[str], at: frozenset[str]) -> Fault | None:
     """Say that an extension stands where its definition does not allow it."""
-    if not contexts or "ElementDefinition" in contexts or not at.isdisjoint(contexts):
+    if not contexts or "Element" in contexts or not at.isdisjoint(contexts):
         return None
     allowed = " or ".join(sorted(contexts)[:6])
     return (

@@ -265,7 +265,7 @@ class Walk:
                 continue
             if not isinstance(item, dict):
                 self.found.add("r4-json", at, f"{last(f'{node.path}.{key}')} is {_kind(item)}; R4 wants an object")
-            elif base := self.model.type("ElementDefinition"):
+            elif base := self.model.type("Element"):
                 places = extensions.places(self.model, type_, f"{node.type.name}.{element.name}")
                 self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}", places=places))
                 beside = plain[index] if isinstance(plain, list) and index < len(plain) else plain

@@ -13,7 +13,7 @@ from support.dialogue import SYSTEM, bundle, encode, entry, if_none, observation
 SERVE = """
 import sys
 from aiohttp import web
-from cgm_proxy.sandbox.app import make_app
+from cgm_proxy.sandbox.store.app import make_app
 web.run_app(make_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), print=None)
 """
 JSON = {"Content-Type": "application/fhir+json"}
