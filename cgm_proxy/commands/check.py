@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from cgm_proxy.commands.check_lines import Checked, among, check_line
+from cgm_proxy.commands.check_lines import Checked, check_line
 from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.r4.reference_scope import resolver_among
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission import detection, model
 from cgm_proxy.core.submission.dialects import BY_ID
@@ -41,7 +42,7 @@ def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, se
             read[name] = json_body.parse(data, settings.limits.depth)
         except RequestRefused as refused:
             read[name] = refused
-    resolve = among(one for one in read.values() if isinstance(one, dict))
+    resolve = resolver_among(one for one in read.values() if isinstance(one, dict))
     for name, one in read.items():
         if isinstance(one, RequestRefused):
             yield Checked(name, one.issues)

@@ -4,15 +4,14 @@ A line is `{"id", "profile", "resource"}`, with `"context"` (a list of resources
 (which version a canonical means that two dialects share; `canonical|version` says the same) where they are wanted.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from cgm_proxy.core.codec.json_body import encode, parse
 from cgm_proxy.core.issues import Issue, RequestRefused
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.r4.reference_scope import nowhere
-from cgm_proxy.core.rules.rulebook import ReferenceResolver, RuleBook
+from cgm_proxy.core.r4.reference_scope import resolver_among
+from cgm_proxy.core.rules.rulebook import RuleBook
 
 #: Deepest nesting of a line, as of a submission.
 DEPTH = 64
@@ -43,12 +42,6 @@ class Checked:
         return f"{'pass' if self.passed else 'FAIL'} {self.id}{told}"
 
 
-def among(resources: Iterable[JsonObject]) -> ReferenceResolver:
-    """ReferenceResolver `Type/id` to one of some resources."""
-    known = {f"{r.get('resourceType')}/{r.get('id')}": r for r in resources}
-    return known.get if known else nowhere
-
-
 def check_line(line: bytes, book: RuleBook) -> Checked:
     """Judge one line; a line that cannot be read fails like any other."""
     try:
@@ -61,6 +54,6 @@ def check_line(line: bytes, book: RuleBook) -> Checked:
     if not isinstance(profile, str) or book.profile(profile, dialect if isinstance(dialect, str) else None) is None:
         issue = Issue("unknown-profile", f"the profile {str(profile)[:100]} is not known; see `cgm-proxy rules list`")
         return Checked(asked.get("id"), (issue,))
-    resolve = among(objects(asked.get("context")))
+    resolve = resolver_among(objects(asked.get("context")))
     of = dialect if isinstance(dialect, str) else None
     return Checked(asked.get("id"), book.examine(resource, [profile], resolve, dialect=of))

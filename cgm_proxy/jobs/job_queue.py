@@ -29,6 +29,7 @@ from cgm_proxy.core.submission import async_pattern
 from cgm_proxy.jobs.sqlite_store import Job, JobStore, Kept, SqliteStore, StoreFailed, StoreUnusable
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
+from cgm_proxy.receiver.intake import CANCELLED
 from cgm_proxy.settings import loading
 
 #: How often a submission may end the process before it is given up.
@@ -36,9 +37,6 @@ ATTEMPTS = 3
 
 #: Pauses before a submission is tried again, or the store is asked again, that failed (seconds); the last one repeats.
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
-
-#: What the cancellation of a submission's work says where its submitter asked for it.
-FORGOTTEN = "forgotten"
 
 #: How often results that have expired are looked for (seconds).
 SWEEP_EVERY = 60.0
@@ -122,7 +120,7 @@ class JobQueue:
         """Stop working on a submission, and remove all of it; raises `StoreFailed`."""
         key = _key(name)
         if task := self._tasks.get(key):
-            task.cancel(FORGOTTEN)
+            task.cancel(CANCELLED)
             await asyncio.wait([task])
             metrics.JOBS.labels("cancelled").inc()
         await self._ask(self._store.forget, key)

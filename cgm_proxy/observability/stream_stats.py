@@ -6,9 +6,8 @@ One event loop writes them. A metrics endpoint reads them as they are; nothing h
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from time import monotonic, sleep
+from time import monotonic
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -18,10 +17,6 @@ LATENCY_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 #: How long after its answer a streamed request counts as one of several (seconds).
 RECENT = 0.1
-
-#: How long a thread works beside streamed requests until it lets them pass, and for how long (seconds).
-WORK = 0.001
-PAUSE = 0.002
 
 
 @dataclass(slots=True)
@@ -54,36 +49,3 @@ class StreamStats:
     def streaming(self) -> bool:
         """Whether requests stream through now: by their answers, since a client that never reads one waits for nothing."""
         return monotonic() - self.last < RECENT
-
-
-class StoppedError(Exception):
-    """Nobody waits any more for what a thread works on."""
-
-
-class GivingWay:
-    """What long work in a thread calls again and again, so that streamed requests need not wait for a processor, or the GIL."""
-
-    def __init__(self, traffic: StreamStats) -> None:
-        self._traffic = traffic
-        self._began = monotonic()
-        self._stopped = False
-
-    def stop(self) -> None:
-        """End the work, which can't be cancelled, by `StoppedError`."""
-        self._stopped = True
-
-    def between(self, items: Iterable[T]) -> Iterator[T]:
-        """Give the items to work on, and give way after each."""
-        for item in items:
-            yield item
-            self()
-
-    def __call__(self) -> None:
-        """Sleep a little, where requests stream and the work has taken its time since it did so last."""
-        if self._stopped:
-            raise StoppedError
-        if monotonic() - self._began < WORK:
-            return
-        if self._traffic.streaming:
-            sleep(PAUSE)
-        self._began = monotonic()

@@ -6,24 +6,26 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeVar, TypeVarTuple
 
-import msgspec
 from multidict import CIMultiDict
 
 from cgm_proxy.core.codec.json_body import Buffer, Format, encode
 from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest import confirmed
-from cgm_proxy.core.submission import async_pattern, detection, model, reply
+from cgm_proxy.core.submission import detection, model, reply
 from cgm_proxy.core.submission.detection import Target
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
-from cgm_proxy.jobs.job_queue import FORGOTTEN, JobResult
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
+from cgm_proxy.offload import IN_THREAD_BYTES, offload
+from cgm_proxy.receiver.parsing import BodyParser
 from cgm_proxy.receiver.story import Finished, Submissions
-from cgm_proxy.server.request_bodies import PARSED_IN_THREAD, RequestBodies
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester
+
+#: The message of the cancellation when a submitter deletes its kept submission.
+CANCELLED = "cancelled by its submitter"
 
 #: Statuses that tell of the upstream's failure, not of the submission.
 FAILURES = frozenset({502, 503, 504})
@@ -71,28 +73,23 @@ class SubmissionResponse:
 Later = Callable[[Submission], Awaitable[SubmissionResponse | None]]
 
 
-async def aside(size: int, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Call it; with so many bytes to work on that streamed traffic would wait, in a thread."""
-    return await asyncio.to_thread(call, *arguments) if size >= PARSED_IN_THREAD else call(*arguments)
-
-
 class Intake:
     """Take submissions in; the story of each is told by `Submissions`."""
 
-    def __init__(self, settings: Settings, inbound: RequestBodies, submissions: Submissions) -> None:
+    def __init__(self, settings: Settings, parser: BodyParser, submissions: Submissions) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
         self._public = settings.listen.public_url
         self._localize = model.localizer(settings.listen.public_url, settings.upstream.url)
-        self._inbound = inbound
+        self._parser = parser
         self._submissions = submissions
 
     async def open(self, raw: Buffer, target: Target, content_encoding: str) -> tuple[JsonObject, Dialect | None]:
         """Parse a body and tell its dialect, None for what is no submission; raises `RequestRefused`."""
-        document = await self._inbound.parse(raw, content_encoding)
+        document = await self._parser.parse(raw, content_encoding)
         if target == "operation":
             document = model.open_operation(document)
-        return document, await aside(_weight(raw, content_encoding), self._dialect, document, target)
+        return document, await offload(_weight(raw, content_encoding), self._dialect, document, target)
 
     async def take(
         self, asked: SubmissionRequest, document: JsonObject, dialect: Dialect, raw: bytearray, later: Later
@@ -103,42 +100,25 @@ class Intake:
         fields: dict[str, Any] = {"request_id": asked.request_id, "dialect": dialect.id, "outcome": "failed"}
         with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
             try:
-                submission = await aside(size, self._submission, asked, document, dialect)
+                submission = await offload(size, self._submission, asked, document, dialect)
                 if kept := await later(submission):
                     fields |= {"outcome": "kept", "entries": len(submission.entries)}
                     return kept
                 raw.clear()  # the entries hold what is needed of it
                 finished = await self._submissions.take(submission, asked.submitter, asked.preferred)
                 fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
-                return await aside(size, self._told, finished, asked.preferred, size)
+                return await offload(size, self._told, finished, asked.preferred, size)
             except RequestRefused as refused:
                 outcome = "failed" if refused.status >= 500 else "refused"
                 fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
                 return SubmissionResponse.refusal(refused)
             except asyncio.CancelledError as cancelled:
-                if FORGOTTEN in cancelled.args:
+                if CANCELLED in cancelled.args:
                     fields["outcome"] = "cancelled"
                 raise
             finally:
                 metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))
-
-    async def work(self, kept: bytes, raw: bytearray) -> JobResult:
-        """Take a submission that was kept: what its answer would have been is the result."""
-        asked = msgspec.json.decode(kept, type=SubmissionRequest)
-        told = await self._kept(asked, raw)
-        made = async_pattern.result(told.status, told.content, told.headers)
-        return JobResult(await aside(told.size, encode, made), told.failed)
-
-    async def _kept(self, asked: SubmissionRequest, raw: bytearray) -> SubmissionResponse:
-        try:
-            document, dialect = await self.open(raw, asked.target, asked.content_encoding)
-        except RequestRefused as refused:
-            return SubmissionResponse.refusal(refused)
-        if dialect is None:  # it was one when it was kept
-            text = "by the receiver's settings of today this is no submission; send it again"
-            return SubmissionResponse.refusal(refuse(422, "async-settings", text, code="business-rule"))
-        return await self.take(asked, document, dialect, raw, _now)
 
     def _dialect(self, document: JsonObject, target: Target) -> Dialect | None:
         if target == "operation":
@@ -173,8 +153,4 @@ class Intake:
 
 def _weight(raw: Buffer, content_encoding: str) -> int:
     """Say how many bytes there are to work on; what is compressed may be any number."""
-    return PARSED_IN_THREAD if content_encoding else len(raw)
-
-
-async def _now(_: Submission) -> None:
-    """Keep nothing: it is time."""
+    return IN_THREAD_BYTES if content_encoding else len(raw)

@@ -21,7 +21,8 @@ from cgm_proxy.core.submission.orders import read_orders
 from cgm_proxy.core.submission.plan import Outcome
 from cgm_proxy.core.submission.verdicts import Context, Judgement, Rules
 from cgm_proxy.observability import metrics
-from cgm_proxy.observability.stream_stats import GivingWay, StreamStats
+from cgm_proxy.observability.stream_stats import StreamStats
+from cgm_proxy.offload import Throttle
 from cgm_proxy.receiver.storing import Part, Receiver, Storing
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester, UpstreamClient
@@ -96,7 +97,7 @@ class Submissions:
 
     async def _judged(self, judging: Judging, storing: Storing) -> AsyncIterator[Part]:
         """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
-        give_way = GivingWay(self._traffic)
+        throttle = Throttle(self._traffic)
 
         def judged(entries: Iterable[Entry]) -> Part:
             return storing.identify(judging.judge(entries))
@@ -106,7 +107,7 @@ class Submissions:
             for entries in parts(judging.submission, PART):
                 if len(entries) > JUDGED_IN_THREAD:
                     waiting += await asyncio.get_running_loop().run_in_executor(
-                        self._judges, judged, give_way.between(entries)
+                        self._judges, judged, throttle.over(entries)
                     )
                 else:
                     waiting += judged(entries)
@@ -114,7 +115,7 @@ class Submissions:
                     yield waiting
                     waiting = Part()
         finally:
-            give_way.stop()
+            throttle.stop()
 
     async def _find_orders(self, submission: Submission, submitter: Requester) -> Context:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""

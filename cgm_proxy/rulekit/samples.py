@@ -22,10 +22,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from cgm_proxy.commands.check_lines import among
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.r4.reference_scope import Scope
+from cgm_proxy.core.r4.reference_scope import Scope, resolver_among
 from cgm_proxy.core.rules.examination import without_companions
 from cgm_proxy.core.rules.fhirpath import FhirPathError, node_at
 from cgm_proxy.core.rules.rule_files import (
@@ -254,11 +253,11 @@ def extended(book: RuleBook, made: Profile | Addition) -> list[Profile]:
 def judge(book: RuleBook, profile: Profile, sample: Sample) -> list[Issue]:
     """Judge a sample as the server would; a sample of an extension by the extension's rules alone."""
     if profile.type == "Extension":
-        scope = Scope(sample.resource, among(sample.context))
+        scope = Scope(sample.resource, resolver_among(sample.context))
         return list(
             Examination(book, scope, profile.dialect).judge(profile, sample.resource, "Extension", sample.resource)
         )
-    return list(book.examine(sample.resource, [profile.url], among(sample.context), dialect=profile.dialect))
+    return list(book.examine(sample.resource, [profile.url], resolver_among(sample.context), dialect=profile.dialect))
 
 
 def strays(sample: Sample, own: Sequence[Profile]) -> list[str]:
@@ -307,7 +306,7 @@ def _not_passed(book: RuleBook, profile: Profile, sample: Sample, issues: Sequen
 
 def looked_at(book: RuleBook, profile: Profile, sample: Sample) -> list[str]:
     """Give the ids of the rules that find something to look at in a sample."""
-    examination = Examination(book, Scope(sample.resource, among(sample.context)), profile.dialect)
+    examination = Examination(book, Scope(sample.resource, resolver_among(sample.context)), profile.dialect)
     root = node_at(without_companions(sample.resource), profile.type, profile.type)
     found = []
     for rule in profile.rules:

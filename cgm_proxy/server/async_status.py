@@ -16,7 +16,8 @@ from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.submission import async_pattern
 from cgm_proxy.jobs.job_queue import JobQueue
 from cgm_proxy.jobs.sqlite_store import Kept, StoreFailed, StoreFull
-from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse, aside
+from cgm_proxy.offload import offload
+from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse
 from cgm_proxy.server import fhir_responses
 from cgm_proxy.server.peers import Peers
 from cgm_proxy.server.request_bodies import RETRY_AFTER
@@ -84,7 +85,7 @@ class AsyncStatus:
                 data = b"".join([piece async for piece in self._jobs.result(name)])
                 if len(data) < kept.size:
                     raise async_pattern.unknown()  # it was removed meanwhile
-                return web.Response(headers=headers, body=await aside(len(data), _as_xml, data))
+                return web.Response(headers=headers, body=await offload(len(data), _as_xml, data))
         response = web.StreamResponse(headers=headers | {"Content-Length": str(kept.size)})
         await response.prepare(request)
         if request.method != "HEAD":

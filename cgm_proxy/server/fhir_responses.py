@@ -11,7 +11,8 @@ from cgm_proxy.core.codec import fhir_xml, json_body
 from cgm_proxy.core.codec.json_body import CONTENT_TYPES, Format
 from cgm_proxy.core.issues import RequestRefused, operation_outcome
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.receiver.intake import SubmissionResponse, aside
+from cgm_proxy.offload import offload
+from cgm_proxy.receiver.intake import SubmissionResponse
 
 #: Values of `_format` beside media types (https://hl7.org/fhir/R4/http.html#parameters).
 _SHORT: Mapping[str, Format] = {"json": "json", "xml": "xml"}
@@ -69,6 +70,6 @@ def refusal(request: web.BaseRequest, refused: RequestRefused, request_id: str |
 async def told(request: web.BaseRequest, told: SubmissionResponse, request_id: str) -> web.Response:
     """Answer with what became of a submission; a large answer is written in a thread."""
     headers = {name.replace("-", "_"): value for name, value in told.headers.items()}
-    return await aside(
+    return await offload(
         told.size, partial(resource, request, told.status, told.content, X_Request_ID=request_id, **headers)
     )

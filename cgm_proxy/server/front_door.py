@@ -19,8 +19,10 @@ from cgm_proxy.core.submission import async_pattern, detection, reply
 from cgm_proxy.core.submission.detection import Target
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
+from cgm_proxy.jobs.worker import Worker
 from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.intake import Intake, SubmissionRequest, SubmissionResponse
+from cgm_proxy.receiver.parsing import BodyParser
 from cgm_proxy.receiver.story import Submissions
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.server import fhir_responses
@@ -74,10 +76,10 @@ class FrontDoor:
         self._relay = relay
         self._upstream = upstream
         self._memory = memory
-        self._inbound = RequestBodies(settings, relay.traffic)
-        self._intake = Intake(settings, self._inbound, submissions)
+        self._bodies = RequestBodies(settings)
+        self._intake = Intake(settings, BodyParser(settings, relay.traffic), submissions)
         self._status = status
-        self.work = self._intake.work
+        self.work = Worker(self._intake).work
         self._working: set[asyncio.Task[web.StreamResponse]] = set()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -151,7 +153,7 @@ class FrontDoor:
 
     async def _inspect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Read a body, tell whether it is a submission, and answer it or let it pass as it came."""
-        async with self._inbound.reading(request) as raw:
+        async with self._bodies.reading(request) as raw:
             if (not raw or raw.isspace()) and target != "operation":
                 return await self._relay.pass_through(request, body=raw)
             document, dialect = await self._intake.open(raw, target, request.headers.get("Content-Encoding", ""))

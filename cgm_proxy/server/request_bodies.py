@@ -7,16 +7,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from cgm_proxy.core.codec import json_body
-from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.issues import refuse
-from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission import reader
-from cgm_proxy.core.submission.model import localizer
-from cgm_proxy.observability.stream_stats import GivingWay, StreamStats
 from cgm_proxy.settings.loading import Settings
-
-#: Bodies larger than this are parsed in a thread (bytes).
-PARSED_IN_THREAD = 2**18
 
 #: Seconds after which a submitter who was turned away for lack of room may come again.
 RETRY_AFTER = "5"
@@ -25,12 +17,10 @@ RETRY_AFTER = "5"
 class RequestBodies:
     """Read and parse bodies; it knows how many bytes are held, and turns away what would be too many."""
 
-    def __init__(self, settings: Settings, traffic: StreamStats) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._limits = settings.limits
-        self._traffic = traffic
         self._patience = settings.upstream.read_timeout
         self._room = settings.limits.body_bytes * settings.limits.in_flight
-        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
 
     @asynccontextmanager
     async def reading(self, request: web.BaseRequest) -> AsyncIterator[bytearray]:
@@ -55,19 +45,6 @@ class RequestBodies:
             yield raw
         finally:
             self._room += before
-
-    async def parse(self, raw: Buffer, content_encoding: str) -> JsonObject:
-        """Inflate and parse a body as `document.read` does; a large one in a thread, so that streamed traffic goes on."""
-        if len(raw) < PARSED_IN_THREAD and not content_encoding:
-            return self._read(raw)
-        return await asyncio.to_thread(self._inflated, raw, content_encoding)
-
-    def _inflated(self, raw: Buffer, content_encoding: str) -> JsonObject:
-        inflated = json_body.inflate(raw, content_encoding, self._limits.body_bytes)
-        return self._read(inflated, GivingWay(self._traffic))
-
-    def _read(self, data: Buffer, between: GivingWay | None = None) -> JsonObject:
-        return reader.read(data, self._limits.depth, self._localize, self._limits.entries, between)
 
     async def _part(self, request: web.BaseRequest, deadline: float) -> bytes:
         """Read what has arrived; neither silence nor a body that trickles on for ever is waited out."""

@@ -7,8 +7,8 @@ import pytest
 from support.places import GUIDE
 
 from cgm_proxy.commands.check import check_resources
-from cgm_proxy.commands.check_lines import among
 from cgm_proxy.core.codec.json_body import decode
+from cgm_proxy.core.r4.reference_scope import resolver_among
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.settings.loading import Settings
 
@@ -42,7 +42,7 @@ def test_every_case_gets_the_validators_verdict(
     known, total, agreed, wrong = examples(dialect), Counter(), Counter(), []
     for case in cases(dialect):
         context = known if case.get("context") == "examples" else case.get("context") or []
-        issues = book.examine(case["resource"], [case["profile"]], among(context), dialect=dialect)
+        issues = book.examine(case["resource"], [case["profile"]], resolver_among(context), dialect=dialect)
         verdict = "fail" if any(issue.refuses for issue in issues) else "pass"
         profile = case["profile"].rsplit("/", 1)[1]
         right = verdict == case.get("verdict_repaired", case["verdict"]) or case["id"] in VALIDATOR_IS_WRONG

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from cgm_proxy.observability import stream_stats as traffic_module
-from cgm_proxy.observability.stream_stats import PAUSE, RECENT, WORK, GivingWay, StoppedError, StreamStats
+from cgm_proxy.observability.stream_stats import RECENT, StreamStats
 from cgm_proxy.settings.loading import ForwardSettings
 from cgm_proxy.upstream import pacing as pace_module
 from cgm_proxy.upstream.pacing import FIRST, RateLimiter
@@ -165,40 +164,3 @@ async def test_what_is_stored_while_others_stream_teaches_nothing_of_more_at_onc
     for _ in range(100):
         pace.stored(100, 0.1)
     assert at_once(pace) == FIRST
-
-
-def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, slept = [0.0], list[float]()
-    monkeypatch.setattr(traffic_module, "monotonic", lambda: now[0])
-    monkeypatch.setattr(traffic_module, "sleep", slept.append)
-    traffic = StreamStats()
-
-    def work(seconds: float) -> None:
-        give_way = GivingWay(traffic)
-        for _ in range(100):
-            now[0] += seconds / 100
-            give_way()
-
-    work(10 * WORK)
-    assert slept == []  # nobody streams
-    traffic.answer(200, 0.001)
-    work(WORK / 2)
-    assert slept == []
-    work(10 * WORK)
-    assert set(slept) == {PAUSE}
-    assert len(slept) == pytest.approx(10, abs=1)
-    now[0] += RECENT
-    slept.clear()
-    work(10 * WORK)
-    assert slept == []
-
-
-def test_long_work_ends_when_nobody_waits_for_it_any_more() -> None:
-    give_way = GivingWay(StreamStats())
-    items = give_way.between(range(10))
-    assert [next(items), next(items)] == [0, 1]
-    give_way.stop()
-    with pytest.raises(StoppedError):
-        next(items)

@@ -4,7 +4,7 @@ https://hl7.org/fhir/R4/references.html and https://hl7.org/fhir/R4/bundle.html#
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject, objects
@@ -18,6 +18,12 @@ LITERAL = re.compile(r"(?:[a-z]+:(?:.*?/)?)?([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,6
 def nowhere(_reference: str) -> JsonObject | None:
     """Resolve nothing: what an examination without context uses."""
     return None
+
+
+def resolver_among(resources: Iterable[JsonObject]) -> ReferenceResolver:
+    """Return a resolver that finds `Type/id` among some resources."""
+    known = {f"{r.get('resourceType')}/{r.get('id')}": r for r in resources}
+    return known.get if known else nowhere
 
 
 class Scope:

@@ -26,6 +26,7 @@ from support.fake_upstream import (
 )
 from support.proxying import counted, locations, proxying, said, statuses
 
+from cgm_proxy import offload
 from cgm_proxy.core.submission import reader
 from cgm_proxy.core.submission.judge import Judging
 from cgm_proxy.observability import stream_stats
@@ -499,8 +500,8 @@ async def test_what_is_large_gives_way_to_what_streams_where_it_is_read_and_wher
         frames = {frame.name for frame in traceback.extract_stack()}
         by.update(frames & {"read", "judged"})
 
-    monkeypatch.setattr(stream_stats, "sleep", slept)
-    monkeypatch.setattr(stream_stats, "WORK", 0)
+    monkeypatch.setattr(offload, "sleep", slept)
+    monkeypatch.setattr(offload, "WORK", 0)
     monkeypatch.setattr(stream_stats, "RECENT", math.inf if streaming else 0)
     async with proxying() as world:
         await world.request("GET", world.about)

@@ -1,0 +1,34 @@
+"""From the bytes of a body to a FHIR document, within the limits; large bodies are parsed in a thread."""
+
+import asyncio
+
+from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec.json_body import Buffer
+from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.submission import reader
+from cgm_proxy.core.submission.model import localizer
+from cgm_proxy.observability.stream_stats import StreamStats
+from cgm_proxy.offload import IN_THREAD_BYTES, Throttle
+from cgm_proxy.settings.loading import Settings
+
+
+class BodyParser:
+    """Inflates and parses the bodies of submissions."""
+
+    def __init__(self, settings: Settings, stats: StreamStats) -> None:
+        self._limits = settings.limits
+        self._stats = stats
+        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
+
+    async def parse(self, raw: Buffer, content_encoding: str) -> JsonObject:
+        """Return the document; raises `RequestRefused` as `reader.read` does."""
+        if len(raw) < IN_THREAD_BYTES and not content_encoding:
+            return self._read(raw)
+        return await asyncio.to_thread(self._inflate_and_read, raw, content_encoding)
+
+    def _inflate_and_read(self, raw: Buffer, content_encoding: str) -> JsonObject:
+        inflated = json_body.inflate(raw, content_encoding, self._limits.body_bytes)
+        return self._read(inflated, Throttle(self._stats))
+
+    def _read(self, data: Buffer, throttle: Throttle | None = None) -> JsonObject:
+        return reader.read(data, self._limits.depth, self._localize, self._limits.entries, throttle)
