@@ -25,7 +25,7 @@ def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_t
 
     work(10 * WORK)
     assert slept == []  # nobody streams
-    traffic.answer(200, 0.001)
+    traffic.count_response(200, 0.001)
     work(WORK / 2)
     assert slept == []
     work(10 * WORK)

@@ -13,13 +13,13 @@ from typing import Literal, Protocol
 from cgm_proxy.settings.loading import CacheSettings
 
 #: What is remembered: where entries are stored, patients' orders, when a patient last submitted.
-Topic = Literal["known", "orders", "submitted"]
+Namespace = Literal["known", "orders", "submitted"]
 
 #: How long it is remembered when a patient last submitted: longer than a month, the longest usual period (seconds).
 SUBMITTED_SECONDS = 35 * 86_400
 
 #: The epoch while nothing can be trusted: a write is under way, or the shared memory is away.
-UNTRUSTED = ""
+NO_GENERATION = ""
 
 
 class PatientLock:
@@ -47,20 +47,20 @@ class CacheBackend(Protocol):
     def available(self) -> bool:
         """Whether anything can be noted now."""
 
-    async def read(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
-        """Give the topic's epoch, or `UNTRUSTED`, and the values of those names that have one in it."""
+    async def read(self, topic: Namespace, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        """Give the topic's epoch, or `NO_GENERATION`, and the values of those names that have one in it."""
 
-    async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
+    async def write(self, topic: Namespace, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values in this epoch; if it has ended, nobody will read them."""
 
-    def forgetting(self, topics: Collection[Topic]) -> AbstractAsyncContextManager[None]:
+    def invalidating(self, topics: Collection[Namespace]) -> AbstractAsyncContextManager[None]:
         """Do what may change what the topics are about; nothing is trusted until it is done, and all is forgotten then."""
 
-    def turn(self, name: str, patience: float) -> AbstractAsyncContextManager[PatientLock]:
+    def lock(self, name: str, patience: float) -> AbstractAsyncContextManager[PatientLock]:
         """Take the turn of that name; who waits longer than `patience` (seconds) goes on without it."""
 
 
-def seconds(cache: CacheSettings, topic: Topic) -> float:
+def ttl(cache: CacheSettings, topic: Namespace) -> float:
     """Give how long a topic's values are kept."""
     return {"known": cache.known_seconds, "orders": cache.orders_seconds, "submitted": SUBMITTED_SECONDS}[topic]
 
@@ -72,10 +72,10 @@ class LocalBackend:
     available = True
 
     def __init__(self, cache: CacheSettings) -> None:
-        sizes: dict[Topic, int] = {"known": cache.known, "orders": cache.orders, "submitted": cache.orders}
-        self._values = {topic: _Values(size, seconds(cache, topic)) for topic, size in sizes.items()}
-        self._forgotten: Counter[Topic] = Counter()
-        self._under_way: Counter[Topic] = Counter()
+        sizes: dict[Namespace, int] = {"known": cache.known, "orders": cache.orders, "submitted": cache.orders}
+        self._values = {topic: _Values(size, ttl(cache, topic)) for topic, size in sizes.items()}
+        self._forgotten: Counter[Namespace] = Counter()
+        self._under_way: Counter[Namespace] = Counter()
 
     async def start(self) -> None:
         """Have nothing to do."""
@@ -83,19 +83,19 @@ class LocalBackend:
     async def stop(self) -> None:
         """Have nothing to do."""
 
-    async def read(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+    async def read(self, topic: Namespace, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
         """Give how often the topic was forgotten, and what is noted."""
         if self._under_way[topic]:
-            return UNTRUSTED, {}
+            return NO_GENERATION, {}
         return str(self._forgotten[topic]), self._values[topic].read(names)
 
-    async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
+    async def write(self, topic: Namespace, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values, if it is still this epoch."""
         if epoch == str(self._forgotten[topic]):
             self._values[topic].write(values)
 
     @asynccontextmanager
-    async def forgetting(self, topics: Collection[Topic]) -> AsyncIterator[None]:
+    async def invalidating(self, topics: Collection[Namespace]) -> AsyncIterator[None]:
         """Trust nothing while it is done, and forget the topics then."""
         self._under_way.update(topics)
         try:
@@ -107,7 +107,7 @@ class LocalBackend:
                 self._values[topic].clear()
 
     @asynccontextmanager
-    async def turn(self, name: str, patience: float) -> AsyncIterator[PatientLock]:  # noqa: ARG002 -- others wait
+    async def lock(self, name: str, patience: float) -> AsyncIterator[PatientLock]:  # noqa: ARG002 -- others wait
         """Give the turn at once: those of this process wait for one another before."""
         yield PatientLock()
 

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from cgm_proxy.cache.backends import CacheBackend, LocalBackend, PatientLock, Topic
+from cgm_proxy.cache.backends import CacheBackend, LocalBackend, Namespace, PatientLock
 from cgm_proxy.cache.valkey_backend import ValkeyBackend
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest.confirmed import ETAG, LOCATION
@@ -36,7 +36,7 @@ ORDERS_LOCK_TIMEOUT = 3.0
 #: Types whose stored entries are remembered.
 _REMEMBERED = frozenset({"Observation", "DiagnosticReport", "Device"})
 
-_KNOWN: frozenset[Topic] = frozenset({"known"})
+_KNOWN: frozenset[Namespace] = frozenset({"known"})
 
 
 class Cache:
@@ -44,23 +44,23 @@ class Cache:
 
     def __init__(self, settings: Settings) -> None:
         shared = settings.cache.shared
-        self._notes: CacheBackend = ValkeyBackend(settings, shared) if shared else LocalBackend(settings.cache)
+        self._backend: CacheBackend = ValkeyBackend(settings, shared) if shared else LocalBackend(settings.cache)
         self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.source = self._notes.source
+        self.source = self._backend.source
 
     async def start(self) -> None:
         """Get ready; what is shared may be away."""
-        await self._notes.start()
+        await self._backend.start()
 
     async def stop(self) -> None:
         """Close connections."""
-        await self._notes.stop()
+        await self._backend.stop()
 
     @property
     def available(self) -> bool:
         """Whether anything can be remembered now; without, all is asked upstream."""
-        return self._notes.available
+        return self._backend.available
 
     async def orders(self, patient: str, authorization: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
         """Give the patient's orders as this authorization may see them, asked for once by all who want them now.
@@ -84,31 +84,31 @@ class Cache:
         return await asyncio.shield(self._asking[key])
 
     async def _ask(self, epoch: str, name: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
-        async with self._notes.turn(f"orders {epoch} {name}", ORDERS_LOCK_TIMEOUT):
+        async with self._backend.lock(f"orders {epoch} {name}", ORDERS_LOCK_TIMEOUT):
             epoch, found = await self._noted_orders(name)
             if found:  # by another replica, meanwhile
                 ORDER_LOOKUPS.labels("shared").inc()
                 return found[0]
             ORDER_LOOKUPS.labels("miss").inc()
             orders = await ask()
-            await self._notes.write("orders", epoch, {name: msgspec.json.encode(orders)})
+            await self._backend.write("orders", epoch, {name: msgspec.json.encode(orders)})
             return orders
 
     async def _noted_orders(self, name: str) -> tuple[str, tuple[Orders] | None]:
-        epoch, noted = await self._notes.read("orders", [name])
+        epoch, noted = await self._backend.read("orders", [name])
         try:
             orders = msgspec.json.decode(noted[name], type=Orders)
         except (KeyError, msgspec.DecodeError, ValueError, OverflowError, RecursionError):
             return epoch, None
         return epoch, (orders,) if orders is None or all(map(_plausible, orders)) else None
 
-    def writing(self, methods: Iterable[str], path: Collection[str]) -> AbstractAsyncContextManager[None]:
+    def invalidating_write(self, methods: Iterable[str], path: Collection[str]) -> AbstractAsyncContextManager[None]:
         """Let a write pass, and forget what it may have changed by one of the methods; `path` are its path's segments."""
-        return self._notes.forgetting({topic for method in methods for topic in _touched(method, path)})
+        return self._backend.invalidating({topic for method in methods for topic in _touched(method, path)})
 
-    def writing_bundle(self, bundle: JsonObject) -> AbstractAsyncContextManager[None]:
+    def invalidating_bundle(self, bundle: JsonObject) -> AbstractAsyncContextManager[None]:
         """Let an untagged Bundle pass, and forget what it may have changed."""
-        topics: set[Topic] = set()
+        topics: set[Namespace] = set()
         entries = bundle.get("entry")
         for entry in objects(entries.outline if isinstance(entries, Entries) else entries):
             request, resource = entry.get("request"), entry.get("resource")
@@ -116,14 +116,14 @@ class Cache:
             if asked.get("method") != "GET":
                 kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
                 topics |= _touched(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
-        return self._notes.forgetting(topics)
+        return self._backend.invalidating(topics)
 
-    async def note_submission(self, patient: str | None, now: datetime, fingerprint: str = "") -> None:
+    async def record_submission(self, patient: str | None, now: datetime, fingerprint: str = "") -> None:
         """Note that something new of the patient was stored now, and the fingerprint of what it came in."""
         if patient:
-            epoch, _ = await self._notes.read("submitted", ())
+            epoch, _ = await self._backend.read("submitted", ())
             noted = f"{now.isoformat()} {fingerprint}".strip().encode()
-            await self._notes.write("submitted", epoch, {_hashed(patient): noted})
+            await self._backend.write("submitted", epoch, {_hashed(patient): noted})
 
     async def last_submission(self, patient: str | None, fingerprint: str = "") -> datetime | None:
         """Tell when something new of the patient was last stored; None where it is not known, or came in this very submission.
@@ -133,7 +133,7 @@ class Cache:
         if not patient:
             return None
         name = _hashed(patient)
-        _, noted = await self._notes.read("submitted", [name])
+        _, noted = await self._backend.read("submitted", [name])
         try:
             said, _, of = noted[name].decode().partition(" ")
             moment = datetime.fromisoformat(said)
@@ -143,42 +143,42 @@ class Cache:
             return None
         return min(moment, datetime.now(UTC)) if moment.tzinfo else None
 
-    async def epoch(self) -> str:
+    async def generation(self) -> str:
         """Give what changes whenever what is known of stored entries has to be forgotten."""
-        return (await self._notes.read("known", ()))[0]
+        return (await self._backend.read("known", ()))[0]
 
-    async def known(self, identities: Iterable[str]) -> tuple[str, dict[str, Stored]]:
+    async def stored_entries(self, identities: Iterable[str]) -> tuple[str, dict[str, Stored]]:
         """Give the epoch, and where those of the identities that are remembered are stored."""
-        epoch, noted = await self._notes.read("known", list(identities))
+        epoch, noted = await self._backend.read("known", list(identities))
         return epoch, {identity: stored for identity, value in noted.items() if (stored := _stored(value))}
 
-    async def remember(self, stored: Mapping[str, Stored], epoch: str) -> None:
+    async def add_stored_entries(self, stored: Mapping[str, Stored], epoch: str) -> None:
         """Remember where entries are stored, as the upstream has confirmed it.
 
         `epoch` is what it was before the upstream was asked: nothing is remembered if a write came by since then, which
         may have deleted what was just found.
         """
         values = {identity: f"{one.location} {one.etag or ''}".encode() for identity, one in stored.items()}
-        await self._notes.write("known", epoch, values)
+        await self._backend.write("known", epoch, values)
 
-    async def forget_known(self) -> None:
+    async def invalidate_stored_entries(self) -> None:
         """Forget where entries are stored, because some were changed or deleted."""
-        async with self._notes.forgetting(_KNOWN):
+        async with self._backend.invalidating(_KNOWN):
             pass
 
     @asynccontextmanager
-    async def turn(self, patient: str) -> AsyncIterator[PatientLock]:
+    async def patient_lock(self, patient: str) -> AsyncIterator[PatientLock]:
         """Wait for the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
         mine = self._turns.setdefault(patient, asyncio.Lock())
-        async with mine, self._notes.turn(f"patient {patient}", LOCK_TIMEOUT) as turn:
+        async with mine, self._backend.lock(f"patient {patient}", LOCK_TIMEOUT) as turn:
             yield turn
 
 
-def _touched(method: str, path: Collection[str]) -> frozenset[Topic]:
+def _touched(method: str, path: Collection[str]) -> frozenset[Namespace]:
     """Tell what a write may change: a create nothing that is known of other resources, an operation anything."""
     if "_search" in path:
         return frozenset()
-    topics: set[Topic] = set()
+    topics: set[Namespace] = set()
     operation = any(part.startswith("$") for part in path)
     if operation or "ServiceRequest" in path or "Patient" in path:
         topics.add("orders")

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from cgm_proxy.cache.backends import UNTRUSTED, PatientLock, Topic, seconds
+from cgm_proxy.cache.backends import NO_GENERATION, Namespace, PatientLock, ttl
 from cgm_proxy.cache.valkey_client import Valkey
 from cgm_proxy.cache.valkey_lease import Leases
 from cgm_proxy.settings.loading import Settings
@@ -86,7 +86,7 @@ class ValkeyBackend:
         scripts = (_READ, _BEGIN, _END, _WRITE)
         self._read, self._begin, self._end, self._write = map(self._valkey.client.register_script, scripts)
         self._leases = Leases(self._valkey, f"{self._prefix}:run")
-        self._owed: dict[Topic, set[str]] = {}
+        self._owed: dict[Namespace, set[str]] = {}
 
     async def start(self) -> None:
         """Look whether Valkey is there; one that is not does not stop the start."""
@@ -101,7 +101,7 @@ class ValkeyBackend:
         """Whether Valkey is asked now."""
         return self._valkey.up
 
-    async def read(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+    async def read(self, topic: Namespace, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
         """Give the topic's epoch and what is noted, asked for in bounded parts."""
         epoch, found = await self._read_part(topic, names[:AT_ONCE])
         for start in range(AT_ONCE, len(names) if epoch else 0, AT_ONCE):
@@ -111,17 +111,17 @@ class ValkeyBackend:
             found |= more
         return epoch, found
 
-    async def _read_part(self, topic: Topic, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+    async def _read_part(self, topic: Namespace, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
         arguments = [_token(), self._values(topic), "\n".join(names)]
         match await self._valkey.ask(self._read, self._keys(topic), arguments):
             case [bytes(said), bytes(values)] if EPOCH.fullmatch(epoch := said.decode("latin-1")):
                 noted = zip(names, values.split(b"\n"), strict=False)
                 return epoch, {name: value for name, value in noted if 0 < len(value) <= LONGEST}
-        return UNTRUSTED, {}
+        return NO_GENERATION, {}
 
-    async def write(self, topic: Topic, epoch: str, values: Mapping[str, bytes]) -> None:
+    async def write(self, topic: Namespace, epoch: str, values: Mapping[str, bytes]) -> None:
         """Note values, in bounded parts."""
-        milliseconds = int(seconds(self._cache, topic) * 1000)
+        milliseconds = int(ttl(self._cache, topic) * 1000)
         items = [(name, value) for name, value in values.items() if len(value) <= LONGEST and b"\n" not in value]
         for start in range(0, len(items) if epoch and milliseconds else 0, AT_ONCE):
             names, part = zip(*items[start : start + AT_ONCE], strict=True)
@@ -130,7 +130,7 @@ class ValkeyBackend:
                 break
 
     @asynccontextmanager
-    async def forgetting(self, topics: Collection[Topic]) -> AsyncIterator[None]:
+    async def invalidating(self, topics: Collection[Namespace]) -> AsyncIterator[None]:
         """Mark the topics as being written, so that no replica trusts them until they are forgotten."""
         token = _token()
         for topic in topics:
@@ -141,12 +141,12 @@ class ValkeyBackend:
         finally:
             await asyncio.shield(self._forget(topics, token))
 
-    async def _forget(self, topics: Collection[Topic], token: str) -> None:
+    async def _forget(self, topics: Collection[Namespace], token: str) -> None:
         for topic in topics:
             if not await self._valkey.ask(self._end, self._keys(topic), [token]):
                 self._owe(topic, token)
 
-    def _owe(self, topic: Topic, token: str) -> None:
+    def _owe(self, topic: Namespace, token: str) -> None:
         """Forget a topic later: until then this process trusts nothing that is shared."""
         self._owed.setdefault(topic, set()).add(token)
         self._valkey.distrust()
@@ -163,16 +163,16 @@ class ValkeyBackend:
                 self._owed.pop(topic)
 
     @asynccontextmanager
-    async def turn(self, name: str, patience: float) -> AsyncIterator[PatientLock]:
+    async def lock(self, name: str, patience: float) -> AsyncIterator[PatientLock]:
         """Take the turn by a lease."""
-        async with self._leases.taken(f"{self._prefix}:turn:{_hash(name)}", patience) as lease:
+        async with self._leases.acquire(f"{self._prefix}:turn:{_hash(name)}", patience) as lease:
             yield lease
 
-    def _keys(self, topic: Topic) -> list[str]:
+    def _keys(self, topic: Namespace) -> list[str]:
         """Give the keys of a topic's epoch, and of the writes under way."""
         return [f"{self._prefix}:{topic}:epoch", f"{self._prefix}:{topic}:writes"]
 
-    def _values(self, topic: Topic) -> str:
+    def _values(self, topic: Namespace) -> str:
         """Give what the keys of a topic's values begin with, before epoch, colon and name."""
         return f"{self._prefix}:{topic}:"
 

@@ -15,7 +15,7 @@ from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.cache.valkey_client import Valkey
 
 #: How long a lease lasts that is not renewed (seconds); it is renewed after a third of that.
-LEASE = 5.0
+LEASE_SECONDS = 5.0
 
 #: The part of a lease in which it is believed in, for clocks that do not run alike.
 BELIEVED = 0.9
@@ -55,7 +55,7 @@ class Lease(PatientLock):
 class Leases:
     """Leases of `length` seconds; `run` is the key that tells since when Valkey knows of all of them."""
 
-    def __init__(self, valkey: Valkey, run: str, length: float = LEASE) -> None:
+    def __init__(self, valkey: Valkey, run: str, length: float = LEASE_SECONDS) -> None:
         self._valkey = valkey
         self._run = run
         self._length = length
@@ -63,7 +63,7 @@ class Leases:
         self._take, self._renew, self._give_back = map(valkey.client.register_script, scripts)
 
     @asynccontextmanager
-    async def taken(self, key: str, patience: float) -> AsyncIterator[Lease]:
+    async def acquire(self, key: str, patience: float) -> AsyncIterator[Lease]:
         """Take the lease, or go on without it after `patience` seconds, or at once where Valkey is away."""
         token, lease = secrets.token_hex(16), Lease()
         if not await self._wait(key, token, lease, patience):

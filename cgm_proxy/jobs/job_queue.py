@@ -26,7 +26,7 @@ from typing import TypeVar, TypeVarTuple
 from cgm_proxy.core.codec.json_body import Buffer, encode
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission import async_pattern
-from cgm_proxy.jobs.sqlite_store import Job, JobStore, Kept, SqliteStore, StoreFailed, StoreUnusable
+from cgm_proxy.jobs.sqlite_store import Job, JobStatus, JobStore, SqliteStore, StoreFailed, StoreUnusable
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.intake import CANCELLED
@@ -105,7 +105,7 @@ class JobQueue:
             self._begin(job.key)
         return name
 
-    async def find(self, name: str) -> Kept | None:
+    async def find(self, name: str) -> JobStatus | None:
         """Tell what is known of a submission; raises `StoreFailed`."""
         return await self._ask(self._store.find, _key(name), time.time())
 
@@ -116,14 +116,14 @@ class JobQueue:
             yield piece
             place += 1
 
-    async def forget(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         """Stop working on a submission, and remove all of it; raises `StoreFailed`."""
         key = _key(name)
         if task := self._tasks.get(key):
             task.cancel(CANCELLED)
             await asyncio.wait([task])
             metrics.JOBS.labels("cancelled").inc()
-        await self._ask(self._store.forget, key)
+        await self._ask(self._store.delete, key)
 
     async def stop(self, seconds: float) -> None:
         """Begin nothing more, wait so long for what is under way, and leave the rest to the next start."""

@@ -61,12 +61,12 @@ class Job:
     key: str
     patient: str
     format: str
-    asked: bytes
+    request: bytes
     body: Buffer
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class JobStatus:
     """What is known of a submission: `created` and `expires` in seconds since 1970; `expires` is None until it is done."""
 
     patient: str
@@ -101,13 +101,13 @@ class JobStore(Protocol):
     def finish(self, key: str, result: bytes, expires: float) -> None:
         """Put the result in the place of request and body; the oldest results make room for it."""
 
-    def find(self, key: str, now: float) -> Kept | None:
+    def find(self, key: str, now: float) -> JobStatus | None:
         """Tell what is known of it; None where it never was or has expired."""
 
     def piece(self, key: str, place: int) -> bytes | None:
         """Give one piece of a result; None where there is none (any more)."""
 
-    def forget(self, key: str) -> bool:
+    def delete(self, key: str) -> bool:
         """Remove all of it; tell whether there was anything."""
 
     def sweep(self, now: float) -> int:
@@ -148,7 +148,7 @@ class SqliteStore:
                 raise StoreFull
             added = self._db.execute(
                 "INSERT INTO job (key, patient, format, created, size, asked) VALUES (?, ?, ?, ?, ?, ?)",
-                (job.key, job.patient, job.format, now, size, job.asked),
+                (job.key, job.patient, job.format, now, size, job.request),
             )
             self._write(added.lastrowid, job.body)
 
@@ -192,7 +192,7 @@ class SqliteStore:
             self._write(found[0], result)
         self._clean()
 
-    def find(self, key: str, now: float) -> Kept | None:
+    def find(self, key: str, now: float) -> JobStatus | None:
         """See `JobStore`."""
         known = "SELECT patient, format, created, expires, attempts, number, size FROM job WHERE key = ?"
         with self._faults():
@@ -201,7 +201,7 @@ class SqliteStore:
                 return None
             patient, made, created, expires, attempts, number, size = row
             (ahead,) = self._row("SELECT count(*) FROM job WHERE expires IS NULL AND number < ?", number)
-        return Kept(patient, made, created, expires, attempts, ahead, size)
+        return JobStatus(patient, made, created, expires, attempts, ahead, size)
 
     def piece(self, key: str, place: int) -> bytes | None:
         """See `JobStore`."""
@@ -210,7 +210,7 @@ class SqliteStore:
             row = self._row(wanted, key, place)
         return bytes(row[0]) if row else None
 
-    def forget(self, key: str) -> bool:
+    def delete(self, key: str) -> bool:
         """See `JobStore`."""
         return self._remove("key = ?", key) > 0
 

@@ -105,7 +105,7 @@ class _Traffic(Collector):
         answers = CounterMetricFamily(
             "cgm_proxy_streamed_requests", "Requests that passed through, by status", labels=["status"]
         )
-        for status, number in traffic.answered.items():
+        for status, number in traffic.responses.items():
             answers.add_metric([str(status)], number)
         faults = CounterMetricFamily(
             "cgm_proxy_streamed_faults", "Requests that could not pass, by rule", labels=["rule"]
@@ -135,7 +135,7 @@ _TRAFFIC = _Traffic()
 REGISTRY.register(_TRAFFIC)
 
 
-def show_traffic(traffic: StreamStats) -> None:
+def expose_stream_stats(traffic: StreamStats) -> None:
     """Show this relay's counts among the metrics."""
     _TRAFFIC.traffic = traffic
 

@@ -23,29 +23,29 @@ RECENT = 0.1
 class StreamStats:
     """What has been streamed since the start.
 
-    `answered` counts answers by status, `faults` refusals and broken answers by rule id, `bytes_up` and `bytes_down`
+    `responses` counts responses by status, `faults` refusals and broken answers by rule id, `bytes_up` and `bytes_down`
     what was sent to the upstream and to clients (with heads and framing), `latency` the answers by the time to their head
-    (see `LATENCY_BOUNDS`), `latency_sum` that time (seconds), `in_flight` the requests under way, `last` when the last
+    (see `LATENCY_BOUNDS`), `latency_sum` that time (seconds), `in_flight` the requests under way, `last_response` when the last
     answer came (`time.monotonic`).
     """
 
-    answered: Counter[int] = field(default_factory=Counter)
+    responses: Counter[int] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     bytes_up: int = 0
     bytes_down: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
     latency_sum: float = 0.0
     in_flight: int = 0
-    last: float = -math.inf
+    last_response: float = -math.inf
 
-    def answer(self, status: int, seconds: float) -> None:
+    def count_response(self, status: int, seconds: float) -> None:
         """Count the head of an answer that the upstream gave after `seconds`."""
-        self.answered[status] += 1
+        self.responses[status] += 1
         self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.latency_sum += seconds
-        self.last = monotonic()
+        self.last_response = monotonic()
 
     @property
     def streaming(self) -> bool:
         """Whether requests stream through now: by their answers, since a client that never reads one waits for nothing."""
-        return monotonic() - self.last < RECENT
+        return monotonic() - self.last_response < RECENT

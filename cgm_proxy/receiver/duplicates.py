@@ -83,10 +83,10 @@ class Known:
 
     async def by_identity(self, identified: Sequence[Identified]) -> dict[str, Stored]:
         """Give where entries are stored, by identity; what is missing here may be stored all the same."""
-        epoch, known = await self._memory.known(one.identity for one in identified)
+        epoch, known = await self._memory.stored_entries(one.identity for one in identified)
         if not await self._still_true(known, identified):
-            await self._memory.forget_known()
-            epoch, known = await self._memory.epoch(), {}
+            await self._memory.invalidate_stored_entries()
+            epoch, known = await self._memory.generation(), {}
         DUPLICATES.labels(self._memory.source).inc(len(known))
         asked = [one for one in identified if one.identity not in known]
         if len(asked) > PROBES:
@@ -95,7 +95,7 @@ class Known:
             if found and len(probes) < len(asked):
                 found = await self._look_up(asked)
             DUPLICATES.labels("search").inc(len(found))
-            await self._memory.remember(found, epoch)
+            await self._memory.add_stored_entries(found, epoch)
             known |= found
         return known
 

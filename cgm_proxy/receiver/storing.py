@@ -122,7 +122,7 @@ class Storing:
         self._share_with_twins()
         unknown = any(isinstance(outcome, Refused) and outcome.status == 503 for outcome in outcomes.values())
         if not unknown and any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
-            await memory.note_submission(self._submission.patient, self._context.now, self._context.fingerprint)
+            await memory.record_submission(self._submission.patient, self._context.now, self._context.fingerprint)
         return await self._represented() if self._preferred == "representation" else outcomes
 
     async def _store_in_time(self, part: Part, first: asyncio.Task[None] | None) -> None:
@@ -149,7 +149,7 @@ class Storing:
         """Find known → plan → forward; `referenced` are entries of an earlier part, whose outcomes are known."""
         if self._failure:
             raise self._failure
-        receiver, epoch = self._receiver, await self._receiver.memory.epoch()
+        receiver, epoch = self._receiver, await self._receiver.memory.generation()
         settled = await self._settled(part)
         if self._submission.atomic and any(isinstance(outcome, Refused) for outcome in settled.values()):
             self._outcomes |= settled
@@ -171,7 +171,7 @@ class Storing:
         self._sent = True
         await self._forward(planned)
         self._share_with_twins()
-        await receiver.memory.remember(stored_by_identity(planned, self._outcomes), epoch)
+        await receiver.memory.add_stored_entries(stored_by_identity(planned, self._outcomes), epoch)
         await self._relay(part)
 
     async def _settled(self, part: Part) -> dict[int, Outcome]:
@@ -203,7 +203,7 @@ class Storing:
         if left := unjudged(part.verdicts, part.identified):
             batch = in_own_words(left)
             self._outcomes |= dict.fromkeys((entry.index for entry in left), unanswered())
-            async with self._receiver.memory.writing_bundle(batch):
+            async with self._receiver.memory.invalidating_bundle(batch):
                 relayed = await relay_unjudged(left, batch, self._receiver.upstream, self._submitter)
             self._outcomes |= relayed
 

@@ -86,7 +86,7 @@ class Submissions:
         async with within(self._settings.limits.seconds):
             context = await self._find_orders(submission, submitter)
         storing = Storing(self._receiver, submission, context, submitter, preferred)
-        async with self._memory.turn(submission.patient or "") as turn, asyncio.TaskGroup() as tasks:
+        async with self._memory.patient_lock(submission.patient or "") as turn, asyncio.TaskGroup() as tasks:
             judging = Judging(submission, context)
             async for part in self._judged(judging, storing):
                 storing.begin(part, tasks, turn)

@@ -123,7 +123,7 @@ class Express(RequestHandler):
             self._hand_over()
             return
         self.transport.write(written)
-        relay.traffic.answer(head[0].code, self._loop.time() - begun.started)
+        relay.traffic.count_response(head[0].code, self._loop.time() - begun.started)
         relay.traffic.bytes_down += len(written)
         begun.protocol.taken()
         relay.pool.give_back(begun.connection)

@@ -160,7 +160,7 @@ class Relay:
             if asked.streamed and early is None:
                 upload = self._loop.create_task(self._upload(request, asked, protocol))
             head = early or await _final(protocol)
-            self.traffic.answer(head[0].code, self._loop.time() - started)
+            self.traffic.count_response(head[0].code, self._loop.time() - started)
             sent = upload.done() if upload else not asked.streamed
             reply = await self.answer.deliver(request, head, protocol, keep_alive=sent)
             whole = reply.whole and sent

@@ -15,7 +15,7 @@ from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.submission import async_pattern
 from cgm_proxy.jobs.job_queue import JobQueue
-from cgm_proxy.jobs.sqlite_store import Kept, StoreFailed, StoreFull
+from cgm_proxy.jobs.sqlite_store import JobStatus, StoreFailed, StoreFull
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse
 from cgm_proxy.server import fhir_responses
@@ -69,7 +69,7 @@ class AsyncStatus:
             if kept is None or not await self._upstream.patient(kept.patient, submitter):
                 raise async_pattern.unknown()
             if request.method == "DELETE":
-                await self._jobs.forget(name)
+                await self._jobs.delete(name)
                 return fhir_responses.resource(request, 202, async_pattern.forgotten(), **_NOT_STORED)
             if kept.expires is None:
                 return _waiting(kept)
@@ -77,7 +77,7 @@ class AsyncStatus:
         except StoreFailed as fault:
             raise _no_room(fault) from fault
 
-    async def _result(self, request: web.BaseRequest, name: str, kept: Kept, expires: float) -> web.StreamResponse:
+    async def _result(self, request: web.BaseRequest, name: str, kept: JobStatus, expires: float) -> web.StreamResponse:
         made = fhir_responses.wanted_format(request, "xml" if kept.format == "xml" else "json")
         headers = _NOT_STORED | fhir_responses.content_type(made) | {"Expires": formatdate(expires, usegmt=True)}
         if made == "xml":
@@ -101,7 +101,7 @@ class AsyncStatus:
             request.transport.abort()
 
 
-def _waiting(kept: Kept) -> web.Response:
+def _waiting(kept: JobStatus) -> web.Response:
     progress = "in progress" if kept.attempts else f"waiting, {kept.ahead} before it"
     pause = async_pattern.pause(time.time() - kept.created)
     return web.Response(status=202, headers=_NOT_STORED | {"X-Progress": progress, "Retry-After": str(pause)})

@@ -128,7 +128,7 @@ class FrontDoor:
         for method in methods:
             if target := detection.target(method, raw, (self._base,), content=self._content):
                 return await self._inspect(request, target)
-        async with self._memory.writing(map(str.upper, methods), detection.segments(raw)):
+        async with self._memory.invalidating_write(map(str.upper, methods), detection.segments(raw)):
             return await self._relay.pass_through(request)
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -158,7 +158,7 @@ class FrontDoor:
                 return await self._relay.pass_through(request, body=raw)
             document, dialect = await self._intake.open(raw, target, request.headers.get("Content-Encoding", ""))
             if dialect is None:
-                async with self._memory.writing_bundle(document):
+                async with self._memory.invalidating_bundle(document):
                     return await self._relay.pass_through(request, body=raw)
             return await self._shielded(self._submit(request, self._asked(request, target), document, dialect, raw))
 

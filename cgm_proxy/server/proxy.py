@@ -53,7 +53,7 @@ class Proxy:
         self._jobs = JobQueue.open(settings.jobs)
         self._relay = Relay(settings)
         await self._relay.start()
-        metrics.show_traffic(self._relay.traffic)
+        metrics.expose_stream_stats(self._relay.traffic)
         self._session = _session(self._relay)
         public = self._relay.bases.public.url
         upstream = UpstreamClient(settings, self._session, self._relay.traffic)

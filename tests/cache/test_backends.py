@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from cgm_proxy.cache import backends
-from cgm_proxy.cache.backends import UNTRUSTED, LocalBackend, Topic
+from cgm_proxy.cache.backends import NO_GENERATION, LocalBackend, Namespace
 from cgm_proxy.settings.loading import CacheSettings
 
 
@@ -15,7 +15,7 @@ async def noted(local: LocalBackend, *names: str) -> set[str]:
     return set(found)
 
 
-async def epoch(local: LocalBackend, topic: Topic = "known") -> str:
+async def epoch(local: LocalBackend, topic: Namespace = "known") -> str:
     return (await local.read(topic, ()))[0]
 
 
@@ -66,12 +66,12 @@ async def test_nothing_is_trusted_until_the_last_write_is_done() -> None:
     local = LocalBackend(CacheSettings())
     await note(local, "a")
     asked = await epoch(local)
-    async with local.forgetting({"known"}):
-        assert await epoch(local) == UNTRUSTED
-        async with local.forgetting({"known", "orders"}):
+    async with local.invalidating({"known"}):
+        assert await epoch(local) == NO_GENERATION
+        async with local.invalidating({"known", "orders"}):
             pass
-        assert await epoch(local) == UNTRUSTED
-        assert await epoch(local, "orders") != UNTRUSTED
+        assert await epoch(local) == NO_GENERATION
+        assert await epoch(local, "orders") != NO_GENERATION
         await note(local, "b")
         await local.write("known", asked, {"c": b"c"})
     await local.write("known", asked, {"d": b"d"})

@@ -40,19 +40,19 @@ async def two(valkey: servers.Running) -> AsyncIterator[Two]:
 
 
 async def test_what_one_replica_remembers_another_knows(two: Two) -> None:
-    await two.one.remember(HERE, await two.one.epoch())
+    await two.one.add_stored_entries(HERE, await two.one.generation())
     assert await found(two.other, [TWO, "none-such", ONE]) == HERE
 
 
 async def test_more_than_one_question_holds_is_asked_in_parts(two: Two) -> None:
     many = {f"{number:036}": Stored(f"Observation/{number}") for number in range(2500)}
-    await two.one.remember(many, await two.one.epoch())
+    await two.one.add_stored_entries(many, await two.one.generation())
     assert await found(two.other, [*many, "none-such"]) == many
 
 
 async def test_what_is_remembered_expires(valkey: servers.Running) -> None:
     async with replica(valkey.url, known_seconds=0.3) as one:
-        await one.remember(HERE, await one.epoch())
+        await one.add_stored_entries(HERE, await one.generation())
         assert await found(one, [ONE])
         await asyncio.sleep(0.4)
         assert await found(one, [ONE]) == {}
@@ -60,15 +60,15 @@ async def test_what_is_remembered_expires(valkey: servers.Running) -> None:
 
 async def test_nothing_is_shared_that_is_not_to_be_remembered(valkey: servers.Running) -> None:
     async with replica(valkey.url, known_seconds=0) as one, replica(valkey.url) as other:
-        await one.remember(HERE, await one.epoch())
+        await one.add_stored_entries(HERE, await one.generation())
         assert await found(other, [ONE]) == {}
 
 
 async def test_proxies_of_different_upstreams_never_mix(valkey: servers.Running) -> None:
     async with replica(valkey.url) as one, replica(valkey.url, "http://hapi/fhir2") as other:
-        await one.remember(HERE, await one.epoch())
+        await one.add_stored_entries(HERE, await one.generation())
         assert await found(other, [ONE]) == {}
-        await other.forget_known()
+        await other.invalidate_stored_entries()
         assert await found(one, [ONE])
 
 
@@ -89,9 +89,9 @@ WRITES = [
 async def test_a_write_through_one_replica_is_noticed_by_all(
     two: Two, method: str, path: list[str], known: bool, orders: bool
 ) -> None:
-    await two.other.remember(HERE, await two.other.epoch())
+    await two.other.add_stored_entries(HERE, await two.other.generation())
     await asked_for(two.other)
-    async with two.one.writing(["POST", method], path):
+    async with two.one.invalidating_write(["POST", method], path):
         pass
     for memory in (two.one, two.other):
         assert bool(await found(memory, [ONE])) is not known
@@ -111,53 +111,53 @@ async def asked_for(memory: Cache, patient: str = "Patient/1", credentials: str 
 
 
 async def test_nothing_is_trusted_while_a_write_is_under_way(two: Two) -> None:
-    await two.other.remember(HERE, before := await two.other.epoch())
-    async with two.one.writing(["DELETE"], ["Observation", "7"]):
-        during, nothing = await two.other.known([ONE])
+    await two.other.add_stored_entries(HERE, before := await two.other.generation())
+    async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
+        during, nothing = await two.other.stored_entries([ONE])
         assert (during, nothing) == ("", {})
-        await two.other.remember(HERE, during)
-        await two.other.remember(HERE, before)
+        await two.other.add_stored_entries(HERE, during)
+        await two.other.add_stored_entries(HERE, before)
     assert await found(two.other, [ONE]) == {}
 
 
 async def test_what_was_asked_before_a_write_is_not_read_after_it(two: Two) -> None:
-    asked = await two.other.epoch()
-    async with two.one.writing(["DELETE"], ["Observation", "7"]):
+    asked = await two.other.generation()
+    async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
         pass
-    await two.other.remember(HERE, asked)
+    await two.other.add_stored_entries(HERE, asked)
     assert await found(two.other, [ONE]) == {}
 
 
 async def test_overlapping_writes_end_when_the_last_one_ends(two: Two) -> None:
-    async with two.one.writing(["DELETE"], ["Observation", "7"]):
-        async with two.other.writing(["DELETE"], ["Observation", "8"]):
+    async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
+        async with two.other.invalidating_write(["DELETE"], ["Observation", "8"]):
             pass
-        assert await two.other.epoch() == ""
-    assert await two.other.epoch()
+        assert await two.other.generation() == ""
+    assert await two.other.generation()
 
 
 async def test_a_write_that_died_with_its_replica_is_forgotten_in_the_end(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(valkey_backend, "WRITE_SECONDS", 1)
-    await two.other.remember(HERE, await two.other.epoch())
-    await two.one.writing(["DELETE"], ["Observation", "7"]).__aenter__()  # and never leaves
-    assert await two.other.epoch() == ""
+    await two.other.add_stored_entries(HERE, await two.other.generation())
+    await two.one.invalidating_write(["DELETE"], ["Observation", "7"]).__aenter__()  # and never leaves
+    assert await two.other.generation() == ""
     await asyncio.sleep(1.1)
     assert await found(two.other, [ONE]) == {}
-    await two.other.remember(HERE, await two.other.epoch())
+    await two.other.add_stored_entries(HERE, await two.other.generation())
     assert await found(two.one, [ONE])
 
 
 async def test_a_cancelled_write_is_forgotten_all_the_same(two: Two) -> None:
     async def write() -> None:
-        async with two.one.writing(["DELETE"], ["Observation", "7"]):
+        async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
             await asyncio.sleep(60)
 
-    await two.other.remember(HERE, await two.other.epoch())
+    await two.other.add_stored_entries(HERE, await two.other.generation())
     writing = asyncio.create_task(write())
     await asyncio.sleep(0.1)
-    assert await two.other.epoch() == ""
+    assert await two.other.generation() == ""
     writing.cancel()
     await asyncio.wait([writing])
     assert await found(two.other, [ONE]) == {}
@@ -167,16 +167,16 @@ async def test_nothing_of_an_older_run_is_trusted_although_it_was_saved(tmp_path
     """A Valkey restored from a snapshot holds an epoch that was ended after the snapshot was taken."""
     with servers.valkey(tmp_path) as server:
         async with replica(server.url) as one:
-            await one.remember(HERE, await one.epoch())
+            await one.add_stored_entries(HERE, await one.generation())
             with Redis.from_url(server.url) as raw:
                 raw.save()
-            await one.forget_known()
+            await one.invalidate_stored_entries()
             server.kill()
             server.start()
             with Redis.from_url(server.url) as raw:
                 assert raw.dbsize() >= 3
         async with replica(server.url) as another:
-            assert await another.epoch()
+            assert await another.generation()
             assert not await knows(another)
 
 
@@ -200,7 +200,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("value", MALFORMED, ids=[str(value[:24]) for value in MALFORMED])
 async def test_a_location_that_looks_like_none_is_ignored(two: Two, value: bytes) -> None:
-    await two.one.remember(HERE, await two.one.epoch())
+    await two.one.add_stored_entries(HERE, await two.one.generation())
     (key,) = two.keys(f"*{ONE}")
     two.raw.set(key, value)
     assert await found(two.other, [ONE, TWO]) == {TWO: HERE[TWO]}
@@ -308,7 +308,7 @@ async def test_who_waits_too_long_for_anothers_look_up_asks_as_well(two: Two, mo
 async def test_when_a_patient_last_submitted_is_shared(two: Two) -> None:
     now = datetime.now(UTC)
     assert await two.other.last_submission("Patient/1") is None
-    await two.one.note_submission("Patient/1", now)
+    await two.one.record_submission("Patient/1", now)
     assert await two.other.last_submission("Patient/1") == now
     assert await two.other.last_submission("Patient/2") is None
     assert await two.other.last_submission(None) is None
@@ -316,31 +316,31 @@ async def test_when_a_patient_last_submitted_is_shared(two: Two) -> None:
 
 @pytest.mark.parametrize("value", [b"", b"soon", b"2024-05-01T00:00:00", b"\xff", b"9" * 100, b"soon x"])
 async def test_a_last_submission_that_looks_like_none_is_ignored(two: Two, value: bytes) -> None:
-    await two.one.note_submission("Patient/1", datetime.now(UTC))
+    await two.one.record_submission("Patient/1", datetime.now(UTC))
     (key,) = (key for key in two.keys("*:submitted:*") if not key.endswith(b"epoch"))
     two.raw.set(key, value)
     assert await two.other.last_submission("Patient/1") is None
 
 
 async def test_a_last_submission_is_never_later_than_now(two: Two) -> None:
-    await two.one.note_submission("Patient/1", datetime(2999, 1, 1, tzinfo=UTC))
+    await two.one.record_submission("Patient/1", datetime(2999, 1, 1, tzinfo=UTC))
     last = await two.other.last_submission("Patient/1")
     assert last
     assert last <= datetime.now(UTC)
 
 
 async def test_an_epoch_that_is_none_is_replaced(two: Two) -> None:
-    await two.one.remember(HERE, await two.one.epoch())
+    await two.one.add_stored_entries(HERE, await two.one.generation())
     (key,) = two.keys("*:known:epoch")
     two.raw.set(key, b"nonsense")
     assert await found(two.other, [ONE]) == {}
-    assert await two.other.epoch() == await two.one.epoch() != ""
+    assert await two.other.generation() == await two.one.generation() != ""
 
 
 async def test_who_reads_valkey_learns_nothing_of_patients_and_credentials(two: Two) -> None:
     await asked_for(two.one, "Patient/jane-doe", "Bearer s3cr3t", ORDERS)
-    await two.one.note_submission("Patient/jane-doe", datetime.now(UTC))
-    async with two.one.turn("Patient/jane-doe"):
+    await two.one.record_submission("Patient/jane-doe", datetime.now(UTC))
+    async with two.one.patient_lock("Patient/jane-doe"):
         keys = two.keys()
         held = b"".join(keys) + b"".join(filter(None, two.raw.mget(keys)))
     assert len(keys) >= 5

@@ -76,17 +76,20 @@ async def quickly(seconds: float = BOUND) -> AsyncIterator[None]:
 async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.Running, fault: Fault) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url, shared_timeout=QUICK) as one:
-            await one.remember(HERE, await one.epoch())
+            await one.add_stored_entries(HERE, await one.generation())
             before = counted(fault.kind)
             fault.begin(valkey, raw)
             try:
                 async with quickly():
-                    await one.forget_known()
+                    await one.invalidate_stored_entries()
                 async with quickly(0.2):
                     for _ in range(100):
                         assert not await knows(one)
-                        await one.remember(HERE, await one.epoch())
-                        async with one.turn("Patient/1") as turn, one.writing(["DELETE"], ["Observation", "1"]):
+                        await one.add_stored_entries(HERE, await one.generation())
+                        async with (
+                            one.patient_lock("Patient/1") as turn,
+                            one.invalidating_write(["DELETE"], ["Observation", "1"]),
+                        ):
                             assert not turn.held
                 await until(lambda: counted(fault.kind) > before)
                 assert (one.available, shown()) == (False, 0)
@@ -95,7 +98,7 @@ async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.R
             await until(lambda: one.available)
             assert shown() == 1
             assert not await knows(one)
-            await one.remember(HERE, await one.epoch())
+            await one.add_stored_entries(HERE, await one.generation())
             assert await asyncio.gather(*(knows(one) for _ in range(64))) == [True] * 64
             assert one.available
 
@@ -107,48 +110,48 @@ async def test_what_could_not_be_forgotten_is_forgotten_as_soon_as_it_can_be(
     """Valkey has kept its values all the time: the other replica would find them."""
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url, shared_timeout=QUICK) as one, replica(valkey.url) as other:
-            await one.remember(HERE, await one.epoch())
+            await one.add_stored_entries(HERE, await one.generation())
             assert await knows(other)
             FAULTS[fault].begin(valkey, raw)
-            async with one.writing(["DELETE"], ["Observation", "7"]):
+            async with one.invalidating_write(["DELETE"], ["Observation", "7"]):
                 pass
             FAULTS[fault].end(valkey, raw)
             await until(lambda: one.available)
             await until(lambda: other.available)
             assert not await knows(other)
-            assert await other.epoch()
+            assert await other.generation()
 
 
 async def test_what_is_full_is_still_read_and_still_forgets(valkey: servers.Running) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url) as one, replica(valkey.url) as other:
-            await one.remember({ONE: HERE[ONE]}, await one.epoch())
+            await one.add_stored_entries({ONE: HERE[ONE]}, await one.generation())
             raw.config_set("maxmemory", "1")
             before = counted("error")
-            await one.remember({TWO: HERE[TWO]}, await one.epoch())
+            await one.add_stored_entries({TWO: HERE[TWO]}, await one.generation())
             assert counted("error") == before + 1
             assert await found(other, [ONE, TWO]) == {ONE: HERE[ONE]}
-            async with one.turn("Patient/1") as turn:
+            async with one.patient_lock("Patient/1") as turn:
                 assert not turn.held
-            async with one.writing(["DELETE"], ["Observation", "7"]):
-                assert await other.epoch() == ""
+            async with one.invalidating_write(["DELETE"], ["Observation", "7"]):
+                assert await other.generation() == ""
             assert not await knows(other)
             assert other.available
             raw.config_set("maxmemory", "0")
-            await other.remember(HERE, await other.epoch())
+            await other.add_stored_entries(HERE, await other.generation())
             assert await knows(one)
 
 
 async def test_what_was_flushed_is_forgotten_and_learnt_again(valkey: servers.Running) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url) as one, replica(valkey.url) as other:
-            asked = await one.epoch()
-            await one.remember(HERE, asked)
+            asked = await one.generation()
+            await one.add_stored_entries(HERE, asked)
             raw.flushall()
             raw.script_flush()
-            await one.remember(HERE, asked)
+            await one.add_stored_entries(HERE, asked)
             assert not await knows(other)
-            await one.remember(HERE, await one.epoch())
+            await one.add_stored_entries(HERE, await one.generation())
             assert await knows(other)
             assert (one.available, other.available) == (True, True)
 
@@ -156,9 +159,9 @@ async def test_what_was_flushed_is_forgotten_and_learnt_again(valkey: servers.Ru
 async def test_an_epoch_that_was_evicted_does_not_come_back(valkey: servers.Running) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url) as one:
-            await one.remember(HERE, first := await one.epoch())
+            await one.add_stored_entries(HERE, first := await one.generation())
             raw.delete(*raw.scan_iter("*:known:epoch"))
-            assert await one.epoch() != first
+            assert await one.generation() != first
             assert not await knows(one)
 
 
@@ -204,9 +207,12 @@ async def test_who_answers_nonsense_is_not_listened_to(nonsense: bytes) -> None:
         async with quickly(2), replica(f"redis://127.0.0.1:{port}", shared_timeout=QUICK) as one:
             for _ in range(3):
                 assert not await knows(one)
-                await one.remember(HERE, await one.epoch())
+                await one.add_stored_entries(HERE, await one.generation())
                 assert await one.last_submission("Patient/1") is None
-                async with one.turn("Patient/1") as turn, one.writing(["DELETE"], ["Observation", "7"]):
+                async with (
+                    one.patient_lock("Patient/1") as turn,
+                    one.invalidating_write(["DELETE"], ["Observation", "7"]),
+                ):
                     assert not turn.held
 
 
@@ -218,7 +224,7 @@ def certificates(folder: Path) -> None:
 
 async def shares(url: str) -> bool:
     async with replica(url) as one, replica(url) as other:
-        await one.remember(HERE, await one.epoch())
+        await one.add_stored_entries(HERE, await one.generation())
         return await knows(other)
 
 
@@ -250,10 +256,10 @@ async def test_a_user_that_may_do_no_more_than_is_needed_is_enough(valkey: serve
             "+get +mget +set +del +exists +sadd +srem +expire +pexpire +info +time +evalsha +script|load"
         )
         async with replica(valkey.url.replace("//", "//cgm:pw@")) as one:
-            await one.remember(HERE, await one.epoch())
-            async with one.turn("Patient/1"), one.writing(["DELETE"], ["Observation", "7"]):
+            await one.add_stored_entries(HERE, await one.generation())
+            async with one.patient_lock("Patient/1"), one.invalidating_write(["DELETE"], ["Observation", "7"]):
                 pass
-            assert await one.epoch()
+            assert await one.generation()
             assert one.available
 
 

@@ -38,7 +38,7 @@ def result_of(store: SqliteStore, key: str) -> bytes:
 def test_what_is_kept_comes_back_to_the_byte(store: SqliteStore, size: int, kind) -> None:
     body = kind(b"\x1f\x8b\x00" * (size // 3 + 1))[:size]
     store.add(replace(JOB, body=body), 1.0)
-    assert store.load("k1") == (JOB.asked, body)
+    assert store.load("k1") == (JOB.request, body)
     assert result_of(store, "k1") == b""  # a body is no result
     store.finish("k1", bytes(body), 10.0)
     assert result_of(store, "k1") == body
@@ -81,7 +81,7 @@ def test_what_has_no_room_leaves_nothing_behind(store: SqliteStore, bodies: list
     with pytest.raises(StoreFull):
         store.add(replace(JOB, key="late", body=b"y"), 1.0)
     assert store.find("late", 2.0) is None
-    assert store.forget("k0")
+    assert store.delete("k0")
     store.add(replace(JOB, key="late", body=b"y"), 1.0)
 
 
@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(store: SqliteStore) -> None:
     assert store.unfinished() == [("k1", 0)]
     with pytest.raises(StoreFailed, match="SQLITE_FULL"):
         store.finish("k1", b"r" * PIECE, 10.0)
-    assert store.load("k1") == (JOB.asked, JOB.body)
+    assert store.load("k1") == (JOB.request, JOB.body)
     store.finish("k1", b"{}", 10.0)
     store.add(replace(JOB, key="small"), 1.0)
 
@@ -117,10 +117,10 @@ def test_what_is_over_is_overwritten(store: SqliteStore, path: Path, size: int) 
     store.finish("k1", b"location-of-one " * 10, 10.0)
     assert b"s3cr3t" not in files(path)
     assert b"valueQuantity" not in files(path)
-    assert store.forget("k1")
+    assert store.delete("k1")
     assert b"location-of-one" not in files(path)
     assert b"Patient/p1" not in files(path)
-    assert not store.forget("k1")
+    assert not store.delete("k1")
 
 
 def test_the_file_is_for_its_owner_alone_even_if_it_was_not(path: Path) -> None:

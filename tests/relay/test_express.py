@@ -67,7 +67,7 @@ async def test_a_small_get_never_reaches_the_handler_once_a_connection_is_open()
             await asyncio.sleep(0.01)
         assert world.handled == []
         assert world.upstream.connections == 1
-        assert world.relay.traffic.answered == {200: 4}
+        assert world.relay.traffic.responses == {200: 4}
         assert world.relay.traffic.in_flight == 0
 
 

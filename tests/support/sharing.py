@@ -31,7 +31,7 @@ async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) ->
 
 async def found(memory: Cache, identities: Iterable[str]) -> dict[str, Stored]:
     """Give what a replica knows of identities."""
-    _, known = await memory.known(identities)
+    _, known = await memory.stored_entries(identities)
     return known
 
 

@@ -19,7 +19,7 @@ from support.client import Answer, Client
 from support.fake_upstream import Gate, fake_upstream
 from support.servers import Running
 
-from cgm_proxy.cache.valkey_lease import LEASE
+from cgm_proxy.cache.valkey_lease import LEASE_SECONDS
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, submission
 
 #: The longest that an answer may take, whatever befalls Valkey, on a machine busy with other tests (seconds).
@@ -297,7 +297,7 @@ def test_a_replica_that_is_lost_in_the_middle_of_a_turn_delays_the_other_for_a_l
         replicas.one.process.send_signal(end)
         started = time.monotonic()
         again = submit(replicas.other, bundle)
-        assert time.monotonic() - started < LEASE + 5
+        assert time.monotonic() - started < LEASE_SECONDS + 5
         if end == signal.SIGSTOP:
             replicas.one.process.send_signal(signal.SIGCONT)
             assert places(lost.result()) == places(again)

@@ -116,16 +116,16 @@ async def test_while_others_stream_through_fewer_are_under_way(beside: float, mo
     assert pace._most_at_once == 8
     traffic.in_flight = 1  # a client that does not read its answer waits for nothing
     assert pace._most_at_once == 8
-    traffic.answer(200, 0.001)
+    traffic.count_response(200, 0.001)
     assert pace._most_at_once == most
-    traffic.last -= RECENT
+    traffic.last_response -= RECENT
     assert pace._most_at_once == 8
 
 
 async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    traffic = StreamStats(last=math.inf)
+    traffic = StreamStats(last_response=math.inf)
     pace = RateLimiter(ForwardSettings(beside=0.5), traffic)
     loop = asyncio.get_running_loop()
 
@@ -140,7 +140,7 @@ async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_thr
     monkeypatch.setattr(pace_module, "LONGEST_PAUSE", 0.01)
     spans = sorted(await asyncio.gather(*(work() for _ in range(3))))
     assert all(later - ended < 0.04 for (_, ended), (later, _) in pairwise(spans))
-    traffic.last = -math.inf
+    traffic.last_response = -math.inf
     await asyncio.sleep(0.06)
     spans = await asyncio.gather(work(), work())
     assert spans[1][0] < spans[0][1]
@@ -148,19 +148,19 @@ async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_thr
 
 async def test_who_waits_because_others_stream_goes_on_when_they_stop() -> None:
     """Also while one transaction hangs: nobody comes to wake those who wait."""
-    traffic = StreamStats(last=math.inf)
+    traffic = StreamStats(last_response=math.inf)
     pace = RateLimiter(ForwardSettings(), traffic)
     async with pace.place():
         waiting = asyncio.ensure_future(pace.place().__aenter__())
         await asyncio.sleep(2 * RECENT)
         assert not waiting.done()
-        traffic.last = -math.inf
+        traffic.last_response = -math.inf
         async with asyncio.timeout(1):
             await waiting
 
 
 async def test_what_is_stored_while_others_stream_teaches_nothing_of_more_at_once() -> None:
-    pace = RateLimiter(SETTINGS, StreamStats(last=math.inf))
+    pace = RateLimiter(SETTINGS, StreamStats(last_response=math.inf))
     for _ in range(100):
         pace.stored(100, 0.1)
     assert at_once(pace) == FIRST
