@@ -16,7 +16,7 @@ from cgm_proxy.commands.check import check_file, check_resources
 from cgm_proxy.commands.check_lines import Checked
 from cgm_proxy.commands.demo import demo, print_submission
 from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
-from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.observability.logs import start as start_logs
 from cgm_proxy.rulekit.importer import import_guide
 from cgm_proxy.rulekit.lint import lint
@@ -73,7 +73,7 @@ def _add_check(commands: Commands) -> None:
     checking.add_argument("--output", choices=("text", "ndjson"), default="text")
     checking.add_argument(
         "--dialect",
-        choices=BY_ID,
+        choices=DIALECTS_BY_ID,
         help="judge single resources by this version's rules alone; they may refer to one another",
     )
     checking.add_argument("--settings", type=Path, metavar="FILE", help="YAML settings: own rules, limits")

@@ -17,9 +17,9 @@ from cgm_proxy.cache.backends import CacheBackend, LocalBackend, Namespace, Pati
 from cgm_proxy.cache.valkey_backend import ValkeyBackend
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest.confirmed import ETAG, LOCATION
-from cgm_proxy.core.submission.detection import segments
-from cgm_proxy.core.submission.model import Entries
-from cgm_proxy.core.submission.orders import LONGEST, StandingOrder
+from cgm_proxy.core.submission.detection import path_segments
+from cgm_proxy.core.submission.model import ParsedEntries
+from cgm_proxy.core.submission.orders import LONGEST_PERIOD, StandingOrder
 from cgm_proxy.core.submission.plan import Stored
 from cgm_proxy.observability.metrics import ORDER_LOOKUPS
 from cgm_proxy.settings.loading import Settings
@@ -110,12 +110,12 @@ class Cache:
         """Let an untagged Bundle pass, and forget what it may have changed."""
         topics: set[Namespace] = set()
         entries = bundle.get("entry")
-        for entry in objects(entries.outline if isinstance(entries, Entries) else entries):
+        for entry in objects(entries.outlines if isinstance(entries, ParsedEntries) else entries):
             request, resource = entry.get("request"), entry.get("resource")
             asked = request if isinstance(request, dict) else {}
             if asked.get("method") != "GET":
                 kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
-                topics |= _touched(str(asked.get("method")), [*segments(str(asked.get("url"))), str(kind)])
+                topics |= _touched(str(asked.get("method")), [*path_segments(str(asked.get("url"))), str(kind)])
         return self._backend.invalidating(topics)
 
     async def record_submission(self, patient: str | None, now: datetime, fingerprint: str = "") -> None:
@@ -192,7 +192,7 @@ def _plausible(order: StandingOrder) -> bool:
     """Tell whether an order is one that could have been read from a ServiceRequest, as far as the judge rests on it."""
     spans = [span for each in order.schedules for span in (each.period, each.lookback) if span is not None]
     moments = [moment for each in order.schedules for moment in each.window or ()]
-    return all(timedelta() < span <= LONGEST for span in spans) and all(moment.tzinfo for moment in moments)
+    return all(timedelta() < span <= LONGEST_PERIOD for span in spans) and all(moment.tzinfo for moment in moments)
 
 
 def _stored(value: bytes) -> Stored | None:

@@ -16,11 +16,11 @@ from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.reference_scope import resolver_among
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission import detection, model
-from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.core.submission.judge import judge
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.core.submission.reply import with_entry_path
-from cgm_proxy.core.submission.verdicts import Context
+from cgm_proxy.core.submission.verdicts import JudgingContext
 from cgm_proxy.settings.loading import Settings
 
 
@@ -62,21 +62,23 @@ def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings) -> I
 
 
 def _submission(document: JsonObject, settings: Settings) -> Submission:
-    tagged = detection.bundle_dialect(document)
-    dialect = tagged or detection.content_dialect(document) or BY_ID["1.0.0"]
+    tagged = detection.tagged_dialect(document)
+    dialect = tagged or detection.content_dialect(document) or DIALECTS_BY_ID["1.0.0"]
     if document.get("resourceType") in ("Bundle", "Parameters"):
-        opened = model.open_operation(document)
-        return model.submission(opened, dialect, "base" if tagged else "operation", _as_it_is, settings.limits)
-    return model.single(document, dialect, _as_it_is, None)
+        opened = model.operation_bundle(document)
+        return model.submission_from_bundle(
+            opened, dialect, "base" if tagged else "operation", _as_it_is, settings.limits
+        )
+    return model.submission_from_resource(document, dialect, _as_it_is, None)
 
 
 def _check_submission(name: str, submission: Submission, book: RuleBook, settings: Settings) -> Iterator[Checked]:
-    context = Context(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
+    context = JudgingContext(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
     judgement = judge(submission, context)
     for issue in judgement.issues:
         yield Checked(name, (issue,))
     for verdict in judgement.verdicts:
-        alone = submission.kind == "create"
+        alone = submission.interaction == "create"
         issues = verdict.issues if alone else tuple(with_entry_path(issue, verdict) for issue in verdict.issues)
         yield Checked(name if alone else verdict.entry.full_url or f"{name}#{verdict.entry.index}", issues)
 

@@ -184,16 +184,16 @@ class JobQueue:
         if attempts > ATTEMPTS:
             log("kept submission given up", logging.ERROR, attempts=ATTEMPTS)
             metrics.JOBS.labels("given_up").inc()
-            return _refused(async_pattern.given_up(ATTEMPTS))
+            return _refused(async_pattern.given_up_refusal(ATTEMPTS))
         try:
             result = await self._tried(key)
         except Exception:  # noqa: BLE001 -- nobody waits here who could be told: this submission ends, the others go on
             log("kept submission failed", logging.ERROR, exc_info=True)
             metrics.JOBS.labels("failed").inc()
-            return _refused(async_pattern.failed())
+            return _refused(async_pattern.failed_refusal())
         metrics.JOBS.labels("finished").inc()
         most = self._limits.kept_bytes
-        return result if len(result) <= most else _refused(async_pattern.too_large(most))
+        return result if len(result) <= most else _refused(async_pattern.result_too_large(most))
 
     async def _tried(self, key: str) -> bytes:
         """Work on a submission, again while the upstream fails and it is not too late."""
@@ -232,7 +232,7 @@ def _pauses() -> Iterator[float]:
 
 
 def _refused(refused: RequestRefused) -> bytes:
-    return encode(async_pattern.refused(refused))
+    return encode(async_pattern.refused_result_bundle(refused))
 
 
 def _key(name: str) -> str:

@@ -20,7 +20,7 @@ class Worker:
     async def work(self, kept: bytes, raw: bytearray) -> JobResult:
         """Return the result of a submission, given its request and its body as they were kept."""
         response = await self._response(msgspec.json.decode(kept, type=SubmissionRequest), raw)
-        bundle = async_pattern.result(response.status, response.content, response.headers)
+        bundle = async_pattern.result_bundle(response.status, response.content, response.headers)
         return JobResult(await offload(response.size, encode, bundle), response.failed)
 
     async def _response(self, request: SubmissionRequest, raw: bytearray) -> SubmissionResponse:

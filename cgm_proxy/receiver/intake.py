@@ -13,7 +13,7 @@ from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest import confirmed
 from cgm_proxy.core.submission import detection, model, reply
-from cgm_proxy.core.submission.detection import Target
+from cgm_proxy.core.submission.detection import Endpoint
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.observability import metrics
@@ -38,7 +38,7 @@ Ts = TypeVarTuple("Ts")
 class SubmissionRequest:
     """The request of a submission, all but its body; `fields` are the header fields that its requests upstream carry."""
 
-    target: Target
+    target: Endpoint
     request_id: str
     preferred: reply.Return
     format: Format | None
@@ -84,11 +84,11 @@ class Intake:
         self._parser = parser
         self._submissions = submissions
 
-    async def open(self, raw: Buffer, target: Target, content_encoding: str) -> tuple[JsonObject, Dialect | None]:
+    async def open(self, raw: Buffer, target: Endpoint, content_encoding: str) -> tuple[JsonObject, Dialect | None]:
         """Parse a body and tell its dialect, None for what is no submission; raises `RequestRefused`."""
         document = await self._parser.parse(raw, content_encoding)
         if target == "operation":
-            document = model.open_operation(document)
+            document = model.operation_bundle(document)
         return document, await offload(_weight(raw, content_encoding), self._dialect, document, target)
 
     async def take(
@@ -120,10 +120,10 @@ class Intake:
                 metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
                 log("submission", **fields, seconds=round(perf_counter() - started, 3))
 
-    def _dialect(self, document: JsonObject, target: Target) -> Dialect | None:
+    def _dialect(self, document: JsonObject, target: Endpoint) -> Dialect | None:
         if target == "operation":
             return detection.operation_dialect(document)
-        tagged = detection.bundle_dialect(document) if target == "base" else None
+        tagged = detection.tagged_dialect(document) if target == "base" else None
         return tagged or (detection.content_dialect(document) if self._content else None)
 
     def _submission(self, asked: SubmissionRequest, document: JsonObject, dialect: Dialect) -> Submission:
@@ -131,14 +131,14 @@ class Intake:
             text = "Content-Type is none of FHIR's; send application/fhir+json or application/fhir+xml"
             raise refuse(415, "content-type", text, code="not-supported")
         if asked.target == "create":
-            return model.single(document, dialect, self._localize, asked.if_none_exist)
-        return model.submission(document, dialect, asked.target, self._localize, self._limits)
+            return model.submission_from_resource(document, dialect, self._localize, asked.if_none_exist)
+        return model.submission_from_bundle(document, dialect, asked.target, self._localize, self._limits)
 
     def _told(self, finished: Finished, preferred: reply.Return, size: int) -> SubmissionResponse:
         judgement, answers = finished.judgement, finished.answers
         relayed = any(answer.relayed is not None for answer in answers)  # sent once more, it would be stored once more
         failed = finished.outcome == "failed" and not relayed
-        if judgement.submission.kind != "create":
+        if judgement.submission.interaction != "create":
             return SubmissionResponse(200, reply.bundle(judgement, answers, preferred), failed=failed, size=size)
         answer, stored = answers[0], answers[0].stored
         if answer.relayed is not None:  # in observe mode

@@ -21,7 +21,7 @@ class BodyParser:
         self._localize = localizer(settings.listen.public_url, settings.upstream.url)
 
     async def parse(self, raw: Buffer, content_encoding: str) -> JsonObject:
-        """Return the document; raises `RequestRefused` as `reader.read` does."""
+        """Return the document; raises `RequestRefused` as `reader.read_document` does."""
         if len(raw) < IN_THREAD_BYTES and not content_encoding:
             return self._read(raw)
         return await asyncio.to_thread(self._inflate_and_read, raw, content_encoding)
@@ -31,4 +31,4 @@ class BodyParser:
         return self._read(inflated, Throttle(self._stats))
 
     def _read(self, data: Buffer, throttle: Throttle | None = None) -> JsonObject:
-        return reader.read(data, self._limits.depth, self._localize, self._limits.entries, throttle)
+        return reader.read_document(data, self._limits.depth, self._localize, self._limits.entries, throttle)

@@ -13,11 +13,11 @@ from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission import plan
-from cgm_proxy.core.submission.judge import resolver
+from cgm_proxy.core.submission.judge import reference_resolver
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.plan import Identified, Outcome, Refused, Stored
 from cgm_proxy.core.submission.reply import Return
-from cgm_proxy.core.submission.verdicts import Context, Verdict
+from cgm_proxy.core.submission.verdicts import JudgingContext, Verdict
 from cgm_proxy.receiver.duplicates import UNKNOWN, Known
 from cgm_proxy.receiver.forwarding.chunks import Way
 from cgm_proxy.receiver.forwarding.waves import (
@@ -59,7 +59,12 @@ class Storing:
     """Store one submission, within the time that is set for it; what was not stored by then is unknown."""
 
     def __init__(
-        self, receiver: Receiver, submission: Submission, context: Context, submitter: Requester, preferred: Return
+        self,
+        receiver: Receiver,
+        submission: Submission,
+        context: JudgingContext,
+        submitter: Requester,
+        preferred: Return,
     ) -> None:
         self._receiver = receiver
         self._submission = submission
@@ -67,9 +72,9 @@ class Storing:
         self._submitter = submitter
         self._preferred = preferred
         self._deadline = asyncio.get_running_loop().time() + receiver.settings.limits.seconds
-        self._resolve = resolver(submission, context.stored)
+        self._resolve = reference_resolver(submission, context.stored_resources)
         self._known = Known(receiver.upstream, receiver.memory, submitter, submission.patient or "")
-        self._targets = set(submission.links.values())
+        self._targets = set(submission.internal_references.values())
         self._first: asyncio.Task[None] | None = None
         self._planned = asyncio.Event()
         self._referenced: dict[int, Identified] = {}
@@ -128,7 +133,7 @@ class Storing:
     async def _store_in_time(self, part: Part, first: asyncio.Task[None] | None) -> None:
         try:
             async with asyncio.timeout_at(self._deadline):
-                linked = {index for one in part.identified for index in self._submission.linked(one.entry)}
+                linked = {index for one in part.identified for index in self._submission.referenced_entries(one.entry)}
                 if first and linked:
                     await asyncio.wait([first])
                 earlier = [self._referenced[i] for i in linked & self._referenced.keys()] if first else ()

@@ -15,11 +15,11 @@ from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.dialects import ORDER_TOKENS
-from cgm_proxy.core.submission.judge import Judging
+from cgm_proxy.core.submission.judge import IncrementalJudge
 from cgm_proxy.core.submission.model import Entry, Submission, localizer
 from cgm_proxy.core.submission.orders import read_orders
 from cgm_proxy.core.submission.plan import Outcome
-from cgm_proxy.core.submission.verdicts import Context, Judgement, Rules
+from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import Throttle
@@ -87,7 +87,7 @@ class Submissions:
             context = await self._find_orders(submission, submitter)
         storing = Storing(self._receiver, submission, context, submitter, preferred)
         async with self._memory.patient_lock(submission.patient or "") as turn, asyncio.TaskGroup() as tasks:
-            judging = Judging(submission, context)
+            judging = IncrementalJudge(submission, context)
             async for part in self._judged(judging, storing):
                 storing.begin(part, tasks, turn)
         outcomes = await storing.finish()
@@ -95,7 +95,7 @@ class Submissions:
             return await asyncio.to_thread(_finished, judging, outcomes)
         return _finished(judging, outcomes)
 
-    async def _judged(self, judging: Judging, storing: Storing) -> AsyncIterator[Part]:
+    async def _judged(self, judging: IncrementalJudge, storing: Storing) -> AsyncIterator[Part]:
         """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
         throttle = Throttle(self._traffic)
 
@@ -111,27 +111,27 @@ class Submissions:
                     )
                 else:
                     waiting += judged(entries)
-                if judging.sure:
+                if judging.acceptance_is_final:
                     yield waiting
                     waiting = Part()
         finally:
             throttle.stop()
 
-    async def _find_orders(self, submission: Submission, submitter: Requester) -> Context:
+    async def _find_orders(self, submission: Submission, submitter: Requester) -> JudgingContext:
         """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
         rules = self.rules  # those that are in force as it begins
         orders = await self._orders(submission.patient, submitter) if submission.patient else None
         rejecting = self._settings.policies.too_often == "reject"
         fingerprint = await asyncio.to_thread(submission.fingerprint) if rejecting else ""
-        return Context(
+        return JudgingContext(
             rules=rules,
             policies=self._settings.policies,
-            allow=self._settings.allow,
+            allowed_types=self._settings.allow,
             now=datetime.now(UTC),
-            depth=self._settings.limits.depth,
+            max_depth=self._settings.limits.depth,
             patient_known=orders is not None,
             orders=orders or (),
-            stored=await self._referenced(submission, submitter),
+            stored_resources=await self._referenced(submission, submitter),
             last_submission=await self._memory.last_submission(submission.patient, fingerprint),
             fingerprint=fingerprint,
             observe=self._settings.mode == "observe",
@@ -149,7 +149,9 @@ class Submissions:
     async def _referenced(self, submission: Submission, submitter: Requester) -> dict[str, JsonObject]:
         """Read the stored resources that entries refer to, once each and as many as is reasonable."""
         wanted: dict[str, list[str]] = {}
-        for reference in {r for entry in submission.entries for r in entry.references if r not in submission.links}:
+        for reference in {
+            r for entry in submission.entries for r in entry.references if r not in submission.internal_references
+        }:
             local = self._localize(reference).partition("/_history/")[0]
             if STORED_REFERENCE.fullmatch(local):
                 wanted.setdefault(local, []).append(reference)
@@ -157,7 +159,7 @@ class Submissions:
         return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
 
 
-def _finished(judging: Judging, outcomes: Mapping[int, Outcome]) -> Finished:
+def _finished(judging: IncrementalJudge, outcomes: Mapping[int, Outcome]) -> Finished:
     """Give the answers and count them; raises `RequestRefused` where the whole of it is refused."""
     judgement = judging.judgement()
     finished = Finished(judgement, reply.answers(judgement, outcomes))

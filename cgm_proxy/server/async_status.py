@@ -34,7 +34,7 @@ class AsyncStatus:
         self._jobs = jobs
         self._peers = peers
         self._upstream = upstream
-        self._place = f"{public_url}/{async_pattern.STATUS}"
+        self._place = f"{public_url}/{async_pattern.STATUS_OPERATION}"
         self._converting = asyncio.Lock()
 
     async def keep(
@@ -54,7 +54,9 @@ class AsyncStatus:
             raise _no_room(fault) from fault
         headers = {"Content-Location": f"{self._place}/{name}", "Preference-Applied": "respond-async"}
         return SubmissionResponse(
-            202, async_pattern.accepted(), headers | {"Retry-After": str(async_pattern.pause(0))} | _NOT_STORED
+            202,
+            async_pattern.accepted_outcome(),
+            headers | {"Retry-After": str(async_pattern.poll_interval(0))} | _NOT_STORED,
         )
 
     async def answer(self, request: web.BaseRequest, name: str, submitter: Requester) -> web.StreamResponse:
@@ -67,10 +69,10 @@ class AsyncStatus:
         try:
             kept = await self._jobs.find(name)
             if kept is None or not await self._upstream.patient(kept.patient, submitter):
-                raise async_pattern.unknown()
+                raise async_pattern.unknown_status()
             if request.method == "DELETE":
                 await self._jobs.delete(name)
-                return fhir_responses.resource(request, 202, async_pattern.forgotten(), **_NOT_STORED)
+                return fhir_responses.resource(request, 202, async_pattern.deleted_outcome(), **_NOT_STORED)
             if kept.expires is None:
                 return _waiting(kept)
             return await self._result(request, name, kept, kept.expires)
@@ -84,7 +86,7 @@ class AsyncStatus:
             async with self._converting:  # one at a time: it takes several times the result's size
                 data = b"".join([piece async for piece in self._jobs.result(name)])
                 if len(data) < kept.size:
-                    raise async_pattern.unknown()  # it was removed meanwhile
+                    raise async_pattern.unknown_status()  # it was removed meanwhile
                 return web.Response(headers=headers, body=await offload(len(data), _as_xml, data))
         response = web.StreamResponse(headers=headers | {"Content-Length": str(kept.size)})
         await response.prepare(request)
@@ -103,7 +105,7 @@ class AsyncStatus:
 
 def _waiting(kept: JobStatus) -> web.Response:
     progress = "in progress" if kept.attempts else f"waiting, {kept.ahead} before it"
-    pause = async_pattern.pause(time.time() - kept.created)
+    pause = async_pattern.poll_interval(time.time() - kept.created)
     return web.Response(status=202, headers=_NOT_STORED | {"X-Progress": progress, "Retry-After": str(pause)})
 
 

@@ -16,7 +16,7 @@ from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
 from cgm_proxy.core.submission import async_pattern, detection, reply
-from cgm_proxy.core.submission.detection import Target
+from cgm_proxy.core.submission.detection import Endpoint
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.jobs.worker import Worker
@@ -92,8 +92,8 @@ class FrontDoor:
             ):
                 return await self._write(request)
             if request.method == "GET" and "metadata" in request.raw_path:
-                path = detection.segments(self._target(request.raw_path))
-                if path == [*detection.segments(self._base), "metadata"]:
+                path = detection.path_segments(self._target(request.raw_path))
+                if path == [*detection.path_segments(self._base), "metadata"]:
                     return await self._metadata(request)
             return await self._relay.pass_through(request)
         except RequestRefused as refused:
@@ -104,7 +104,7 @@ class FrontDoor:
     @staticmethod
     def streams(raw_path: str) -> bool:
         """Tell whether a GET of this target is certain to be passed through."""
-        return "metadata" not in raw_path and async_pattern.MARK not in raw_path
+        return "metadata" not in raw_path and async_pattern.STATUS_PATH_MARKER not in raw_path
 
     async def drain(self, seconds: float) -> bool:
         """Wait so long until the submissions under way are finished; those that are not then are given up.
@@ -126,9 +126,9 @@ class FrontDoor:
         raw = self._target(request.raw_path)
         methods = {request.method, *(request.headers.get(name, request.method) for name in _OVERRIDES)}
         for method in methods:
-            if target := detection.target(method, raw, (self._base,), content=self._content):
+            if target := detection.submission_endpoint(method, raw, (self._base,), content=self._content):
                 return await self._inspect(request, target)
-        async with self._memory.invalidating_write(map(str.upper, methods), detection.segments(raw)):
+        async with self._memory.invalidating_write(map(str.upper, methods), detection.path_segments(raw)):
             return await self._relay.pass_through(request)
 
     async def _metadata(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -151,7 +151,7 @@ class FrontDoor:
             return data
         return fhir_responses.written(add_receiver(statement, asynchronous=self._status is not None), made)
 
-    async def _inspect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+    async def _inspect(self, request: web.BaseRequest, target: Endpoint) -> web.StreamResponse:
         """Read a body, tell whether it is a submission, and answer it or let it pass as it came."""
         async with self._bodies.reading(request) as raw:
             if (not raw or raw.isspace()) and target != "operation":
@@ -180,14 +180,14 @@ class FrontDoor:
         """Take a submission, now or later, and write its answer."""
 
         async def later(submission: Submission) -> SubmissionResponse | None:
-            if not (self._status and submission.patient and async_pattern.wanted(_preferences(request))):
+            if not (self._status and submission.patient and async_pattern.prefers_async(_preferences(request))):
                 return None
             return await self._status.keep(request, submission.patient, asked, raw)
 
         told = await self._intake.take(asked, document, dialect, raw, later)
         return await fhir_responses.told(request, told, asked.request_id)
 
-    def _asked(self, request: web.BaseRequest, target: Target) -> SubmissionRequest:
+    def _asked(self, request: web.BaseRequest, target: Endpoint) -> SubmissionRequest:
         return SubmissionRequest(
             target,
             _request_id(request),

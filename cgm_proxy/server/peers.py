@@ -57,7 +57,9 @@ class Peers:
         ):
             return None
         query = request.raw_path.partition("?")[2]
-        place = f"{self._template.replace('{replica}', replica)}/{async_pattern.STATUS}/{quote(name, safe='')}"
+        place = (
+            f"{self._template.replace('{replica}', replica)}/{async_pattern.STATUS_OPERATION}/{quote(name, safe='')}"
+        )
         return f"{place}?{query}" if query else place
 
     async def ask(self, request: web.BaseRequest, url: str, submitter: Requester) -> web.StreamResponse:

@@ -20,7 +20,7 @@ from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest import confirmed
 from cgm_proxy.core.rest.responses import CAUSES, UpstreamResponse
 from cgm_proxy.core.rest.strategy import URN, name
-from cgm_proxy.core.submission.identity import SYSTEM, token
+from cgm_proxy.core.submission.identity import IDENTITY_SYSTEM, search_token
 from cgm_proxy.core.submission.model import localizer
 from cgm_proxy.core.submission.plan import Stored
 from cgm_proxy.observability.metrics import UPSTREAM_SECONDS
@@ -163,7 +163,7 @@ class UpstreamClient:
         self, kind: str, identities: Sequence[str], submitter: Requester, *, by_id: bool = False
     ) -> dict[str, list[JsonObject]]:
         """Find the stored resources of one type by identity, as an identifier or, with `by_id`, as the id."""
-        terms = [name(identity) if by_id else token(identity) for identity in identities]
+        terms = [name(identity) if by_id else search_token(identity) for identity in identities]
         parameters = {
             "_id" if by_id else "identifier": ",".join(terms),
             "_elements": "identifier,subject,patient",
@@ -172,7 +172,7 @@ class UpstreamClient:
         wanted = set(identities)
         found: dict[str, list[JsonObject]] = {}
         for resource in await self.search(kind, parameters, submitter):
-            given = [i.get("value") for i in objects(resource.get("identifier")) if i.get("system") == SYSTEM]
+            given = [i.get("value") for i in objects(resource.get("identifier")) if i.get("system") == IDENTITY_SYSTEM]
             for identity in {f"{URN}{resource['id']}"} if by_id else set(map(str, given)):
                 if identity in wanted:
                     found.setdefault(identity, []).append(resource)

@@ -9,11 +9,10 @@ from bench.figures import Runs
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission import reader
-from cgm_proxy.core.submission.dialects import BY_ID
-from cgm_proxy.core.submission.judge import Judging
-from cgm_proxy.core.submission.model import Entry, Submission
-from cgm_proxy.core.submission.model import submission as made
-from cgm_proxy.core.submission.verdicts import Context
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
+from cgm_proxy.core.submission.judge import IncrementalJudge
+from cgm_proxy.core.submission.model import Entry, Submission, submission_from_bundle
+from cgm_proxy.core.submission.verdicts import JudgingContext
 from cgm_proxy.sandbox.simulation.submissions import submission
 from cgm_proxy.server.proxy import shipped_rules
 from cgm_proxy.settings.loading import Settings
@@ -30,8 +29,8 @@ def different(readings: int) -> Submission:
         if number % 2:
             entry["resource"]["valueQuantity"]["unit"] = "mg/dL"
     limits = Settings().limits
-    read = reader.read(encode(bundle), limits.depth, str, limits.entries)
-    return made(read, BY_ID["argo"], "base", str, limits)
+    read = reader.read_document(encode(bundle), limits.depth, str, limits.entries)
+    return submission_from_bundle(read, DIALECTS_BY_ID["argo"], "base", str, limits)
 
 
 def measure(runs: Runs, readings: int) -> None:
@@ -50,8 +49,8 @@ def measure(runs: Runs, readings: int) -> None:
 
 def _judge(book: RuleBook, submitted: Submission, part: Sequence[Entry]) -> float:
     settings = Settings()
-    context = Context(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
-    judging = Judging(submitted, context)
+    context = JudgingContext(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
+    judging = IncrementalJudge(submitted, context)
     before = time.thread_time()
     judging.judge(part)
     return (time.thread_time() - before) / len(part) * 1e6

@@ -9,7 +9,7 @@ import pytest
 from support.fake_upstream import Gate, before, holding, searches, transactions
 from support.proxying import World, counted, locations, proxying, said, statuses
 
-from cgm_proxy.core.submission.judge import Judging
+from cgm_proxy.core.submission.judge import IncrementalJudge
 from cgm_proxy.core.submission.model import Entry
 from cgm_proxy.core.submission.verdicts import Verdict
 from cgm_proxy.receiver import story
@@ -27,15 +27,15 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Judge no part beyond the first 50 entries until the event is set, or 10 s are over."""
     let_go = threading.Event()
-    judge = Judging.judge
+    judge = IncrementalJudge.judge
 
-    def slow(self: Judging, entries: Iterable[Entry]) -> list[Verdict]:
+    def slow(self: IncrementalJudge, entries: Iterable[Entry]) -> list[Verdict]:
         listed = list(entries)
         if listed and listed[0].index > 50:
             assert let_go.wait(10), "nothing left before all was judged"
         return judge(self, listed)
 
-    monkeypatch.setattr(Judging, "judge", slow)
+    monkeypatch.setattr(IncrementalJudge, "judge", slow)
     return let_go
 
 

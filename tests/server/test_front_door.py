@@ -20,7 +20,7 @@ from support.proxying import World, counted, locations, proxying, statuses, unta
 from support.relaying import TIMEOUT, read_body, read_head, talk
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.sandbox.simulation.submissions import patient, submission
 
 HEAD = b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Type: application/fhir+json\r\n"
@@ -302,7 +302,7 @@ async def test_a_capability_statement_may_be_larger_than_any_submission() -> Non
 
 async def test_both_of_a_dialects_tags_and_the_operation_are_taken() -> None:
     async with proxying() as world:
-        for number, tag in enumerate(BY_ID["argo"].tags):
+        for number, tag in enumerate(DIALECTS_BY_ID["argo"].tags):
             bundle = world.readings(number + 1)
             bundle["meta"]["tag"][0]["code"] = tag
             assert set(statuses(await world.submit(bundle))) <= {200, 201}

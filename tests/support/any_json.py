@@ -3,7 +3,7 @@
 from typing import Any
 
 from hypothesis import strategies as st
-from support.made import device, reading, summary, urn
+from support.submissions import device, reading, summary, urn
 
 # fmt: off
 TEXTS = st.sampled_from([

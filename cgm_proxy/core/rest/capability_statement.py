@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER
+from cgm_proxy.core.submission.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER_CAPABILITIES
 
 #: Says that a client may choose between a synchronous and an asynchronous answer (FHIR Extensions Pack, for R4 too).
 EITHER = {"url": "http://hl7.org/fhir/StructureDefinition/synchronicity-control", "valueUri": "either"}
@@ -41,7 +41,12 @@ def add_receiver(statement: JsonObject, *, asynchronous: bool = False) -> JsonOb
     if statement.get("resourceType") != "CapabilityStatement":
         return statement
     instantiates = _listed(statement.get("instantiates"))
-    added = {**statement, "instantiates": instantiates if RECEIVER in instantiates else [*instantiates, RECEIVER]}
+    added = {
+        **statement,
+        "instantiates": instantiates
+        if RECEIVER_CAPABILITIES in instantiates
+        else [*instantiates, RECEIVER_CAPABILITIES],
+    }
     operation: JsonObject = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
     operation |= {"extension": [EITHER]} if asynchronous else {}
     rest = [_with_operation(part, operation) for part in _listed(statement.get("rest"))]

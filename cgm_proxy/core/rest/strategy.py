@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.submission.identity import token
+from cgm_proxy.core.submission.identity import search_token
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.plan import Group, Plan
 
@@ -124,7 +124,7 @@ class Strategy:
 
     def request(self, kind: str, identity: str) -> JsonObject:
         """Give `Bundle.entry.request` of an entry."""
-        condition = f"identifier={token(identity)}"
+        condition = f"identifier={search_token(identity)}"
         return self.creating.request(kind, identity, f"{kind}?{condition}" if self.hapi else condition)
 
     def fits(self, group: Collection[int]) -> bool:

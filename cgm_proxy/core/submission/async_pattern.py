@@ -13,22 +13,22 @@ from collections.abc import Callable, Mapping
 
 from cgm_proxy.core.issues import Issue, RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.detection import segments
+from cgm_proxy.core.submission.detection import path_segments
 from cgm_proxy.core.submission.reply import PHRASES
 
 #: What stands between the base and a submission's id in the URL of its status.
-STATUS = "$cgm-submission-status"
+STATUS_OPERATION = "$cgm-submission-status"
 
 #: What every usual spelling of such a URL holds, also with the `$` as `%24`: few other requests are looked at closely.
-MARK = STATUS.removeprefix("$")
+STATUS_PATH_MARKER = STATUS_OPERATION.removeprefix("$")
 
 _AGAIN = "what of it is stored already is recognised when it is sent again"
 
 #: Shortest and longest time between two polls that is asked for (seconds).
-PAUSES = (2, 60)
+POLL_INTERVALS = (2, 60)
 
 
-def wanted(prefer: str) -> bool:
+def prefers_async(prefer: str) -> bool:
     """Tell whether a Prefer header asks for an asynchronous answer (RFC 7240, 4.1), which is a wish and no demand."""
     return any(
         part.partition("=")[0].strip().lower() == "respond-async" for part in prefer.replace(";", ",").split(",")
@@ -48,31 +48,31 @@ def status_id(raw_path: str, target: Callable[[str], str], base: str) -> str | N
     `target` gives the upstream's path for a public one, `base` is the upstream's base. What a spelling that is not
     recognised reaches is the upstream, which knows no such operation.
     """
-    if MARK not in raw_path:
+    if STATUS_PATH_MARKER not in raw_path:
         return None
-    names = segments(target(raw_path))
-    return names[-1] if names[:-1] == [*segments(base), STATUS] else None
+    names = path_segments(target(raw_path))
+    return names[-1] if names[:-1] == [*path_segments(base), STATUS_OPERATION] else None
 
 
-def accepted() -> JsonObject:
+def accepted_outcome() -> JsonObject:
     """Make the body of the 202: the submission is kept."""
     text = "the submission is kept and is worked on; GET the Content-Location for what becomes of its entries"
     return operation_outcome((Issue("async-accepted", text, severity="information", code="informational"),))
 
 
-def forgotten() -> JsonObject:
+def deleted_outcome() -> JsonObject:
     """Make the body of the 202 to a DELETE."""
     text = "the submission is forgotten; what of it was stored before stays stored"
     return operation_outcome((Issue("async-forgotten", text, severity="information", code="informational"),))
 
 
-def unknown() -> RequestRefused:
+def unknown_status() -> RequestRefused:
     """Make the 404 of a status that never was, is over, or is not for who asks."""
     text = "no submission has this status URL: it was deleted, its result was kept as long as is set, or it never was"
     return refuse(404, "async-unknown", text, code="not-found")
 
 
-def given_up(attempts: int) -> RequestRefused:
+def given_up_refusal(attempts: int) -> RequestRefused:
     """Make the refusal of a submission during which the proxy ended again and again."""
     text = (
         f"this receiver ended {attempts} times during this submission and gives it up; {_AGAIN}, best in smaller parts"
@@ -80,13 +80,13 @@ def given_up(attempts: int) -> RequestRefused:
     return refuse(500, "async-given-up", text, code="exception")
 
 
-def failed() -> RequestRefused:
+def failed_refusal() -> RequestRefused:
     """Make the refusal of a submission at which the proxy itself failed."""
     text = f"this receiver failed at this submission; {_AGAIN}"
     return refuse(500, "async-failed", text, code="exception")
 
 
-def too_large(limit: int) -> RequestRefused:
+def result_too_large(limit: int) -> RequestRefused:
     """Make what stands for a result that is larger than what is kept."""
     text = (
         f"the submission was worked on, but the answer is larger than the {limit:,} bytes that are kept; {_AGAIN},"
@@ -95,7 +95,7 @@ def too_large(limit: int) -> RequestRefused:
     return refuse(500, "async-result-too-large", text, code="too-long")
 
 
-def result(status: int, content: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
+def result_bundle(status: int, content: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
     """Make the result Bundle of a submission from the status, body and header fields of its synchronous answer."""
     response: JsonObject = {"status": f"{status} {PHRASES.get(status, '')}".rstrip()}
     response |= {name.lower(): headers[name] for name in ("Location", "ETag") if name in headers}
@@ -107,12 +107,12 @@ def result(status: int, content: JsonObject | None, headers: Mapping[str, str]) 
     return {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
 
 
-def refused(refusal: RequestRefused) -> JsonObject:
+def refused_result_bundle(refusal: RequestRefused) -> JsonObject:
     """Make the result Bundle of a refused submission."""
-    return result(refusal.status, operation_outcome(refusal.issues), refusal.headers)
+    return result_bundle(refusal.status, operation_outcome(refusal.issues), refusal.headers)
 
 
-def pause(age: float) -> int:
+def poll_interval(age: float) -> int:
     """Tell after how many seconds the status of a submission of this age may be asked for again: half its age."""
-    shortest, longest = PAUSES
+    shortest, longest = POLL_INTERVALS
     return max(shortest, min(longest, int(age / 2)))

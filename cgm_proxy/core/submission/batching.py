@@ -14,7 +14,7 @@ def parts(submission: Submission, size: int) -> Iterator[tuple[Entry, ...]]:
     if submission.atomic or len(submission.entries) <= size:
         yield submission.entries
         return
-    referenced = set(submission.links.values())
+    referenced = set(submission.internal_references.values())
     linking = submission.entries if referenced else ()
     bound = {e.index for e in linking if e.index in referenced or _binds(e, submission)}
     if bound:
@@ -26,5 +26,5 @@ def parts(submission: Submission, size: int) -> Iterator[tuple[Entry, ...]]:
 
 def _binds(entry: Entry, submission: Submission) -> bool:
     """Tell whether an entry belongs to those that it references: readings do not belong to their device."""
-    kinds = {submission.entries[index].type for index in submission.linked(entry)}
+    kinds = {submission.entries[index].type for index in submission.referenced_entries(entry)}
     return bool(kinds) and (entry.type == "Device" or kinds != {"Device"})

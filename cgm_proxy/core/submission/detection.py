@@ -13,13 +13,20 @@ from urllib.parse import unquote
 
 from cgm_proxy.core.issues import refuse
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.dialects import BY_ID, BY_TAG, DIALECTS, OPERATION, READING_CODES, Dialect
-from cgm_proxy.core.submission.model import Entries
+from cgm_proxy.core.submission.dialects import (
+    DIALECTS,
+    DIALECTS_BY_ID,
+    DIALECTS_BY_TAG,
+    OPERATION,
+    READING_CODES,
+    Dialect,
+)
+from cgm_proxy.core.submission.model import ParsedEntries
 
-Target = Literal["base", "operation", "create"]
+Endpoint = Literal["base", "operation", "create"]
 
 #: Which target a path is taken for that could be several.
-STRICTEST: tuple[Target, ...] = ("operation", "create", "base")
+STRICTEST: tuple[Endpoint, ...] = ("operation", "create", "base")
 
 #: Resource types that `detection: content` looks at when they are created one by one.
 CREATED_TYPES = ("Observation", "DiagnosticReport", "Device")
@@ -41,7 +48,7 @@ CLEANUPS: tuple[Callable[[str], str], ...] = (
 MAX_SPELLINGS = 128
 
 
-def segments(raw_path: str) -> list[str]:
+def path_segments(raw_path: str) -> list[str]:
     """Give the path's segments as a server would clean them up at most: decoded, no `//`, dots or `;parameters`."""
     path = _path(raw_path)
     for _ in range(MAX_DECODINGS):
@@ -97,7 +104,9 @@ def _without_dots(path: str) -> str:
     return "/".join(kept)
 
 
-def target(method: str, raw_path: str, bases: tuple[str, ...], *, content: bool = False) -> Target | None:
+def submission_endpoint(
+    method: str, raw_path: str, bases: tuple[str, ...], *, content: bool = False
+) -> Endpoint | None:
     """Tell which kind of submission a request could be, or None: its body need not be looked at.
 
     `bases` are the paths under which the upstream can be reached: the public base's, and the upstream's own where paths
@@ -105,33 +114,33 @@ def target(method: str, raw_path: str, bases: tuple[str, ...], *, content: bool 
     """
     if method.upper() != "POST":
         return None
-    names: dict[tuple[str, ...], Target] = {(): "base", (OPERATION,): "operation"}
+    names: dict[tuple[str, ...], Endpoint] = {(): "base", (OPERATION,): "operation"}
     if content:
         names |= {(kind,): "create" for kind in CREATED_TYPES}
-    targets = {(*segments(base), *name): found for base in bases for name, found in names.items()}
+    targets = {(*path_segments(base), *name): found for base in bases for name, found in names.items()}
     found = {targets.get(tuple(filter(None, map(str.strip, path.split("/"))))) for path in spellings(raw_path)}
     return next((kind for kind in STRICTEST if kind in found), None)
 
 
-def bundle_dialect(bundle: JsonObject) -> Dialect | None:
+def tagged_dialect(bundle: JsonObject) -> Dialect | None:
     """Give the dialect whose submission tag the Bundle carries."""
     if bundle.get("resourceType") != "Bundle":
         return None
     for tag in _within(bundle, "meta", "tag"):
         system, code = tag.get("system"), tag.get("code")
-        if isinstance(system, str) and isinstance(code, str) and (found := BY_TAG.get((system, code))):
+        if isinstance(system, str) and isinstance(code, str) and (found := DIALECTS_BY_TAG.get((system, code))):
             return found
     return None
 
 
 def operation_dialect(bundle: JsonObject) -> Dialect:
     """Tell the ballot's submissions from STU1's, which share the operation and the canonicals, by the ballot's own codes."""
-    own = {dialect.own_codes: dialect for dialect in DIALECTS if dialect.own_codes}
+    own = {dialect.own_code_system: dialect for dialect in DIALECTS if dialect.own_code_system}
     for resource in _resources(bundle):
         for coding in _codings(resource):
             if isinstance(system := coding.get("system"), str) and system in own:
                 return own[system]
-    return BY_ID["1.0.0"]
+    return DIALECTS_BY_ID["1.0.0"]
 
 
 def content_dialect(document: JsonObject) -> Dialect | None:
@@ -139,7 +148,7 @@ def content_dialect(document: JsonObject) -> Dialect | None:
     resources = [document] if document.get("resourceType") != "Bundle" else list(_resources(document))
     for resource in resources:
         if found := _claimed_dialect(resource) or _coded_dialect(resource):
-            return operation_dialect(document) if found.operation else found
+            return operation_dialect(document) if found.uses_operation else found
     return None
 
 
@@ -147,7 +156,7 @@ def _claimed_dialect(resource: JsonObject) -> Dialect | None:
     claims = [meta.get("profile") for meta in _within(resource, "meta")]
     for url in (url for claim in claims for url in (claim if isinstance(claim, list) else [claim])):
         for dialect in DIALECTS:
-            if isinstance(url, str) and url.startswith(f"{dialect.base}/StructureDefinition/"):
+            if isinstance(url, str) and url.startswith(f"{dialect.canonical_base}/StructureDefinition/"):
                 return dialect
     return None
 
@@ -158,9 +167,9 @@ def _coded_dialect(resource: JsonObject) -> Dialect | None:
         if not isinstance(system, str) or not isinstance(code, str):
             continue
         if (system, code) in READING_CODES:
-            return BY_ID["1.0.0"]
+            return DIALECTS_BY_ID["1.0.0"]
         for dialect in DIALECTS:
-            if system.startswith(f"{dialect.base}/CodeSystem/cgm"):
+            if system.startswith(f"{dialect.canonical_base}/CodeSystem/cgm"):
                 return dialect
     return None
 
@@ -175,8 +184,8 @@ def _codings(resource: JsonObject) -> Iterator[JsonObject]:
 
 def _within(value: Any, *names: str) -> Iterator[JsonObject]:
     """Give the objects at a path, whether each step holds one or a list of them."""
-    if isinstance(value, Entries):
-        value = value.outline
+    if isinstance(value, ParsedEntries):
+        value = value.outlines
     if isinstance(value, list):
         for item in value:
             if isinstance(item, dict):

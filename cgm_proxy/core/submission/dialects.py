@@ -12,7 +12,7 @@ LOINC = "http://loinc.org"
 OPERATION = "$submit-cgm-bundle"
 
 #: What a conformant receiver lists in `CapabilityStatement.instantiates` (guide, 1.0.0).
-RECEIVER = "http://hl7.org/fhir/uv/cgm/CapabilityStatement/cgm-data-receiver"
+RECEIVER_CAPABILITIES = "http://hl7.org/fhir/uv/cgm/CapabilityStatement/cgm-data-receiver"
 OPERATION_DEFINITION = "http://hl7.org/fhir/uv/cgm/OperationDefinition/submit-cgm-bundle"
 
 #: Codes of single sensor readings, in any version: mass and moles per volume.
@@ -24,25 +24,25 @@ class Dialect:
     """One version of the guide. `id` is also the folder in `rules/` and the metrics' label."""
 
     id: str
-    base: str
+    canonical_base: str
     """Canonical base of its profiles, extensions and code systems."""
     order_codes: tuple[str, ...]
     """Codes of its ServiceRequests, in `code_system`."""
     tags: tuple[str, ...] = ()
     """Codes in `code_system` by which `Bundle.meta.tag` marks a submission."""
-    operation: bool = False
+    uses_operation: bool = False
     """Whether it is submitted by the operation."""
-    own_codes: str | None = None
+    own_code_system: str | None = None
     """A code system that only this dialect uses, among those that share the operation."""
 
     @property
     def code_system(self) -> str:
         """The code system of its tags and orders."""
-        return f"{self.base}/CodeSystem/cgm"
+        return f"{self.canonical_base}/CodeSystem/cgm"
 
-    def profile(self, name: str) -> str:
+    def canonical_url(self, name: str) -> str:
         """Give the canonical URL of the profile or extension called `name`."""
-        return f"{self.base}/StructureDefinition/{name}"
+        return f"{self.canonical_base}/StructureDefinition/{name}"
 
 
 DIALECTS = (
@@ -63,19 +63,19 @@ DIALECTS = (
         "1.0.0-ballot",
         "http://hl7.org/fhir/uv/cgm",
         order_codes=("cgm-data-submission-standing-order",),
-        operation=True,
-        own_codes="http://hl7.org/fhir/uv/cgm/CodeSystem/cgm-summary-codes-temporary",
+        uses_operation=True,
+        own_code_system="http://hl7.org/fhir/uv/cgm/CodeSystem/cgm-summary-codes-temporary",
     ),
     Dialect(
         "1.0.0",
         "http://hl7.org/fhir/uv/cgm",
         order_codes=("cgm-data-submission-standing-order", "cgm-data-submission-one-time-order"),
-        operation=True,
+        uses_operation=True,
     ),
 )
 
-BY_ID = {dialect.id: dialect for dialect in DIALECTS}
-BY_TAG = {(dialect.code_system, tag): dialect for dialect in DIALECTS for tag in dialect.tags}
+DIALECTS_BY_ID = {dialect.id: dialect for dialect in DIALECTS}
+DIALECTS_BY_TAG = {(dialect.code_system, tag): dialect for dialect in DIALECTS for tag in dialect.tags}
 
 #: Every order code of every dialect, as FHIR search tokens.
 ORDER_TOKENS = tuple(dict.fromkeys(f"{d.code_system}|{code}" for d in DIALECTS for code in d.order_codes))

@@ -21,26 +21,26 @@ from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.dates import utc
 from cgm_proxy.core.submission.dialects import READING_CODES
-from cgm_proxy.core.submission.model import REFERENCE, Entry, unescaped
+from cgm_proxy.core.submission.model import REFERENCE_MEMBER, Entry, unescape
 
 #: System of identifiers that are URIs (https://hl7.org/fhir/R4/identifier-registry.html).
-SYSTEM = "urn:ietf:rfc:3986"
-_SYSTEM = SYSTEM.encode()
+IDENTITY_SYSTEM = "urn:ietf:rfc:3986"
+_IDENTITY_SYSTEM = IDENTITY_SYSTEM.encode()
 
 #: What identities look like: RFC 9562's version 8 is for such purposes, so few others use it.
-FORM = re.compile(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+IDENTITY_PATTERN = re.compile(r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 #: Hexadecimal digits with the bits of RFC 9562's variant (4.1).
-VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+UUID_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
 #: Integers of fewer digits need no Decimal.
-SMALL = 10**18
+SMALL_INTEGER = 10**18
 
 #: Statuses that take back or replace what was said before: such a reading is no repetition.
-REVISIONS = frozenset({"amended", "corrected", "cancelled", "entered-in-error"})
+REVISION_STATUSES = frozenset({"amended", "corrected", "cancelled", "entered-in-error"})
 
 #: Elements that differ when the same content is sent again.
-NOT_CONTENT = frozenset({"id", "meta", "text"})
+VOLATILE_ELEMENTS = frozenset({"id", "meta", "text"})
 
 _sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
@@ -48,7 +48,7 @@ _sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
 ReferenceResolver = Callable[[str], JsonObject | None]
 
 
-def identity(entry: Entry, patient: str, resolve: ReferenceResolver, identities: Mapping[str, str]) -> str:
+def compute_identity(entry: Entry, patient: str, resolve: ReferenceResolver, identities: Mapping[str, str]) -> str:
     """Give the identity of an entry, as `urn:uuid:…`.
 
     `identities` are those of the entries that it references, by reference.
@@ -56,21 +56,25 @@ def identity(entry: Entry, patient: str, resolve: ReferenceResolver, identities:
     resource = entry.resource
     key = _reading(resource, resolve) or _content(resource, identities)
     digest = hashlib.sha256(encode((patient, *key))).hexdigest()
-    return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
+    return f"urn:uuid:{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{UUID_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
 
 
-def token(identity: str) -> str:
+def search_token(identity: str) -> str:
     """Give the search token of an identity, for `identifier=`."""
-    return f"{SYSTEM}|{identity}"
+    return f"{IDENTITY_SYSTEM}|{identity}"
 
 
-def foreign_identity(entry: Entry, identity: str) -> bool:
+def has_foreign_identity(entry: Entry, identity: str) -> bool:
     """Tell whether a resource carries an identifier of this module's form (a UUID of version 8) that is not its own."""
-    if _SYSTEM not in entry.encoded:
+    if _IDENTITY_SYSTEM not in entry.encoded:
         return False
     for identifier in objects(entry.resource.get("identifier")):
         value = identifier.get("value")
-        if identifier.get("system") == SYSTEM and value != identity and FORM.fullmatch(str(value).lower()):
+        if (
+            identifier.get("system") == IDENTITY_SYSTEM
+            and value != identity
+            and IDENTITY_PATTERN.fullmatch(str(value).lower())
+        ):
             return True
     return False
 
@@ -80,23 +84,27 @@ def stamp(entry: Entry, identity: str, locations: Mapping[str, str]) -> bytes:
     encoded = _identified(entry, identity)
     if locations.keys().isdisjoint(entry.references):
         return encoded
-    return REFERENCE.sub(lambda found: _relocate(found[1], found[0], locations), encoded)
+    return REFERENCE_MEMBER.sub(lambda found: _relocate(found[1], found[0], locations), encoded)
 
 
 def _identified(entry: Entry, identity: str) -> bytes:
     if b'"identifier":' not in entry.encoded:  # unescaped, it can only be a member's name
-        return b'%b,"identifier":[{"system":"%b","value":"%b"}]}' % (entry.encoded[:-1], _SYSTEM, identity.encode())
+        return b'%b,"identifier":[{"system":"%b","value":"%b"}]}' % (
+            entry.encoded[:-1],
+            _IDENTITY_SYSTEM,
+            identity.encode(),
+        )
     resource = entry.resource
     given = resource.get("identifier", [])
     listed = list(given) if isinstance(given, list) else [given]
-    own = {"system": SYSTEM, "value": identity}
+    own = {"system": IDENTITY_SYSTEM, "value": identity}
     if not any(identifier.items() >= own.items() for identifier in objects(listed)):
         listed.append(own)
     return encode({**resource, "identifier": listed})
 
 
 def _relocate(reference: bytes, whole: bytes, locations: Mapping[str, str]) -> bytes:
-    location = locations.get(unescaped(reference))
+    location = locations.get(unescape(reference))
     return b'"reference":' + encode(location) if location else whole
 
 
@@ -106,7 +114,7 @@ def _reading(resource: JsonObject, resolve: ReferenceResolver) -> tuple[str, ...
     if code is None or value is None or not isinstance(instant, str):
         return None
     status = resource.get("status")
-    revision = (status,) if isinstance(status, str) and status in REVISIONS else ()
+    revision = (status,) if isinstance(status, str) and status in REVISION_STATUSES else ()
     return ("reading", code, utc(instant), *value, _device(resource.get("device"), resolve), *revision)
 
 
@@ -123,7 +131,7 @@ def reading_code(resource: JsonObject) -> str | None:
 def _value(resource: JsonObject) -> tuple[str, str] | None:
     """Give value and unit, or the reason for having none; None for a value that is no quantity with a number."""
     quantity = resource.get("valueQuantity")
-    if isinstance(quantity, dict) and (number := canonical(quantity.get("value"))):
+    if isinstance(quantity, dict) and (number := canonical_number(quantity.get("value"))):
         unit = quantity.get("code") or quantity.get("unit") or ""
         return f"{quantity.get('comparator', '')}{number}", str(unit)
     if any(name.startswith("value") for name in resource):
@@ -131,12 +139,12 @@ def _value(resource: JsonObject) -> tuple[str, str] | None:
     return "absent", _sorted.encode(resource.get("dataAbsentReason")).decode()
 
 
-def canonical(number: Any) -> str:
+def canonical_number(number: Any) -> str:
     """Write a number so that equal numbers have equal texts, whatever their digits; "" for what is none.
 
     `100`, `100.0` and `1e2` are alike.
     """
-    if type(number) is int and 0 < number < SMALL:
+    if type(number) is int and 0 < number < SMALL_INTEGER:
         written = str(number)
         significant = written.rstrip("0")
         return f"{significant}e{len(written) - len(significant)}"
@@ -171,14 +179,14 @@ def _device(element: Any, resolve: ReferenceResolver) -> str:
 
 def _stamped(identifier: Any) -> bool:
     """Tell whether an identifier is one that this module gave."""
-    return isinstance(identifier, dict) and FORM.fullmatch(str(identifier.get("value"))) is not None
+    return isinstance(identifier, dict) and IDENTITY_PATTERN.fullmatch(str(identifier.get("value"))) is not None
 
 
 def _content(resource: JsonObject, identities: Mapping[str, str]) -> tuple[str, ...]:
-    content = {name: value for name, value in resource.items() if name not in NOT_CONTENT}
+    content = {name: value for name, value in resource.items() if name not in VOLATILE_ELEMENTS}
     if isinstance(given := content.get("identifier"), list):  # what was read here and is sent back carries its identity
         content["identifier"] = [identifier for identifier in given if not _stamped(identifier)]
         if not content["identifier"]:
             del content["identifier"]
-    encoded = REFERENCE.sub(lambda found: _relocate(found[1], found[0], identities), _sorted.encode(content))
+    encoded = REFERENCE_MEMBER.sub(lambda found: _relocate(found[1], found[0], identities), _sorted.encode(content))
     return ("content", encoded.decode())

@@ -14,18 +14,18 @@ from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import order_policies
 from cgm_proxy.core.submission.identity import ReferenceResolver
-from cgm_proxy.core.submission.model import Entry, Submission, reference_paths, shown
-from cgm_proxy.core.submission.verdicts import Context, Judgement, Rules, Verdict
+from cgm_proxy.core.submission.model import Entry, Submission, preview, reference_paths
+from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules, Verdict
 
 #: Entries that others refer to which are kept parsed while a submission is judged: mostly all refer to one Device.
-RESOLVED = 64
+PARSED_TARGETS = 64
 
 
-def resolver(submission: Submission, stored: Mapping[str, JsonObject] | None = None) -> ReferenceResolver:
+def reference_resolver(submission: Submission, stored: Mapping[str, JsonObject] | None = None) -> ReferenceResolver:
     """Make the function that finds what a reference names: an entry, or else what is stored."""
-    links, elsewhere = submission.links, stored or {}
+    links, elsewhere = submission.internal_references, stored or {}
 
-    @lru_cache(maxsize=RESOLVED)
+    @lru_cache(maxsize=PARSED_TARGETS)
     def resolve(reference: str) -> JsonObject | None:
         index = links.get(reference)
         return elsewhere.get(reference) if index is None else submission.entries[index].resource
@@ -33,20 +33,20 @@ def resolver(submission: Submission, stored: Mapping[str, JsonObject] | None = N
     return resolve
 
 
-def judge(submission: Submission, context: Context) -> Judgement:
+def judge(submission: Submission, context: JudgingContext) -> Judgement:
     """Judge a submission in one piece."""
-    judging = Judging(submission, context)
+    judging = IncrementalJudge(submission, context)
     judging.judge(submission.entries)
     return judging.judgement()
 
 
-class Judging:
+class IncrementalJudge:
     """Judge a submission part by part, each after what it references: entries by themselves, then all by the orders."""
 
-    def __init__(self, submission: Submission, context: Context) -> None:
+    def __init__(self, submission: Submission, context: JudgingContext) -> None:
         self.submission = submission
         self._context = context
-        self._resolve = resolver(submission, context.stored)
+        self._resolve = reference_resolver(submission, context.stored_resources)
         self._schedules = order_policies.schedules(submission, context)
         self._verdicts: dict[int, Verdict] = {}
         self._present: set[str] = set()
@@ -66,7 +66,7 @@ class Judging:
         return verdicts
 
     @property
-    def sure(self) -> bool:
+    def acceptance_is_final(self) -> bool:
         """Whether what was accepted so far stays so: nothing that may still come can refuse the submission whole."""
         if self.submission.atomic:
             return len(self._verdicts) == len(self.submission.entries) and self.judgement().accepted
@@ -89,7 +89,7 @@ class Judging:
     def _by_references(self, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
         """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
         self._lost.update(verdict.entry.index for verdict in verdicts if not verdict.accepted)
-        edges = {verdict.entry.index: self.submission.linked(verdict.entry) for verdict in verdicts}
+        edges = {verdict.entry.index: self.submission.referenced_entries(verdict.entry) for verdict in verdicts}
         if not any(edges.values()):
             yield from verdicts
             return
@@ -102,11 +102,11 @@ class Judging:
                 self._lost.add(index)
         self._lost |= circular
         for verdict in verdicts:
-            found = tuple(_lost(verdict.entry, circular, reasons, self.submission.links))
+            found = tuple(_lost(verdict.entry, circular, reasons, self.submission.internal_references))
             yield msgspec.structs.replace(verdict, issues=verdict.issues + found) if found else verdict
 
 
-def _judge_entry(entry: Entry, submission: Submission, context: Context, resolve: ReferenceResolver) -> Verdict:
+def _judge_entry(entry: Entry, submission: Submission, context: JudgingContext, resolve: ReferenceResolver) -> Verdict:
     refusals = entry.issues or tuple(_not_allowed(entry, submission, context))
     if refusals:
         return Verdict(entry, (), refusals)
@@ -135,29 +135,32 @@ def _claimed(resource: JsonObject, rules: Rules, dialect: str) -> tuple[str, ...
     return tuple([url for url in urls if (found := rules.profile(url, dialect)) and found.dialect == dialect])
 
 
-def _not_allowed(entry: Entry, submission: Submission, context: Context) -> Iterator[Issue]:
+def _not_allowed(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
     """Check an entry against the allow-list: POST, an allowed type, the submission's patient, bounded nesting."""
     method, url = entry.request.get("method"), entry.request.get("url")
     if method != "POST":
-        text = f"request.method is {shown(method)}; a CGM submission creates only: POST"
+        text = f"request.method is {preview(method)}; a CGM submission creates only: POST"
         yield Issue("allow-method", text, "request.method", code="not-supported")
-    if entry.type not in context.allow:
-        text = f"{entry.type[:40]} is not among what a submission may create here: {', '.join(context.allow)}; leave it out"
+    if entry.type not in context.allowed_types:
+        text = f"{entry.type[:40]} is not among what a submission may create here: {', '.join(context.allowed_types)}; leave it out"
         yield Issue("allow-type", text, "resource", code="not-supported")
         return
     if url != entry.type:
-        text = f'request.url is {shown(url)}; it wants the resource\'s type, "{entry.type}"'
+        text = f'request.url is {preview(url)}; it wants the resource\'s type, "{entry.type}"'
         yield Issue("allow-url", text, "request.url", code="value")
     elif not isinstance(entry.request.get("ifNoneExist", ""), str):
         yield Issue("allow-condition", "request.ifNoneExist wants a string", "request.ifNoneExist", code="value")
     yield from _subject(entry, submission, context)
-    if _depth_over(entry, context.depth):
+    if _depth_over(entry, context.max_depth):
         yield Issue(
-            "too-deep", f"the resource is nested deeper than {context.depth}; flatten it", "resource", code="structure"
+            "too-deep",
+            f"the resource is nested deeper than {context.max_depth}; flatten it",
+            "resource",
+            code="structure",
         )
 
 
-def _subject(entry: Entry, submission: Submission, context: Context) -> Iterator[Issue]:
+def _subject(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
     name = "patient" if entry.type == "Device" else "subject"
     where = f"{entry.type}.{name}"
     if entry.subject is not None and entry.subject != submission.patient:
@@ -204,14 +207,12 @@ def _misdirection(reference: str, submission: Submission, resolve: ReferenceReso
     """Tell by rule, text and FHIR issue type what is wrong with where a reference leads."""
     target = resolve(reference)
     if target is None:
-        text = f"no entry has the fullUrl {shown(reference)}; add it, or refer to what is stored as Type/id"
+        text = f"no entry has the fullUrl {preview(reference)}; add it, or refer to what is stored as Type/id"
         return ("reference-unknown", text, "not-found") if reference.startswith("urn:") else None
     subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
     about = subject.get("reference") if isinstance(subject, dict) else None
     if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
-        text = (
-            f"{shown(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
-        )
+        text = f"{preview(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
         return "reference-other-patient", text, "forbidden"
     return None
 

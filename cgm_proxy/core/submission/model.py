@@ -17,19 +17,19 @@ from cgm_proxy.core.submission.dialects import Dialect
 
 T = TypeVar("T")
 
-Kind = Literal["batch", "transaction", "operation", "create"]
+Interaction = Literal["batch", "transaction", "operation", "create"]
 
 #: `Bundle.type` that each way of submitting takes.
-TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operation": ("transaction", "batch")}
+BUNDLE_TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operation": ("transaction", "batch")}
 
 #: What stands in a canonical serialisation for a Reference: an unescaped `"reference":` can only be a member's name.
-REFERENCE = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
+REFERENCE_MEMBER = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 #: An element's name in JSON; whoever makes up others must not find them in an answer.
-NAME = re.compile(r"[A-Za-z]{1,64}")
+ELEMENT_NAME = re.compile(r"[A-Za-z]{1,64}")
 
 #: R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
-PATIENT = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
+PATIENT_REFERENCE = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -57,18 +57,18 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return decode(self.encoded)
 
 
-class Entries:
+class ParsedEntries:
     """A Bundle's entries where they were read one after another, none of them kept as it was parsed.
 
-    `made` are the first ones, as many as a submission may have and one more; `outline` shows what the entries ask for and of
+    `entries` are the first ones, as many as a submission may have and one more; `outlines` show what the entries ask for and of
     what kind and code their resources are, once for all that are alike.
     """
 
-    __slots__ = ("made", "outline")
+    __slots__ = ("entries", "outlines")
 
-    def __init__(self, made: list[Entry], outline: list[Any]) -> None:
-        self.made = made
-        self.outline = outline
+    def __init__(self, entries: list[Entry], outlines: list[Any]) -> None:
+        self.entries = entries
+        self.outlines = outlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,17 @@ class Submission:
     """A parsed submission. Only a tagged `transaction` is atomic; the operation stores a subset (guide, 1.0.0)."""
 
     dialect: Dialect
-    kind: Kind
+    interaction: Interaction
     entries: tuple[Entry, ...]
     patient: str | None
     """The patient whom most entries are about, as `Patient/id`."""
-    links: Mapping[str, int]
+    internal_references: Mapping[str, int]
     """The references between its entries: each with the index of the entry that it means."""
 
     @property
     def atomic(self) -> bool:
         """Whether one refused entry refuses all."""
-        return self.kind == "transaction"
+        return self.interaction == "transaction"
 
     def fingerprint(self) -> str:
         """Give a hash of all its resources, to know it by if it is sent again."""
@@ -95,14 +95,18 @@ class Submission:
             found.update(entry.encoded)
         return found.hexdigest()
 
-    def linked(self, entry: Entry) -> AbstractSet[int]:
+    def referenced_entries(self, entry: Entry) -> AbstractSet[int]:
         """Give the indices of the entries that an entry references."""
-        if not self.links:
+        if not self.internal_references:
             return frozenset()
-        return {self.links[reference] for reference in entry.references if reference in self.links}
+        return {
+            self.internal_references[reference]
+            for reference in entry.references
+            if reference in self.internal_references
+        }
 
 
-def open_operation(document: JsonObject) -> JsonObject:
+def operation_bundle(document: JsonObject) -> JsonObject:
     """Take the Bundle out of a Parameters resource, where the operation was called with one.
 
     Raises `RequestRefused` (400) where neither is a Bundle, and where there are several: only one would be stored.
@@ -117,7 +121,7 @@ def open_operation(document: JsonObject) -> JsonObject:
     return found
 
 
-class Limits(Protocol):
+class EntryLimits(Protocol):
     """How many entries a submission may have; `settings.Limits` is one."""
 
     @property
@@ -129,8 +133,8 @@ class Limits(Protocol):
         """Most entries of one that is stored whole or not at all."""
 
 
-def submission(
-    bundle: JsonObject, dialect: Dialect, target: str, localize: Callable[[str], str], limits: Limits
+def submission_from_bundle(
+    bundle: JsonObject, dialect: Dialect, target: str, localize: Callable[[str], str], limits: EntryLimits
 ) -> Submission:
     """Make the submission of a Bundle that was posted to `target` ("base" or "operation").
 
@@ -138,18 +142,16 @@ def submission(
     Raises `RequestRefused`: 400 for a wrong type, no entries or no list of them, 413 for too many.
     """
     kind = bundle.get("type")
-    if kind not in TYPES[target]:
-        wanted = TYPES[target][0]
-        text = (
-            f'Bundle.type is {shown(kind)}; a CGM submission posted here is a "{wanted}", with a request in each entry'
-        )
+    if kind not in BUNDLE_TYPES[target]:
+        wanted = BUNDLE_TYPES[target][0]
+        text = f'Bundle.type is {preview(kind)}; a CGM submission posted here is a "{wanted}", with a request in each entry'
         raise refuse(400, "bundle-type", text, code="value")
     found = bundle.get("entry")
-    if not isinstance(found, Entries | list | None):
+    if not isinstance(found, ParsedEntries | list | None):
         raise refuse(
-            400, "bundle-entry", f"Bundle.entry is {shown(found)}; it wants a list of entries", code="structure"
+            400, "bundle-entry", f"Bundle.entry is {preview(found)}; it wants a list of entries", code="structure"
         )
-    made = found.made if isinstance(found, Entries) else list(_made(found, localize))
+    made = found.entries if isinstance(found, ParsedEntries) else list(_made(found, localize))
     if not made:
         raise refuse(400, "bundle-empty", "the submission has no entries; send at least one", code="required")
     limit = limits.atomic_entries if target == "base" and kind == "transaction" else limits.entries
@@ -159,26 +161,26 @@ def submission(
         )
         raise refuse(413, "too-many-entries", text, code="too-costly")
     entries = _unique(tuple(made))
-    way: Kind = "operation" if target == "operation" else kind
-    return Submission(dialect, way, entries, _patient(entries), links(entries))
+    way: Interaction = "operation" if target == "operation" else kind
+    return Submission(dialect, way, entries, _patient(entries), internal_references(entries))
 
 
-def single(
+def submission_from_resource(
     resource: JsonObject, dialect: Dialect, localize: Callable[[str], str], if_none_exist: str | None
 ) -> Submission:
     """Make the submission of one resource that is created by itself."""
     request = {"method": "POST", "url": resource.get("resourceType")}
     if if_none_exist is not None:
         request["ifNoneExist"] = if_none_exist
-    made = entry(0, {"resource": resource, "request": request}, localize)
-    return Submission(dialect, "create", (made,), made.subject, links([made]))
+    made = parse_entry(0, {"resource": resource, "request": request}, localize)
+    return Submission(dialect, "create", (made,), made.subject, internal_references([made]))
 
 
 def _made(found: list[Any] | None, localize: Callable[[str], str]) -> Iterable[Entry]:
-    return (entry(index, item, localize) for index, item in enumerate(found or ()))
+    return (parse_entry(index, item, localize) for index, item in enumerate(found or ()))
 
 
-def entry(index: int, item: Any, localize: Callable[[str], str], before: Entry | None = None) -> Entry:
+def parse_entry(index: int, item: Any, localize: Callable[[str], str], before: Entry | None = None) -> Entry:
     """Make one entry; what is structurally wrong with it becomes its issues.
 
     What it has in common with the one `before` is kept once.
@@ -197,7 +199,7 @@ def entry(index: int, item: Any, localize: Callable[[str], str], before: Entry |
         full_url=full_url if isinstance(full_url, str) else None,
         request=request if isinstance(request, dict) else {},
         subject=_kept(before.subject if before else None, _subject(known, localize)),
-        references=_kept(before.references if before else None, references(encoded)),
+        references=_kept(before.references if before else None, literal_references(encoded)),
         issues=() if sound else tuple(_structure(item, resource, request, full_url)),
     )
 
@@ -206,10 +208,10 @@ def _kept(before: T | None, found: T) -> T:
     return before if before == found and before is not None else found
 
 
-def references(encoded: bytes) -> tuple[str, ...]:
+def literal_references(encoded: bytes) -> tuple[str, ...]:
     """List the literal references in a canonical serialisation, without those to contained resources and without repeats."""
-    found = dict.fromkeys(REFERENCE.findall(encoded))
-    return tuple([unescaped(text) for text in found if text[:1] != b"#"])
+    found = dict.fromkeys(REFERENCE_MEMBER.findall(encoded))
+    return tuple([unescape(text) for text in found if text[:1] != b"#"])
 
 
 def reference_paths(entry: Entry) -> dict[str, str]:
@@ -225,19 +227,19 @@ def _referring(value: Any, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(reference := value.get("reference"), str):
             yield reference, f"{path}.reference"
         for name, part in value.items():
-            if NAME.fullmatch(name):
+            if ELEMENT_NAME.fullmatch(name):
                 yield from _referring(part, f"{path}.{name}")
     elif isinstance(value, list):
         for index, part in enumerate(value):
             yield from _referring(part, f"{path}[{index}]")
 
 
-def unescaped(text: bytes) -> str:
+def unescape(text: bytes) -> str:
     """Give the string that stands between quotes in a serialisation."""
     return decode_text(b'"%b"' % text) if b"\\" in text else text.decode()
 
 
-def names(entries: Iterable[Entry]) -> dict[str, int]:
+def index_by_reference(entries: Iterable[Entry]) -> dict[str, int]:
     """Map each reference by which an entry can be meant to its index: its fullUrl, and its type and id in the submission.
 
     Inside a Bundle a reference means an entry before it means what is stored (https://hl7.org/fhir/R4/bundle.html#references).
@@ -253,9 +255,9 @@ def names(entries: Iterable[Entry]) -> dict[str, int]:
     return found
 
 
-def links(entries: Collection[Entry]) -> dict[str, int]:
+def internal_references(entries: Collection[Entry]) -> dict[str, int]:
     """Map the references between entries to the index of the entry that each means."""
-    named = names(entries)
+    named = index_by_reference(entries)
     return {r: named[r] for r in {r for entry in entries for r in entry.references} if r in named}
 
 
@@ -274,7 +276,7 @@ def localizer(*bases: str) -> Callable[[str], str]:
 
 def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Issue]:
     if not isinstance(item, dict):
-        return [Issue("entry-object", f"the entry is {shown(item)}; it wants an object", code="structure")]
+        return [Issue("entry-object", f"the entry is {preview(item)}; it wants an object", code="structure")]
     issues = []
     if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
         issues.append(
@@ -293,7 +295,7 @@ def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Is
         )
     if full_url is not None and not isinstance(full_url, str):
         issues.append(
-            Issue("entry-full-url", f"fullUrl is {shown(full_url)}; it wants a string", "fullUrl", code="value")
+            Issue("entry-full-url", f"fullUrl is {preview(full_url)}; it wants a string", "fullUrl", code="value")
         )
     return issues
 
@@ -306,7 +308,7 @@ def _unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 def _refuse_twin(entry: Entry) -> Entry:
-    text = f"fullUrl {shown(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
+    text = f"fullUrl {preview(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
     issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
     return msgspec.structs.replace(entry, issues=(*entry.issues, issue))
 
@@ -315,7 +317,7 @@ def _subject(resource: JsonObject, localize: Callable[[str], str]) -> str | None
     element = resource.get("patient" if resource.get("resourceType") == "Device" else "subject")
     reference = element.get("reference") if isinstance(element, dict) else None
     local = localize(reference) if isinstance(reference, str) else ""
-    return local if PATIENT.fullmatch(local) else None
+    return local if PATIENT_REFERENCE.fullmatch(local) else None
 
 
 def _patient(entries: tuple[Entry, ...]) -> str | None:
@@ -323,7 +325,7 @@ def _patient(entries: tuple[Entry, ...]) -> str | None:
     return subjects.most_common(1)[0][0] if subjects else None
 
 
-def shown(value: Any) -> str:
+def preview(value: Any) -> str:
     """Show a value in a message, in JSON's words and cut short; what isn't there is null."""
     text = encode(value).decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,7 @@ from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.submission.dates import interval
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import Schedule
-from cgm_proxy.core.submission.verdicts import Context, Policy, Verdict
+from cgm_proxy.core.submission.verdicts import JudgingContext, Policy, Verdict
 
 
 class _Times(msgspec.Struct, rename="camel", gc=False):
@@ -24,13 +24,13 @@ class _Times(msgspec.Struct, rename="camel", gc=False):
 _times = msgspec.json.Decoder(_Times)
 
 
-def schedules(submission: Submission, context: Context) -> list[Schedule]:
+def schedules(submission: Submission, context: JudgingContext) -> list[Schedule]:
     """Give what the patient's orders ask for in the submission's dialect."""
     orders = [order for order in context.orders if submission.dialect.id in order.dialects]
     return [schedule for order in orders for schedule in order.schedules if schedule.profiles]
 
 
-def solicited(verdicts: Iterable[Verdict], asked: list[Schedule], context: Context) -> Iterator[Verdict]:
+def solicited(verdicts: Iterable[Verdict], asked: list[Schedule], context: JudgingContext) -> Iterator[Verdict]:
     """Add to each verdict whether an order asks for the entry, and for its time."""
     asking_for: dict[tuple[str, ...], list[Schedule]] = {}
     for verdict in verdicts:
@@ -42,7 +42,7 @@ def solicited(verdicts: Iterable[Verdict], asked: list[Schedule], context: Conte
         yield _solicited(verdict, asking_for[verdict.profiles], asked, context)
 
 
-def _solicited(verdict: Verdict, asking: list[Schedule], asked: list[Schedule], context: Context) -> Verdict:
+def _solicited(verdict: Verdict, asking: list[Schedule], asked: list[Schedule], context: JudgingContext) -> Verdict:
     policies, kind = context.policies, verdict.entry.type
     timely = [one for one in asking if _timely(one, verdict.entry, context.now)]
     if not asking or (not timely and all(one.window for one in asking)):
@@ -55,7 +55,7 @@ def _solicited(verdict: Verdict, asking: list[Schedule], asked: list[Schedule], 
     return verdict
 
 
-def _asks(schedule: Schedule, verdict: Verdict, context: Context) -> bool:
+def _asks(schedule: Schedule, verdict: Verdict, context: JudgingContext) -> bool:
     if verdict.entry.type == "Device":
         return True
     asked = set(schedule.profiles)
@@ -85,7 +85,7 @@ def _timely(schedule: Schedule, entry: Entry, now: datetime) -> bool:
 
 
 def whole(
-    submission: Submission, present: Collection[str], schedules: list[Schedule], context: Context
+    submission: Submission, present: Collection[str], schedules: list[Schedule], context: JudgingContext
 ) -> Iterator[Issue]:
     """Judge the submission as a whole: complete by at least one schedule, and not too often.
 
@@ -108,7 +108,7 @@ def whole(
         yield _weigh(policies.too_often, Issue("order-too-often", text, code="throttled"))
 
 
-def _too_early(schedules: list[Schedule], context: Context) -> timedelta | None:
+def _too_early(schedules: list[Schedule], context: JudgingContext) -> timedelta | None:
     periods = [schedule.period for schedule in schedules if schedule.period]
     if not periods or len(periods) < len(schedules) or context.last_submission is None:
         return None
@@ -116,7 +116,7 @@ def _too_early(schedules: list[Schedule], context: Context) -> timedelta | None:
     return wait if wait > timedelta() else None
 
 
-def retry_after(schedules: list[Schedule], context: Context) -> timedelta | None:
+def retry_after(schedules: list[Schedule], context: JudgingContext) -> timedelta | None:
     """Give how long to wait, where the policy rejects what comes too early."""
     return _too_early(schedules, context) if context.policies.too_often == "reject" else None
 

@@ -11,7 +11,7 @@ from cgm_proxy.core.submission.dates import FIRST, LAST, interval
 from cgm_proxy.core.submission.dialects import DIALECTS, ORDER_TOKENS, Dialect
 
 #: UCUM's and Timing's units of time; a month and a year as in UCUM's means (https://ucum.org/ucum#para-31), days.
-UNITS = {
+TIME_UNITS = {
     "s": timedelta(seconds=1),
     "min": timedelta(minutes=1),
     "h": timedelta(hours=1),
@@ -25,7 +25,7 @@ SCHEDULE = "data-submission-schedule"
 ONE_TIME = "data-submission-one-time-spec"
 
 #: Longest period that is believed; anything longer is a slip of the pen (days).
-LONGEST = timedelta(days=36_500)
+LONGEST_PERIOD = timedelta(days=36_500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def _order(resource: JsonObject) -> StandingOrder | None:
     dialects = [dialect for dialect in DIALECTS if _coded(resource, dialect)]
     if not dialects:
         return None
-    schedules = tuple(_schedules(resource, {dialect.base for dialect in dialects}))
+    schedules = tuple(_schedules(resource, {dialect.canonical_base for dialect in dialects}))
     return StandingOrder(f"ServiceRequest/{resource.get('id')}", frozenset(d.id for d in dialects), schedules)
 
 
@@ -104,11 +104,11 @@ def _repeat(repeat: Any) -> timedelta | None:
 
 
 def _duration(value: Any, unit: Any) -> timedelta | None:
-    if not isinstance(value, int | Decimal) or not isinstance(unit, str) or unit not in UNITS or not value > 0:
+    if not isinstance(value, int | Decimal) or not isinstance(unit, str) or unit not in TIME_UNITS or not value > 0:
         return None
-    if value > LONGEST / UNITS[unit]:
-        return LONGEST
-    return UNITS[unit] * float(value) or None
+    if value > LONGEST_PERIOD / TIME_UNITS[unit]:
+        return LONGEST_PERIOD
+    return TIME_UNITS[unit] * float(value) or None
 
 
 def _window(period: Any) -> tuple[datetime, datetime] | None:

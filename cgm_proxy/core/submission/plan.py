@@ -13,7 +13,7 @@ import msgspec
 
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.identity import ReferenceResolver, foreign_identity, identity, reading_code
+from cgm_proxy.core.submission.identity import ReferenceResolver, compute_identity, has_foreign_identity, reading_code
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.verdicts import Verdict
@@ -119,12 +119,16 @@ def identify(
     `earlier` are those of an earlier part that these may reference, by index.
     """
     accepted = {v.entry.index: v.entry for v in verdicts if v.accepted and v.profiles}
-    edges = {entry.index: submission.linked(entry) for entry in accepted.values()}
+    edges = {entry.index: submission.referenced_entries(entry) for entry in accepted.values()}
     found = {i: earlier[i].identity for targets in edges.values() for i in targets if i in earlier}
     for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
         entry = accepted[index]
-        inner = {r: found[submission.links[r]] for r in entry.references if submission.links.get(r) in found}
-        found[index] = identity(entry, submission.patient or "", resolve, inner)
+        inner = {
+            r: found[submission.internal_references[r]]
+            for r in entry.references
+            if submission.internal_references.get(r) in found
+        }
+        found[index] = compute_identity(entry, submission.patient or "", resolve, inner)
     return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
 
 
@@ -132,7 +136,7 @@ def forged(identified: Iterable[Identified]) -> dict[int, Refused]:
     """Refuse what carries the identity of something else: it would later stand in that one's place."""
     refused = {}
     for one in identified:
-        if foreign_identity(one.entry, one.identity):
+        if has_foreign_identity(one.entry, one.identity):
             text = "an identifier has the form of this receiver's identities, but not of this entry's; leave it out"
             issue = Issue("identity-forged", text, f"{one.entry.type}.identifier", code="business-rule")
             refused[one.entry.index] = Refused(422, (issue,))
@@ -155,8 +159,8 @@ def plan(
     sound = [one for one in identified if one.entry.index not in settled]
     same_as = _same_as(sound, {} if seen is None else seen)
     creates = {one.entry.index: one for one in sound if one.entry.index not in same_as}
-    named = {r for one in identified for r in one.entry.references if r in submission.links}
-    links = {name: same_as.get(index := submission.links[name], index) for name in named}
+    named = {r for one in identified for r in one.entry.references if r in submission.internal_references}
+    links = {name: same_as.get(index := submission.internal_references[name], index) for name in named}
     edges = {i: {links[r] for r in o.entry.references if links.get(r) in creates} for i, o in creates.items()}
     groups = [tuple(creates)] if submission.atomic and creates else _grouped(creates, edges)
     too_large = {index: TOO_LARGE for group in groups if len(group) > largest for index in group}

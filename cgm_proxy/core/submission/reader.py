@@ -23,7 +23,7 @@ from cgm_proxy.core.codec.json_body import (
     with_room,
 )
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.model import Entries, Entry, entry
+from cgm_proxy.core.submission.model import Entry, ParsedEntries, parse_entry
 
 
 class _Item:
@@ -37,10 +37,10 @@ _parameters = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _anything = msgspec.json.Decoder(float_hook=Decimal)
 
 
-def read(
+def read_document(
     data: Buffer, depth: int, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None = None
 ) -> JsonObject:
-    """Parse a body of either format, told apart by its content; where `entry` of a Bundle is a list, it is `Entries`.
+    """Parse a body of either format, told apart by its content; where `entry` of a Bundle is a list, it is `ParsedEntries`.
 
     `localize` is as in `bundle.submission`; at most `limit` entries are made, and one more; `between` is called between them.
     Raises `RequestRefused` (400) for anything that two readers could read differently.
@@ -102,7 +102,7 @@ class _Reader:
         entries = self._begin()
         msgspec.json.Decoder(list[_Item], dec_hook=entries.take, float_hook=Decimal).decode(raw)
         self.colons += entries.colons
-        return Entries(entries.made, list(entries.outline.values()))
+        return ParsedEntries(entries.made, list(entries.outline.values()))
 
 
 class _Entries:
@@ -132,7 +132,7 @@ class _Entries:
                 self._request = text, request
             item["request"] = self._request[1]  # one object for all that ask for the same
         if len(self.made) <= self._limit:
-            one = entry(len(self.made), item, self._localize, self.made[-1] if self.made else None)
+            one = parse_entry(len(self.made), item, self._localize, self.made[-1] if self.made else None)
             self.made.append(one)
             if not one.issues:  # its resource is serialised already
                 del item["resource"]

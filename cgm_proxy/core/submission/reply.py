@@ -9,7 +9,7 @@ import msgspec
 
 from cgm_proxy.core.issues import Issue, RequestRefused, operation_outcome
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.submission.model import Kind
+from cgm_proxy.core.submission.model import Interaction
 from cgm_proxy.core.submission.plan import Outcome, PassedThrough, Refused, Stored
 from cgm_proxy.core.submission.verdicts import Judgement, Verdict
 
@@ -29,7 +29,7 @@ PHRASES = {status.value: status.phrase for status in HTTPStatus}
 STATUSES = {status: f"{status} {phrase}" for status, phrase in PHRASES.items()}
 
 #: `Bundle.type` of the answer to each way of submitting.
-RESPONSE_TYPES: dict[Kind, str] = {
+RESPONSE_TYPES: dict[Interaction, str] = {
     "batch": "batch-response",
     "transaction": "transaction-response",
     "operation": "transaction-response",
@@ -101,7 +101,7 @@ def bundle(judgement: Judgement, answers: Sequence[EntryResponse], preferred: Re
         _entry(answer, preferred)
         for answer in (msgspec.structs.replace(first, issues=judgement.issues + first.issues), *others)
     ]
-    return {"resourceType": "Bundle", "type": RESPONSE_TYPES[judgement.submission.kind], "entry": entries}
+    return {"resourceType": "Bundle", "type": RESPONSE_TYPES[judgement.submission.interaction], "entry": entries}
 
 
 class _Response(msgspec.Struct, omit_defaults=True, gc=False):

@@ -73,18 +73,18 @@ class Policies(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class JudgingContext:
     """All that a verdict depends on beside the submission: orders, what is stored, policies, rules and the time."""
 
     rules: Rules
     policies: Policies
-    allow: tuple[str, ...]
+    allowed_types: tuple[str, ...]
     now: datetime
-    depth: int
+    max_depth: int
     patient_known: bool = True
     """Whether the upstream has the submission's patient."""
     orders: tuple[StandingOrder, ...] = ()
-    stored: Mapping[str, JsonObject] | None = None
+    stored_resources: Mapping[str, JsonObject] | None = None
     """Stored resources that entries reference, by reference."""
     last_submission: datetime | None = None
     """When something new of the patient was last stored, by another submission than this one."""

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.dialects import BY_ID, Dialect
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID, Dialect
 from cgm_proxy.sandbox.simulation.readings import START
 from cgm_proxy.sandbox.simulation.resources import FORMS, Units
 
@@ -41,7 +41,7 @@ def standing_orders(
     The guide's example first, "summary statistics & PDF every 2 weeks"; then one for readings in `units`; then, where
     the dialect has them, a one-time order for the readings of the two weeks from `start`.
     """
-    guide, form = BY_ID[dialect], FORMS[dialect]
+    guide, form = DIALECTS_BY_ID[dialect], FORMS[dialect]
     often = HOW_OFTEN.get(dialect, PERIODS)
     reading = form.readings[units][0]
     standing = guide.order_codes[0]
@@ -71,15 +71,15 @@ def _order(guide: Dialect, code: str, patient_reference: str, about: str, extens
 
 
 def _schedule(guide: Dialect, often: tuple[JsonObject, ...], *profiles: str) -> JsonObject:
-    return {"url": guide.profile("data-submission-schedule"), "extension": [*often, *_wanted(guide, profiles)]}
+    return {"url": guide.canonical_url("data-submission-schedule"), "extension": [*often, *_wanted(guide, profiles)]}
 
 
 def _one_time(guide: Dialect, start: datetime, *profiles: str) -> JsonObject:
     first = start.astimezone(UTC)
     period = {"start": f"{first:%Y-%m-%d}", "end": f"{first + timedelta(days=14):%Y-%m-%d}"}
     parts = [{"url": "timePeriod", "valuePeriod": period}, *_wanted(guide, profiles)]
-    return {"url": guide.profile("data-submission-one-time-spec"), "extension": parts}
+    return {"url": guide.canonical_url("data-submission-one-time-spec"), "extension": parts}
 
 
 def _wanted(guide: Dialect, profiles: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [{"url": "submissionDataProfile", "valueCanonical": guide.profile(name)} for name in profiles]
+    return [{"url": "submissionDataProfile", "valueCanonical": guide.canonical_url(name)} for name in profiles]

@@ -9,7 +9,7 @@ from typing import Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.dialects import BY_ID, LOINC
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID, LOINC
 from cgm_proxy.sandbox.simulation.pdf import one_page
 from cgm_proxy.sandbox.simulation.readings import Figures, molar
 
@@ -210,13 +210,13 @@ class SimulatedSubmitter:
         return [self._measure("cgm-summary-times-in-ranges", "times-in-ranges", figures, component=components)]
 
     def _profile(self, name: str) -> JsonObject:
-        return {"profile": [BY_ID[self.dialect].profile(name)]}
+        return {"profile": [DIALECTS_BY_ID[self.dialect].canonical_url(name)]}
 
     def _code(self, measure: str) -> JsonObject:
         temporary, loinc = CODES[measure]
         codings = {
             "temporary": {
-                "system": f"{BY_ID[self.dialect].base}/CodeSystem/cgm-summary-codes-temporary",
+                "system": f"{DIALECTS_BY_ID[self.dialect].canonical_base}/CodeSystem/cgm-summary-codes-temporary",
                 "code": temporary,
             },
             "loinc": {"system": LOINC, "code": loinc},

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.sandbox.simulation.orders import patient, standing_orders
 from cgm_proxy.sandbox.simulation.readings import START, TWO_WEEKS, Reading, figures, readings
 from cgm_proxy.sandbox.simulation.resources import By, SimulatedSubmitter, Units, fhir_instant
@@ -81,9 +81,13 @@ def faulty_submission(
 
 def bundle(dialect: Dialect, entries: list[JsonObject], sent: datetime) -> JsonObject:
     """Make the Bundle by which a dialect submits: tagged and posted to the base, or handed to the operation."""
-    guide = BY_ID[dialect]
+    guide = DIALECTS_BY_ID[dialect]
     made: JsonObject = {"resourceType": "Bundle"}
     if guide.tags:
         made["meta"] = {"tag": [{"system": guide.code_system, "code": guide.tags[0]}]}
-    made |= {"type": "transaction" if guide.operation else "batch", "timestamp": fhir_instant(sent), "entry": entries}
+    made |= {
+        "type": "transaction" if guide.uses_operation else "batch",
+        "timestamp": fhir_instant(sent),
+        "entry": entries,
+    }
     return made

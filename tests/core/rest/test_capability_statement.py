@@ -7,7 +7,7 @@ import pytest
 
 from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
-from cgm_proxy.core.submission.dialects import OPERATION_DEFINITION, RECEIVER
+from cgm_proxy.core.submission.dialects import OPERATION_DEFINITION, RECEIVER_CAPABILITIES
 
 OPERATION = {"name": "submit-cgm-bundle", "definition": OPERATION_DEFINITION}
 
@@ -19,12 +19,12 @@ def statement(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, [RECEIVER]),
-        ([], [RECEIVER]),
-        (["http://b", "http://a", "http://c"], ["http://b", "http://a", "http://c", RECEIVER]),
-        ([RECEIVER, "http://a"], [RECEIVER, "http://a"]),
-        ("http://a", ["http://a", RECEIVER]),
-        ([{"x": 1}, None], [{"x": 1}, None, RECEIVER]),
+        (None, [RECEIVER_CAPABILITIES]),
+        ([], [RECEIVER_CAPABILITIES]),
+        (["http://b", "http://a", "http://c"], ["http://b", "http://a", "http://c", RECEIVER_CAPABILITIES]),
+        ([RECEIVER_CAPABILITIES, "http://a"], [RECEIVER_CAPABILITIES, "http://a"]),
+        ("http://a", ["http://a", RECEIVER_CAPABILITIES]),
+        ([{"x": 1}, None], [{"x": 1}, None, RECEIVER_CAPABILITIES]),
     ],
 )
 def test_the_receiver_is_listed_once_after_what_was_there(given: Any, expected: list[Any]) -> None:
@@ -64,7 +64,7 @@ def test_what_is_no_capability_statement_stays_as_it_is(other: dict[str, Any]) -
 @pytest.mark.parametrize("wrong", [None, True, 5, "x", [], {}, [None], [5], ["x"], [[]], [{"mode": ["server"]}]])
 def test_a_statement_of_wrong_types_is_added_to_all_the_same(wrong: Any) -> None:
     for field in ("instantiates", "rest"):
-        assert RECEIVER in add_receiver(statement(**{field: wrong}))["instantiates"]
+        assert RECEIVER_CAPABILITIES in add_receiver(statement(**{field: wrong}))["instantiates"]
     [rest] = add_receiver(statement(rest=[{"mode": "server", "operation": wrong}]))["rest"]
     assert OPERATION in rest["operation"]
 

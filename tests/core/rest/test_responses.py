@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from multidict import CIMultiDict
-from support.made import entry, of, reading, submitted, urn
+from support.submissions import entry, identified_entries, reading, submitted, urn
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rest.responses import (
@@ -155,7 +155,7 @@ def test_retry_after_is_seconds_or_a_date(text: str, seconds: float | None) -> N
     assert retry_after(text, NOW) == seconds
 
 
-ONES = of(
+ONES = identified_entries(
     submitted(
         *(entry(reading(n, device={"reference": f"Device/d{n}"}), urn(n)) for n in range(3)),
     )

@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from support.made import device, entry, gmi, localize, of, reading, report, submitted, summary, urn
+from support.submissions import (
+    device,
+    entry,
+    gmi,
+    identified_entries,
+    localize,
+    reading,
+    report,
+    submitted,
+    summary,
+    urn,
+)
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.rest.create_requests import bundle, single
@@ -129,7 +140,7 @@ def test_what_fits_is_stored_whole(send: str, entries: int, group: int, fits: bo
 
 def planned(*entries: Any, settled: Any = None) -> Plan:
     taken = submitted(*entries, kind="batch", target="base")
-    return plan(of(taken), settled or {}, taken, 500, localize)
+    return plan(identified_entries(taken), settled or {}, taken, 500, localize)
 
 
 def everything(made: Plan) -> list[Any]:
@@ -163,7 +174,7 @@ def test_entries_that_a_repetition_makes_a_circle_of_are_left_out() -> None:
 
 # ---- requests
 
-IDENTITY = of(submitted(entry(reading(id="mine"), urn(1))))[0].identity
+IDENTITY = identified_entries(submitted(entry(reading(id="mine"), urn(1))))[0].identity
 TOKEN = f"identifier=urn:ietf:rfc:3986|{IDENTITY}"
 
 #: What is asked for an entry, by the row and whether the server is a HAPI; and the header fields of a request by itself.
@@ -187,7 +198,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize(("create", "hapi", "request_", "fields"), REQUESTS)
 def test_an_entry_is_asked_for_in_the_way_of_its_row(create: str, hapi: bool, request_: Any, fields: Any) -> None:
-    (one,) = of(submitted(entry(reading(id="mine"), urn(1))))
+    (one,) = identified_entries(submitted(entry(reading(id="mine"), urn(1))))
     way = strategy(Abilities(hapi=hapi), create=create)
     asked, said, resource = single(one, {}, way)
     assert (asked, said) == (request_, fields)

@@ -3,7 +3,13 @@
 import pytest
 
 from cgm_proxy.core.issues import operation_outcome, refuse
-from cgm_proxy.core.submission.async_pattern import pause, refused, result, status_id, wanted
+from cgm_proxy.core.submission.async_pattern import (
+    poll_interval,
+    prefers_async,
+    refused_result_bundle,
+    result_bundle,
+    status_id,
+)
 
 PREFERENCES = {
     "respond-async": True,
@@ -21,7 +27,7 @@ PREFERENCES = {
 
 @pytest.mark.parametrize(("prefer", "expected"), PREFERENCES.items())
 def test_it_is_asked_for_by_name(prefer: str, expected: bool) -> None:
-    assert wanted(prefer) is expected
+    assert prefers_async(prefer) is expected
 
 
 PATHS = {
@@ -70,13 +76,13 @@ RESULTS = {
 
 @pytest.mark.parametrize(("answer", "entry"), RESULTS.values(), ids=RESULTS)
 def test_a_result_holds_what_the_answer_would_have_been(answer, entry) -> None:
-    assert result(*answer) == {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
+    assert result_bundle(*answer) == {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
 
 
 def test_a_refusal_is_an_outcome_in_a_result() -> None:
-    (entry,) = refused(refuse(422, "rule", "text"))["entry"]
+    (entry,) = refused_result_bundle(refuse(422, "rule", "text"))["entry"]
     assert (entry["response"]["status"][:3], entry["response"]["outcome"]["issue"][0]["diagnostics"]) == ("422", "text")
 
 
 def test_polls_are_asked_for_more_rarely_the_longer_it_takes() -> None:
-    assert [pause(age) for age in (0, 3, 10, 60, 1000, 1e9, -5)] == [2, 2, 5, 30, 60, 60, 2]
+    assert [poll_interval(age) for age in (0, 3, 10, 60, 1000, 1e9, -5)] == [2, 2, 5, 30, 60, 60, 2]

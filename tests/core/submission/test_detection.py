@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission.detection import (
-    bundle_dialect,
     content_dialect,
     operation_dialect,
-    segments,
+    path_segments,
     spellings,
-    target,
+    submission_endpoint,
+    tagged_dialect,
 )
 
 BASES = ("/fhir",)
@@ -121,34 +121,34 @@ OPERATIONS = [
 
 @pytest.mark.parametrize("path", BASE_SPELLINGS + AMBIGUOUS_BASES)
 def test_every_spelling_of_the_base_is_looked_at(path: str) -> None:
-    assert target("POST", path, BASES) == "base"
+    assert submission_endpoint("POST", path, BASES) == "base"
 
 
 @pytest.mark.parametrize("path", OPERATIONS)
 def test_every_spelling_of_the_operation_is_looked_at(path: str) -> None:
-    assert target("POST", path, BASES) == "operation"
+    assert submission_endpoint("POST", path, BASES) == "operation"
 
 
 @pytest.mark.parametrize("path", OTHERS)
 def test_another_path_is_not_looked_at(path: str) -> None:
-    assert target("POST", path, BASES, content=True) in {None, "create"}
-    assert target("POST", path, BASES) is None
+    assert submission_endpoint("POST", path, BASES, content=True) in {None, "create"}
+    assert submission_endpoint("POST", path, BASES) is None
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "", "POSTX"])
 def test_another_method_submits_nothing(method: str) -> None:
-    assert target(method, "/fhir", BASES) is None
-    assert target(method, "/fhir/$submit-cgm-bundle", BASES) is None
+    assert submission_endpoint(method, "/fhir", BASES) is None
+    assert submission_endpoint(method, "/fhir/$submit-cgm-bundle", BASES) is None
 
 
 def test_a_lenient_server_may_read_a_method_in_lower_case() -> None:
-    assert target("post", "/fhir", BASES) == "base"
+    assert submission_endpoint("post", "/fhir", BASES) == "base"
 
 
 @pytest.mark.parametrize("kind", ["Observation", "DiagnosticReport", "Device"])
 def test_single_creates_are_looked_at_with_detection_by_content_alone(kind: str) -> None:
-    assert target("POST", f"/fhir/{kind}/", BASES, content=True) == "create"
-    assert target("POST", f"/fhir/{kind}", BASES) is None
+    assert submission_endpoint("POST", f"/fhir/{kind}/", BASES, content=True) == "create"
+    assert submission_endpoint("POST", f"/fhir/{kind}", BASES) is None
 
 
 @pytest.mark.parametrize(
@@ -170,29 +170,29 @@ def test_single_creates_are_looked_at_with_detection_by_content_alone(kind: str)
     ],
 )
 def test_each_base_path_is_known(bases: tuple[str, ...], path: str, expected: str | None) -> None:
-    assert target("POST", path, bases) == expected
+    assert submission_endpoint("POST", path, bases) == expected
 
 
 def test_what_could_be_several_targets_is_taken_for_the_strictest() -> None:
-    assert target("POST", "/fhir/;%2F..%2Fx/$submit-cgm-bundle", BASES) == "operation"
+    assert submission_endpoint("POST", "/fhir/;%2F..%2Fx/$submit-cgm-bundle", BASES) == "operation"
 
 
 def test_a_path_that_can_be_read_in_countless_ways_is_refused() -> None:
     with pytest.raises(RequestRefused) as refused:
-        target("POST", "/fhir/%" + "25" * 4000 + "2e", BASES)
+        submission_endpoint("POST", "/fhir/%" + "25" * 4000 + "2e", BASES)
     assert (refused.value.status, refused.value.issues[0].rule) == (400, "path-ambiguous")
 
 
 @given(st.text("/.;%2eEfF5cCx\\?#:", max_size=30))
 def test_any_path_is_read_or_refused(path: str) -> None:
-    segments(path)
+    path_segments(path)
     with suppress(RequestRefused):
-        assert target("POST", path, BASES) in {None, "base", "operation"}
+        assert submission_endpoint("POST", path, BASES) in {None, "base", "operation"}
 
 
 @given(st.lists(st.sampled_from(["/", "/.", "/x/..", "//", ";a=b", "/%2e", "%2F"]), max_size=4))
 def test_what_leads_nowhere_leaves_the_base_the_base(additions: list[str]) -> None:
-    assert target("POST", "/fhir" + "".join(additions), BASES) == "base"
+    assert submission_endpoint("POST", "/fhir" + "".join(additions), BASES) == "base"
 
 
 def test_a_plain_path_has_one_spelling() -> None:
@@ -220,7 +220,7 @@ def tagged(tag: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("tag", "dialect"), TAGS)
 def test_a_bundle_is_known_by_the_system_and_code_of_a_tag(tag: dict[str, Any], dialect: str | None) -> None:
     for tags in ([tag], [{"system": "http://other", "code": "x"}, tag], [None, 5, "x", [], {}, tag]):
-        found = bundle_dialect(tagged(tags))
+        found = tagged_dialect(tagged(tags))
         assert (found and found.id) == dialect
 
 
@@ -231,19 +231,19 @@ WRONG: list[Any] = [None, True, 5, "x", [], {}, [[]], [None], [5], ["x"], [{"tag
 def test_a_tag_of_a_wrong_type_marks_nothing(wrong: Any) -> None:
     places = [{"meta": wrong}, {"meta": {"tag": wrong}}, {"meta": {"tag": [{"system": wrong, "code": wrong}]}}]
     for place in places:
-        assert bundle_dialect({"resourceType": "Bundle"} | place) is None
-    assert bundle_dialect({"resourceType": wrong, "meta": {"tag": [ARGO]}}) is None
+        assert tagged_dialect({"resourceType": "Bundle"} | place) is None
+    assert tagged_dialect({"resourceType": wrong, "meta": {"tag": [ARGO]}}) is None
 
 
 @pytest.mark.parametrize("meta", [[{"tag": [ARGO]}], {"tag": ARGO}, [{"tag": ARGO}]])
 def test_a_tag_that_a_lenient_server_reads_marks_as_well(meta: Any) -> None:
-    found = bundle_dialect({"resourceType": "Bundle", "meta": meta})
+    found = tagged_dialect({"resourceType": "Bundle", "meta": meta})
     assert found is not None
     assert found.id == "argo"
 
 
 def test_a_tagged_resource_that_is_no_bundle_is_no_submission() -> None:
-    assert bundle_dialect(tagged([ARGO]) | {"resourceType": "Parameters"}) is None
+    assert tagged_dialect(tagged([ARGO]) | {"resourceType": "Parameters"}) is None
 
 
 def holding(*resources: Any) -> dict[str, Any]:

@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.made import PATIENT, device, entry, gmi, reading, submitted, summary, urn
+from support.submissions import PATIENT, device, entry, gmi, reading, submitted, summary, urn
 
 from cgm_proxy.core.codec.json_body import decode, encode
-from cgm_proxy.core.submission.identity import FORM, SYSTEM, canonical, foreign_identity, identity, stamp, token
+from cgm_proxy.core.submission.identity import (
+    IDENTITY_PATTERN,
+    IDENTITY_SYSTEM,
+    canonical_number,
+    compute_identity,
+    has_foreign_identity,
+    search_token,
+    stamp,
+)
 from cgm_proxy.core.submission.model import Entry
 
 
@@ -20,13 +28,13 @@ def made(resource: dict[str, Any]) -> Entry:
 def identified(
     resource: dict[str, Any], patient: str = PATIENT, known: dict[str, Any] | None = None, **references: str
 ) -> str:
-    return identity(made(resource), patient, (known or {}).get, references)
+    return compute_identity(made(resource), patient, (known or {}).get, references)
 
 
 def test_an_identity_is_a_uuid_of_version_8() -> None:
     for number in range(100):
-        assert FORM.fullmatch(identified(reading(number)))
-    assert token(identified(reading())).startswith("urn:ietf:rfc:3986|urn:uuid:")
+        assert IDENTITY_PATTERN.fullmatch(identified(reading(number)))
+    assert search_token(identified(reading())).startswith("urn:ietf:rfc:3986|urn:uuid:")
 
 
 def quantity(**more: Any) -> dict[str, Any]:
@@ -98,29 +106,29 @@ NUMBERS = st.decimals(allow_nan=False, allow_infinity=False) | st.integers()
 
 @given(NUMBERS, NUMBERS)
 def test_numbers_are_written_alike_just_if_they_are_equal(one: Decimal | int, other: Decimal | int) -> None:
-    assert (canonical(one) == canonical(other)) == (one == other)
+    assert (canonical_number(one) == canonical_number(other)) == (one == other)
 
 
 @given(st.integers(), st.integers(0, 30))
 def test_trailing_zeros_and_exponents_do_not_matter(number: int, zeros: int) -> None:
-    written = canonical(number)
-    assert canonical(Decimal(f"{number}.{'0' * zeros}")) == canonical(Decimal(f"{number}e0")) == written
-    assert canonical(Decimal(f"{number}{'0' * zeros}e-{zeros}")) == written
+    written = canonical_number(number)
+    assert canonical_number(Decimal(f"{number}.{'0' * zeros}")) == canonical_number(Decimal(f"{number}e0")) == written
+    assert canonical_number(Decimal(f"{number}{'0' * zeros}e-{zeros}")) == written
 
 
 @pytest.mark.parametrize("number", ["1e999999999", "-1e-999999999", "9e999999999999999999", "0e999999999", "1" * 4000])
 def test_a_number_of_any_size_is_written_shortly(number: str) -> None:
-    assert len(canonical(Decimal(number))) <= len(number) + 20
+    assert len(canonical_number(Decimal(number))) <= len(number) + 20
     identified(reading(value=Decimal(number)))
 
 
 def test_zero_has_no_sign() -> None:
-    assert canonical(Decimal("-0.0")) == canonical(0) == "0"
+    assert canonical_number(Decimal("-0.0")) == canonical_number(0) == "0"
 
 
 @pytest.mark.parametrize("wrong", [None, True, "100", [], {}])
 def test_what_is_no_number_has_no_canonical_form(wrong: Any) -> None:
-    assert canonical(wrong) == ""
+    assert canonical_number(wrong) == ""
 
 
 #: What names a device, and what does not.
@@ -133,7 +141,7 @@ DEVICES = {
     "nothing": ({}, False),
     "an id": ({"id": "1"}, False),
     "an empty serial": ({"serialNumber": "", "identifier": [{"system": "http://x"}]}, False),
-    "its own stamp": ({"identifier": [{"system": SYSTEM, "value": identified(device())}]}, False),
+    "its own stamp": ({"identifier": [{"system": IDENTITY_SYSTEM, "value": identified(device())}]}, False),
     "wrong types": ({"serialNumber": None, "udiCarrier": [5], "identifier": ["x", None, {"value": None}]}, False),
     "wrong types again": ({"udiCarrier": {"deviceIdentifier": "1"}, "identifier": 5}, False),
 }
@@ -201,7 +209,7 @@ def test_a_reference_that_needs_escapes_is_replaced_as_any_other() -> None:
         {"id": "1"},
         {"meta": {"versionId": "2"}},
         {"text": {"div": "<div/>"}},
-        {"identifier": [{"system": SYSTEM, "value": identified(summary())}]},
+        {"identifier": [{"system": IDENTITY_SYSTEM, "value": identified(summary())}]},
     ],
 )
 def test_what_a_server_adds_does_not_change_content(change: dict[str, Any]) -> None:
@@ -231,17 +239,20 @@ OWN = identified(reading())
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, [{"system": SYSTEM, "value": OWN}]),
-        ([], [{"system": SYSTEM, "value": OWN}]),
-        ([{"value": "1"}], [{"value": "1"}, {"system": SYSTEM, "value": OWN}]),
-        ([{"system": SYSTEM, "value": OWN, "use": "official"}], [{"system": SYSTEM, "value": OWN, "use": "official"}]),
+        (None, [{"system": IDENTITY_SYSTEM, "value": OWN}]),
+        ([], [{"system": IDENTITY_SYSTEM, "value": OWN}]),
+        ([{"value": "1"}], [{"value": "1"}, {"system": IDENTITY_SYSTEM, "value": OWN}]),
+        (
+            [{"system": IDENTITY_SYSTEM, "value": OWN, "use": "official"}],
+            [{"system": IDENTITY_SYSTEM, "value": OWN, "use": "official"}],
+        ),
         # the conditional create asks for system and value, so a value of another system would not be found
         (
             [{"system": "http://x", "value": OWN}],
-            [{"system": "http://x", "value": OWN}, {"system": SYSTEM, "value": OWN}],
+            [{"system": "http://x", "value": OWN}, {"system": IDENTITY_SYSTEM, "value": OWN}],
         ),
-        ([5, None, "x"], [5, None, "x", {"system": SYSTEM, "value": OWN}]),
-        ({"value": "1"}, [{"value": "1"}, {"system": SYSTEM, "value": OWN}]),
+        ([5, None, "x"], [5, None, "x", {"system": IDENTITY_SYSTEM, "value": OWN}]),
+        ({"value": "1"}, [{"value": "1"}, {"system": IDENTITY_SYSTEM, "value": OWN}]),
     ],
 )
 def test_the_identity_is_one_more_identifier(given: Any, expected: list[Any]) -> None:
@@ -252,7 +263,7 @@ def test_the_identity_is_one_more_identifier(given: Any, expected: list[Any]) ->
 def test_a_stamped_resource_keeps_order_and_digits_of_all_that_was_sent() -> None:
     sent = b'{"resourceType":"Observation","x":[{"y":5.60}],"valueQuantity":{"value":100.0},"a":"\xc3\xa4"}'
     stamped = stamp(made(decode(sent)), OWN, {})
-    assert stamped == sent[:-1] + b',"identifier":' + encode([{"system": SYSTEM, "value": OWN}]) + b"}"
+    assert stamped == sent[:-1] + b',"identifier":' + encode([{"system": IDENTITY_SYSTEM, "value": OWN}]) + b"}"
 
 
 def test_references_are_replaced_and_nothing_that_looks_like_one() -> None:
@@ -267,20 +278,20 @@ def test_references_are_replaced_and_nothing_that_looks_like_one() -> None:
 @pytest.mark.parametrize(
     ("identifier", "foreign"),
     [
-        ([{"system": SYSTEM, "value": OWN}], False),
-        ([{"system": SYSTEM, "value": identified(reading(1))}], True),
-        ([{"system": SYSTEM, "value": identified(reading(1)).upper()}], True),
-        ([{"system": SYSTEM, "value": OWN.upper()}], True),
-        ([{"value": "1"}, {"system": SYSTEM, "value": identified(reading(1))}], True),
-        ([{"system": SYSTEM, "value": "urn:uuid:2f5a7e54-0f5e-4c3f-9c5e-3f1f0f4f5a6b"}], False),  # version 4
+        ([{"system": IDENTITY_SYSTEM, "value": OWN}], False),
+        ([{"system": IDENTITY_SYSTEM, "value": identified(reading(1))}], True),
+        ([{"system": IDENTITY_SYSTEM, "value": identified(reading(1)).upper()}], True),
+        ([{"system": IDENTITY_SYSTEM, "value": OWN.upper()}], True),
+        ([{"value": "1"}, {"system": IDENTITY_SYSTEM, "value": identified(reading(1))}], True),
+        ([{"system": IDENTITY_SYSTEM, "value": "urn:uuid:2f5a7e54-0f5e-4c3f-9c5e-3f1f0f4f5a6b"}], False),  # version 4
         ([{"system": "http://x", "value": identified(reading(1))}], False),
-        ([{"system": SYSTEM, "value": 5}, {"system": SYSTEM}, SYSTEM, None], False),
-        (SYSTEM, False),
-        ({"system": SYSTEM, "value": 5}, False),
+        ([{"system": IDENTITY_SYSTEM, "value": 5}, {"system": IDENTITY_SYSTEM}, IDENTITY_SYSTEM, None], False),
+        (IDENTITY_SYSTEM, False),
+        ({"system": IDENTITY_SYSTEM, "value": 5}, False),
     ],
 )
 def test_another_entrys_identity_is_recognised(identifier: Any, foreign: bool) -> None:
-    assert foreign_identity(made(reading(identifier=identifier)), OWN) == foreign
+    assert has_foreign_identity(made(reading(identifier=identifier)), OWN) == foreign
 
 
 @pytest.mark.parametrize("status", ["amended", "corrected", "cancelled", "entered-in-error"])

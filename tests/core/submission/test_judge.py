@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.made import (
+from support.places import RULES
+from support.submissions import (
     BASE,
     DEVICE,
     GMI,
@@ -29,12 +30,11 @@ from support.made import (
     summary,
     urn,
 )
-from support.places import RULES
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.rules.rulebook import RuleBook
-from cgm_proxy.core.submission.judge import judge, referenced_first, resolver
+from cgm_proxy.core.submission.judge import judge, reference_resolver, referenced_first
 from cgm_proxy.core.submission.orders import Schedule, StandingOrder
 from cgm_proxy.core.submission.verdicts import Judgement
 from cgm_proxy.settings.loading import PolicySettings
@@ -92,7 +92,7 @@ NOT_ALLOWED = {
 def test_an_entry_creates_an_allowed_resource_and_nothing_else(item: Any, expected: list[str]) -> None:
     rules = FakeRules()
     assert only(item, rules=rules) == expected
-    assert len(rules.asked) == 1, "what is not allowed is not examined"
+    assert len(rules.examined) == 1, "what is not allowed is not examined"
 
 
 def test_messages_are_short_and_carry_no_more_than_a_glimpse_of_what_was_sent() -> None:
@@ -109,7 +109,7 @@ def test_a_message_shows_what_was_sent_in_jsons_words() -> None:
 
 
 def test_a_setting_says_what_is_allowed() -> None:
-    assert only(entry(device()), allow=("Observation",)) == ["allow-type"]
+    assert only(entry(device()), allowed_types=("Observation",)) == ["allow-type"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("depth", "expected"), [(20, []), (21, ["too-deep"]), (300, ["too-deep"])])
 def test_nesting_is_bounded(depth: int, expected: list[str]) -> None:
-    assert only(entry(nested(depth)), depth=20) == expected
+    assert only(entry(nested(depth)), max_depth=20) == expected
 
 
 def test_an_entry_without_claim_or_code_is_not_stored() -> None:
@@ -219,7 +219,7 @@ def test_one_refused_entry_refuses_an_atomic_submission(kind: str, target: str, 
 )
 def test_a_reference_to_another_patients_data_is_refused(stored: Any) -> None:
     known = {"Observation/9": stored}
-    judgement = judged(entry(summary("Observation/8", "Observation/9")), stored=known)
+    judgement = judged(entry(summary("Observation/8", "Observation/9")), stored_resources=known)
     (issue,) = judgement.verdicts[0].issues
     assert (issue.rule, issue.expression) == ("reference-other-patient", "Observation.hasMember[1].reference")
 
@@ -236,7 +236,7 @@ def test_a_reference_to_another_patients_data_is_refused(stored: Any) -> None:
     ],
 )
 def test_a_reference_to_the_patients_own_data_is_none_of_these(stored: Any) -> None:
-    assert only(entry(summary("Observation/9")), stored={"Observation/9": stored}) == []
+    assert only(entry(summary("Observation/9")), stored_resources={"Observation/9": stored}) == []
 
 
 def test_a_reference_to_another_patients_entry_is_refused_twice_over() -> None:
@@ -251,7 +251,7 @@ def test_a_reference_to_another_patients_entry_is_refused_twice_over() -> None:
 
 def test_an_entry_means_an_entry_before_it_means_what_is_stored() -> None:
     taken = submitted(entry(reading(id="9"), urn(1)), entry(summary(urn(1), "Observation/9")))
-    resolve = resolver(taken, {"Observation/9": device(), "Device/1": device()})
+    resolve = reference_resolver(taken, {"Observation/9": device(), "Device/1": device()})
     assert resolve("Observation/9") == taken.entries[0].resource
     assert resolve(urn(1)) == taken.entries[0].resource
     assert resolve("Device/1") == device()

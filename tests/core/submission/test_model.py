@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.any_json import ENTRIES, VALUES
-from support.made import (
+from support.submissions import (
     LIMITS,
     PATIENT,
     FakeRules,
@@ -29,9 +29,17 @@ from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.rest.create_requests import bundle as written
 from cgm_proxy.core.rest.strategy import Strategy
 from cgm_proxy.core.submission import reply
-from cgm_proxy.core.submission.dialects import BY_ID
-from cgm_proxy.core.submission.judge import judge, resolver
-from cgm_proxy.core.submission.model import Submission, localizer, names, open_operation, references, single, submission
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
+from cgm_proxy.core.submission.judge import judge, reference_resolver
+from cgm_proxy.core.submission.model import (
+    Submission,
+    index_by_reference,
+    literal_references,
+    localizer,
+    operation_bundle,
+    submission_from_bundle,
+    submission_from_resource,
+)
 from cgm_proxy.core.submission.plan import forged, identify, plan
 from cgm_proxy.settings.loading import LimitSettings
 
@@ -40,7 +48,7 @@ WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}
 
 def refusal(document: Any, target: str = "base", limits: LimitSettings = LIMITS) -> tuple[int, str]:
     with pytest.raises(RequestRefused) as refused:
-        submission(document, BY_ID["argo"], target, localize, limits)
+        submission_from_bundle(document, DIALECTS_BY_ID["argo"], target, localize, limits)
     return refused.value.status, refused.value.issues[0].rule
 
 
@@ -52,7 +60,7 @@ def test_a_bundle_of_another_type_is_refused(kind: Any, target: str) -> None:
 
 def test_a_long_type_is_cut_short_in_the_message() -> None:
     with pytest.raises(RequestRefused) as refused:
-        submission(bundle(kind="x" * 100_000), BY_ID["argo"], "base", localize, LIMITS)
+        submission_from_bundle(bundle(kind="x" * 100_000), DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
     assert len(refused.value.issues[0].text) < 250
 
 
@@ -60,7 +68,7 @@ def test_a_long_type_is_cut_short_in_the_message() -> None:
 def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
     document = bundle() | {"entry": entries}
     if isinstance(entries, list) and entries:
-        made = submission(document, BY_ID["argo"], "base", localize, LIMITS)
+        made = submission_from_bundle(document, DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
         assert [issue.rule for issue in made.entries[0].issues] == ["entry-object"]
     else:
         assert refusal(document) == (400, "bundle-empty" if entries in ([], None) else "bundle-entry")
@@ -70,7 +78,7 @@ def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
 
 def test_entries_that_are_no_list_are_told_so() -> None:
     with pytest.raises(RequestRefused) as refused:
-        submission(bundle() | {"entry": {"fullUrl": "x"}}, BY_ID["argo"], "base", localize, LIMITS)
+        submission_from_bundle(bundle() | {"entry": {"fullUrl": "x"}}, DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
     assert refused.value.issues[0].text == 'Bundle.entry is {"fullUrl":"x"}; it wants a list of entries'
 
 
@@ -81,7 +89,7 @@ def test_entries_that_are_no_list_are_told_so() -> None:
 def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, target: str, most: int) -> None:
     limits = LimitSettings(entries=5, atomic_entries=3)
     whole = bundle(*[entry(reading(n)) for n in range(most)], kind=kind)
-    assert len(submission(whole, BY_ID["argo"], target, localize, limits).entries) == most
+    assert len(submission_from_bundle(whole, DIALECTS_BY_ID["argo"], target, localize, limits).entries) == most
     whole["entry"].append(None)
     assert refusal(whole, target, limits) == (413, "too-many-entries")
 
@@ -97,7 +105,7 @@ def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, 
 )
 def test_only_a_tagged_transaction_is_atomic(kind: str, target: str, expected: str, atomic: bool) -> None:
     made = submitted(entry(reading()), kind=kind, target=target)
-    assert (made.kind, made.atomic) == (expected, atomic)
+    assert (made.interaction, made.atomic) == (expected, atomic)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +130,7 @@ def test_only_a_tagged_transaction_is_atomic(kind: str, target: str, expected: s
     ],
 )
 def test_a_structural_fault_is_an_issue_of_the_entry(item: Any, rules: list[str]) -> None:
-    made = submission(bundle(entry(reading()), item), BY_ID["argo"], "base", localize, LIMITS)
+    made = submission_from_bundle(bundle(entry(reading()), item), DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
     assert [issue.rule for issue in made.entries[1].issues] == rules
     assert made.entries[0].issues == ()
 
@@ -191,7 +199,7 @@ def test_the_submissions_patient_is_whom_most_entries_are_about() -> None:
 def test_references_are_found_at_any_depth_as_they_are_meant(
     resource: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
-    assert references(encode(resource)) == expected
+    assert literal_references(encode(resource)) == expected
 
 
 def test_an_escaped_reference_is_the_reference_that_it_spells() -> None:
@@ -201,12 +209,12 @@ def test_an_escaped_reference_is_the_reference_that_it_spells() -> None:
 
 def test_an_entry_is_meant_by_its_full_url_and_by_its_type_and_id() -> None:
     made = submitted(entry(reading(id="a"), urn(1)), entry(reading(1, id="a")), entry(reading(2), "Observation/a"))
-    assert names(made.entries) == {urn(1): 0, "Observation/a": 2}
+    assert index_by_reference(made.entries) == {urn(1): 0, "Observation/a": 2}
 
 
 @pytest.mark.parametrize("wrong", [5, None, [], {}, True])
 def test_an_id_of_a_wrong_type_names_nothing(wrong: Any) -> None:
-    assert names(submitted(entry(reading(id=wrong), urn(1))).entries) == {urn(1): 0}
+    assert index_by_reference(submitted(entry(reading(id=wrong), urn(1))).entries) == {urn(1): 0}
 
 
 def test_entries_of_one_full_url_are_refused_all_and_so_is_what_references_them() -> None:
@@ -245,8 +253,8 @@ def test_the_operation_takes_a_bundle_alone_or_in_parameters(wrong: Any) -> None
         "resourceType": "Parameters",
         "parameter": [wrong, {"name": wrong}, {"name": "resource", "resource": whole}],
     }
-    assert open_operation(whole) is whole
-    assert open_operation(parameters) is whole
+    assert operation_bundle(whole) is whole
+    assert operation_bundle(parameters) is whole
     documents: list[Any] = [
         {"resourceType": "Parameters", "parameter": wrong},
         {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": wrong}]},
@@ -256,15 +264,15 @@ def test_the_operation_takes_a_bundle_alone_or_in_parameters(wrong: Any) -> None
     ]
     for document in documents:
         with pytest.raises(RequestRefused) as refused:
-            open_operation(document)
+            operation_bundle(document)
         assert (refused.value.status, refused.value.issues[0].rule) == (400, "bundle-expected")
 
 
 def test_a_single_create_is_a_submission_of_one_with_the_condition_of_its_header() -> None:
-    made = single(reading(), BY_ID["1.0.0"], localize, "identifier=a|b")
-    assert (made.kind, made.atomic, made.patient, len(made.entries)) == ("create", False, PATIENT, 1)
+    made = submission_from_resource(reading(), DIALECTS_BY_ID["1.0.0"], localize, "identifier=a|b")
+    assert (made.interaction, made.atomic, made.patient, len(made.entries)) == ("create", False, PATIENT, 1)
     assert made.entries[0].request == {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=a|b"}
-    assert single({}, BY_ID["1.0.0"], localize, None).entries[0].issues
+    assert submission_from_resource({}, DIALECTS_BY_ID["1.0.0"], localize, None).entries[0].issues
 
 
 # -- any JSON at all ------------------------------------------------------------------------------------------------------
@@ -280,7 +288,9 @@ def test_any_json_is_judged_planned_and_answered(entries: Any, way: tuple[str, s
     kind, target = way
     with suppress(RequestRefused):
         follow(
-            submission(bundle(kind=kind) | {"entry": entries}, BY_ID["1.0.0"], target, localize, LIMITS),
+            submission_from_bundle(
+                bundle(kind=kind) | {"entry": entries}, DIALECTS_BY_ID["1.0.0"], target, localize, LIMITS
+            ),
             entries,
             observe,
         )
@@ -289,8 +299,8 @@ def test_any_json_is_judged_planned_and_answered(entries: Any, way: tuple[str, s
 def follow(taken: Submission, noise: Any, observe: bool) -> None:
     """Take a submission through every pure stage."""
     stored = {"Device/1": {"resourceType": "Device", "identifier": noise, "udiCarrier": noise}}
-    judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe, stored=stored))
-    identified = identify(judgement.verdicts, taken, resolver(taken, stored))
+    judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe, stored_resources=stored))
+    identified = identify(judgement.verdicts, taken, reference_resolver(taken, stored))
     planned = plan(identified, forged(identified), taken, 4, localize)
     for wave in planned.waves:
         ones = [planned.creates[index] for group in wave for index in group]
@@ -303,4 +313,4 @@ def follow(taken: Submission, noise: Any, observe: bool) -> None:
 def test_a_relative_reference_means_the_entry_whose_full_url_ends_with_it() -> None:
     resource = {name: value for name, value in reading().items() if name != "id"}
     taken = submitted(entry(resource, "https://s.example/fhir/Observation/x"))
-    assert names(taken.entries) == {"https://s.example/fhir/Observation/x": 0, "Observation/x": 0}
+    assert index_by_reference(taken.entries) == {"https://s.example/fhir/Observation/x": 0, "Observation/x": 0}

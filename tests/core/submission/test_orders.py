@@ -11,27 +11,27 @@ from support.places import GUIDE
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.submission.dates import FIRST, LAST
-from cgm_proxy.core.submission.dialects import BY_ID, DIALECTS
-from cgm_proxy.core.submission.orders import LONGEST, ONE_TIME, SCHEDULE, Schedule, StandingOrder, read_orders
+from cgm_proxy.core.submission.dialects import DIALECTS, DIALECTS_BY_ID
+from cgm_proxy.core.submission.orders import LONGEST_PERIOD, ONE_TIME, SCHEDULE, Schedule, StandingOrder, read_orders
 
 EXAMPLES = GUIDE / "ig"
-STU1 = BY_ID["1.0.0"]
+STU1 = DIALECTS_BY_ID["1.0.0"]
 
 
 def order(*parts: Any, dialect: str = "1.0.0", code: int = 0, form: str = SCHEDULE, **more: Any) -> dict[str, Any]:
-    guide = BY_ID[dialect]
+    guide = DIALECTS_BY_ID[dialect]
     made = {
         "resourceType": "ServiceRequest",
         "id": "o",
         "status": "active",
         "code": {"coding": [{"system": guide.code_system, "code": guide.order_codes[code]}]},
-        "extension": [{"url": guide.profile(form), "extension": list(parts)}],
+        "extension": [{"url": guide.canonical_url(form), "extension": list(parts)}],
     }
     return made | more
 
 
 def profile(name: str, dialect: str = "1.0.0") -> dict[str, Any]:
-    return {"url": "submissionDataProfile", "valueCanonical": BY_ID[dialect].profile(name)}
+    return {"url": "submissionDataProfile", "valueCanonical": DIALECTS_BY_ID[dialect].canonical_url(name)}
 
 
 def quantity(url: str, value: Any, code: Any, **more: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_each_dialects_code_makes_an_order(dialect: str) -> None:
     [found] = read_orders([order(profile("cgm-summary", dialect), dialect=dialect)])
     assert dialect in found.dialects
     assert found.location == "ServiceRequest/o"
-    assert found.schedules == (Schedule(frozenset({BY_ID[dialect].profile("cgm-summary")})),)
+    assert found.schedules == (Schedule(frozenset({DIALECTS_BY_ID[dialect].canonical_url("cgm-summary")})),)
 
 
 def test_dialects_that_share_their_code_share_the_order_and_the_one_time_code_is_stu1s_alone() -> None:
@@ -81,7 +81,7 @@ def test_what_is_no_active_order_is_left_out(change: dict[str, Any]) -> None:
 
 
 def test_a_schedule_of_another_dialect_asks_for_nothing() -> None:
-    foreign = {"url": BY_ID["argo"].profile(SCHEDULE), "extension": [profile("cgm-summary", "argo")]}
+    foreign = {"url": DIALECTS_BY_ID["argo"].canonical_url(SCHEDULE), "extension": [profile("cgm-summary", "argo")]}
     assert read_orders([order(extension=[foreign])])[0].schedules == ()
 
 
@@ -91,11 +91,11 @@ def test_one_order_may_hold_several_schedules() -> None:
             order(
                 extension=[
                     {
-                        "url": STU1.profile(SCHEDULE),
+                        "url": STU1.canonical_url(SCHEDULE),
                         "extension": [profile("cgm-summary"), quantity("submissionPeriod", 2, "wk")],
                     },
                     {
-                        "url": STU1.profile(SCHEDULE),
+                        "url": STU1.canonical_url(SCHEDULE),
                         "extension": [profile("cgm-device"), quantity("submissionPeriod", 1, "d")],
                     },
                 ]
@@ -106,8 +106,8 @@ def test_one_order_may_hold_several_schedules() -> None:
 
 
 def test_a_profiles_version_does_not_matter() -> None:
-    versioned = {"url": "submissionDataProfile", "valueCanonical": STU1.profile("cgm-summary") + "|1.0.0"}
-    assert only(order(versioned, profile("cgm-summary"))).profiles == {STU1.profile("cgm-summary")}
+    versioned = {"url": "submissionDataProfile", "valueCanonical": STU1.canonical_url("cgm-summary") + "|1.0.0"}
+    assert only(order(versioned, profile("cgm-summary"))).profiles == {STU1.canonical_url("cgm-summary")}
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_a_profiles_version_does_not_matter() -> None:
         (quantity("submissionPeriod", Decimal("0.5"), "d"), timedelta(hours=12)),
         (quantity("submissionPeriod", 1, None, unit="h"), timedelta(hours=1)),
         (quantity("submissionPeriod", 12, "mo"), timedelta(days=365.25)),
-        (quantity("submissionPeriod", 10**30, "a"), LONGEST),
-        (quantity("submissionPeriod", 10**4000, "s"), LONGEST),
-        (quantity("submissionPeriod", Decimal("1e999999999"), "s"), LONGEST),
+        (quantity("submissionPeriod", 10**30, "a"), LONGEST_PERIOD),
+        (quantity("submissionPeriod", 10**4000, "s"), LONGEST_PERIOD),
+        (quantity("submissionPeriod", Decimal("1e999999999"), "s"), LONGEST_PERIOD),
         (frequency(frequency=1, period=2, periodUnit="wk"), timedelta(weeks=2)),
         (frequency(period=1, periodUnit="d"), timedelta(days=1)),
         (frequency(frequency=2, period=1, periodUnit="d"), timedelta(hours=12)),
@@ -161,7 +161,7 @@ def test_a_period_is_read_in_either_form(part: dict[str, Any], period: timedelta
     ],
 )
 def test_a_malformed_period_is_none(part: Any) -> None:
-    assert only(order(part, profile("cgm-summary"))) == Schedule(frozenset({STU1.profile("cgm-summary")}))
+    assert only(order(part, profile("cgm-summary"))) == Schedule(frozenset({STU1.canonical_url("cgm-summary")}))
 
 
 def test_the_lookback_is_read() -> None:
@@ -199,7 +199,7 @@ WRONG: list[Any] = [None, True, 5, "x", [], {}, [[]], [None], ["x"], [{"url": []
 def test_an_order_of_wrong_types_asks_for_nothing(wrong: Any) -> None:
     resources: list[dict[str, Any]] = [
         order(extension=wrong),
-        order(extension=[{"url": STU1.profile(SCHEDULE), "extension": wrong}]),
+        order(extension=[{"url": STU1.canonical_url(SCHEDULE), "extension": wrong}]),
         order({"url": "submissionDataProfile", "valueCanonical": wrong if wrong != "x" else None}),
         order(id=wrong),
     ]

@@ -6,19 +6,32 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.made import FakeRules, context, device, entry, gmi, localize, of, reading, report, submitted, summary, urn
+from support.submissions import (
+    FakeRules,
+    context,
+    device,
+    entry,
+    gmi,
+    identified_entries,
+    localize,
+    reading,
+    report,
+    submitted,
+    summary,
+    urn,
+)
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.rest.create_requests import bundle
 from cgm_proxy.core.rest.strategy import Strategy
 from cgm_proxy.core.submission.batching import parts
-from cgm_proxy.core.submission.identity import SYSTEM
-from cgm_proxy.core.submission.judge import judge, resolver
+from cgm_proxy.core.submission.identity import IDENTITY_SYSTEM
+from cgm_proxy.core.submission.judge import judge, reference_resolver
 from cgm_proxy.core.submission.plan import Group, Identified, Outcome, Plan, Refused, Stored, forged, identify, plan
 
 
 def identified(*entries: Any, observe: bool = False) -> tuple[Identified, ...]:
-    return of(submitted(*entries), observe=observe)
+    return identified_entries(submitted(*entries), observe=observe)
 
 
 def planned(
@@ -28,7 +41,7 @@ def planned(
     kind: str = "batch",
 ) -> Plan:
     taken = submitted(*entries, kind=kind, target="base")
-    return plan(of(taken), settled or {}, taken, largest, localize)
+    return plan(identified_entries(taken), settled or {}, taken, largest, localize)
 
 
 def shape(made: Plan) -> list[list[Group]]:
@@ -199,11 +212,11 @@ def test_an_entry_whose_full_url_is_no_uuid_is_called_by_its_identity(url: str) 
 def test_each_create_asks_for_exactly_the_identity_that_it_stores() -> None:
     for created in sent(planned(*SESSION, entry(reading(5, identifier=[{"value": "own"}], x='a"b\\ä')))):
         [*_, own] = created["resource"]["identifier"]
-        assert own["system"] == SYSTEM
+        assert own["system"] == IDENTITY_SYSTEM
         assert created["request"] == {
             "method": "POST",
             "url": created["resource"]["resourceType"],
-            "ifNoneExist": f"identifier={SYSTEM}|{own['value']}",
+            "ifNoneExist": f"identifier={IDENTITY_SYSTEM}|{own['value']}",
         }
 
 
@@ -214,8 +227,8 @@ def test_a_circle_has_no_identity() -> None:
 
 def test_an_identity_of_something_else_is_refused() -> None:
     one, other = identified(entry(reading(0)), entry(reading(1)))
-    stolen = {"system": SYSTEM, "value": other.identity}
-    own = {"system": SYSTEM, "value": one.identity}
+    stolen = {"system": IDENTITY_SYSTEM, "value": other.identity}
+    own = {"system": IDENTITY_SYSTEM, "value": one.identity}
     found = forged(identified(entry(reading(0, identifier=[own, stolen])), entry(reading(0, identifier=[own]))))
     assert {index: (refused.status, refused.issues[0].rule) for index, refused in found.items()} == {
         0: (422, "identity-forged")
@@ -295,7 +308,7 @@ def test_each_entry_is_settled_once_and_references_lead_to_what_is_there(
     items: list[Any], largest: int, known: set[int], bad: set[int]
 ) -> None:
     taken = submitted(*items)
-    ones = of(taken)
+    ones = identified_entries(taken)
     stored = {index: Stored(f"Observation/{index}/_history/1") for index in known}
     given = {i: o for i, o in {**stored, **dict.fromkeys(bad, Refused(412, ()))}.items() if i < len(items)}
     made = plan(ones, given, taken, largest, localize)
@@ -316,12 +329,12 @@ def test_each_entry_is_settled_once_and_references_lead_to_what_is_there(
 def test_a_submission_that_is_cut_into_parts_is_identified_as_in_one_piece(items: list[Any], size: int) -> None:
     taken = submitted(*items)
     verdicts = judge(taken, context(rules=FakeRules(always="http://x/any"))).verdicts
-    whole = {one.entry.index: one.identity for one in of(taken)}
+    whole = {one.entry.index: one.identity for one in identified_entries(taken)}
     cut = list(parts(taken, size))
     found: dict[int, Identified] = {}
     for part in cut:
-        made = identify([verdicts[entry.index] for entry in part], taken, resolver(taken), found)
-        leaning = {index for one in made for index in taken.linked(one.entry)}
+        made = identify([verdicts[entry.index] for entry in part], taken, reference_resolver(taken), found)
+        leaning = {index for one in made for index in taken.referenced_entries(one.entry)}
         assert leaning <= {one.index for one in (*cut[0], *part)}
         found |= {one.entry.index: one for one in made}
     assert {index: one.identity for index, one in found.items()} == whole

@@ -8,23 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.any_json import ENTRIES
 from support.json_samples import DUPLICATES, MALFORMED, texts
-from support.made import LIMITS, bundle, entry, localize, reading, summary, urn
+from support.submissions import LIMITS, bundle, entry, localize, reading, summary, urn
 
 from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import BOM, decode, encode, parse
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reader as document
-from cgm_proxy.core.submission.detection import bundle_dialect, content_dialect, operation_dialect
-from cgm_proxy.core.submission.dialects import BY_ID, DIALECTS
-from cgm_proxy.core.submission.model import Entries, open_operation, submission
+from cgm_proxy.core.submission.detection import content_dialect, operation_dialect, tagged_dialect
+from cgm_proxy.core.submission.dialects import DIALECTS, DIALECTS_BY_ID
+from cgm_proxy.core.submission.model import ParsedEntries, operation_bundle, submission_from_bundle
 
-ARGO = BY_ID["argo"]
+ARGO = DIALECTS_BY_ID["argo"]
 TAGGED = {"meta": {"tag": [{"system": ARGO.code_system, "code": ARGO.tags[0]}]}}
 
 
 def read(data: bytes, limit: int = LIMITS.entries) -> JsonObject:
-    return document.read(data, 64, localize, limit)
+    return document.read_document(data, 64, localize, limit)
 
 
 def answered(reader: Any, data: bytes) -> Any:
@@ -38,10 +38,10 @@ def followed(found: Any, target: str) -> Any:
     """Give the submission that a document is, and its dialects; or what it was refused for."""
     if isinstance(found, tuple):
         return found
-    dialects = bundle_dialect(found), content_dialect(found)
+    dialects = tagged_dialect(found), content_dialect(found)
     try:
-        opened = open_operation(found) if target == "operation" else found
-        return dialects, operation_dialect(opened), submission(opened, ARGO, target, localize, LIMITS)
+        opened = operation_bundle(found) if target == "operation" else found
+        return dialects, operation_dialect(opened), submission_from_bundle(opened, ARGO, target, localize, LIMITS)
     except RequestRefused as refused:
         return dialects, refused.status, refused.issues[0].rule
 
@@ -116,7 +116,7 @@ def test_any_text_is_read_as_it_is_whole(entries: list[str], listed: bool) -> No
 def test_only_a_bundles_entries_are_read_one_by_one(kind: Any) -> None:
     text = f'"{kind}"' if isinstance(kind, str) else encode(kind).decode()
     found = read(f'{{"resourceType":{text},"entry":[{{}}]}}'.encode())
-    assert isinstance(found["entry"], Entries) == (kind == "Bundl\\u0065")
+    assert isinstance(found["entry"], ParsedEntries) == (kind == "Bundl\\u0065")
 
 
 def test_a_byte_order_mark_is_left_out() -> None:
@@ -125,14 +125,14 @@ def test_a_byte_order_mark_is_left_out() -> None:
 
 def test_an_entrys_resource_is_what_was_sent_to_the_digit() -> None:
     sent = b'{"resourceType":"Observation","valueQuantity":{"value":5.60},"x":[1e2,100.0,-0.0]}'
-    (one,) = read(b'{"resourceType":"Bundle","entry":[{"resource": %b}]}' % sent)["entry"].made
+    (one,) = read(b'{"resourceType":"Bundle","entry":[{"resource": %b}]}' % sent)["entry"].entries
     assert encode(one.resource) == one.encoded == sent.replace(b"1e2", b"1E+2")
 
 
 def test_xml_is_read_as_the_same_document_in_json_is() -> None:
     members = [entry(reading(n, value=100 + n, id=f"r{n}"), urn(n)) for n in range(5)]
     made = whole([*members, entry(summary(urn(1), urn(2)))])
-    from_xml, from_json = (read(data)["entry"].made for data in (fhir_xml.to_xml(made), encode(made)))
+    from_xml, from_json = (read(data)["entry"].entries for data in (fhir_xml.to_xml(made), encode(made)))
     assert [one.resource for one in from_xml] == [one.resource for one in from_json]
     assert [(one.full_url, one.request, one.subject) for one in from_xml] == [
         (one.full_url, one.request, one.subject) for one in from_json
@@ -144,7 +144,7 @@ def test_an_outline_tells_each_dialect_and_request_once() -> None:
     codes = [dialect.code_system for dialect in DIALECTS]
     coded = [reading(n) | {"code": {"coding": [{"system": codes[n % 4], "code": "x"}]}} for n in range(100)]
     asked = [{"request": {"method": "DELETE", "url": "Observation/1"}}] * 3
-    outline = read(encode(whole([*map(entry, coded), *asked, 5, [], None])))["entry"].outline
+    outline = read(encode(whole([*map(entry, coded), *asked, 5, [], None])))["entry"].outlines
     assert Counter(type(told).__name__ for told in outline) == {
         "dict": len(set(codes)) + 1,
         "int": 1,
@@ -160,5 +160,5 @@ def test_an_outline_tells_each_dialect_and_request_once() -> None:
 def test_no_more_entries_are_made_than_a_submission_may_have_and_one() -> None:
     data = b'{"resourceType":"Bundle","type":"batch","entry":[%b]}' % b",".join([b"0"] * 1000)
     found = read(data, limit=10)
-    assert len(found["entry"].made) == 11
+    assert len(found["entry"].entries) == 11
     assert decode(data)["entry"] == [0] * 1000

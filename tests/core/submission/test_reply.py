@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from support.made import FakeRules, context, entry, gmi, observation, reading, report, submitted, summary, urn
+from support.submissions import FakeRules, context, entry, gmi, observation, reading, report, submitted, summary, urn
 
 from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.issues import Issue

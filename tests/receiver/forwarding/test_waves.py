@@ -28,7 +28,7 @@ from support.proxying import counted, locations, proxying, said, statuses
 
 from cgm_proxy import offload
 from cgm_proxy.core.submission import reader
-from cgm_proxy.core.submission.judge import Judging
+from cgm_proxy.core.submission.judge import IncrementalJudge
 from cgm_proxy.observability import stream_stats
 from cgm_proxy.receiver.forwarding import chunks, retry_budget
 
@@ -481,7 +481,7 @@ async def test_what_is_large_is_read_and_judged_beside_the_event_loop(monkeypatc
 
         monkeypatch.setattr(owner, method, noted)
 
-    noting("judge", Judging, "judge")
+    noting("judge", IncrementalJudge, "judge")
     noting("read", reader, "read")
     async with proxying() as world:
         assert counted(await world.submit(world.readings(600))) == {201: 600}

@@ -16,7 +16,7 @@ import pytest
 from support.places import GUIDE, ROOT, RULES
 
 from cgm_proxy.core.rules.rulebook import RuleBook
-from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.sandbox.simulation.readings import Figures, figures, molar
 from cgm_proxy.sandbox.simulation.resources import CODES, FORMS
 from cgm_proxy.sandbox.simulation.submissions import (
@@ -28,7 +28,7 @@ from cgm_proxy.sandbox.simulation.submissions import (
     submission,
 )
 
-DIALECTS = tuple(BY_ID)
+DIALECTS = tuple(DIALECTS_BY_ID)
 IG = GUIDE / "ig"
 START = datetime(2026, 3, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -266,7 +266,7 @@ class TestConformance:
             code = order["code"]["coding"][0]["code"].replace(
                 "cgm-submission-order", "cgm-data-submission-standing-order"
             )
-            profile = BY_ID[dialect].profile(code)
+            profile = DIALECTS_BY_ID[dialect].canonical_url(code)
             assert book.profile(profile, dialect)
             assert not book.examine(order, [profile], lambda _: None, encoded=encode(order), dialect=dialect)
 

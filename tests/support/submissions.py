@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from cgm_proxy.core.issues import Issue
-from cgm_proxy.core.submission.dialects import BY_ID
+from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.core.submission.identity import ReferenceResolver
-from cgm_proxy.core.submission.judge import judge, resolver
-from cgm_proxy.core.submission.model import Submission, localizer, submission
+from cgm_proxy.core.submission.judge import judge, reference_resolver
+from cgm_proxy.core.submission.model import Submission, localizer, submission_from_bundle
 from cgm_proxy.core.submission.plan import Identified, identify
-from cgm_proxy.core.submission.verdicts import Context, Judgement
+from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext
 from cgm_proxy.settings.loading import LimitSettings, PolicySettings
 
 PATIENT = "Patient/1"
@@ -86,7 +86,7 @@ def bundle(*entries: Any, kind: str = "transaction") -> Json:
 def submitted(
     *entries: Any, dialect: str = "1.0.0", kind: str = "transaction", target: str = "operation"
 ) -> Submission:
-    return submission(bundle(*entries, kind=kind), BY_ID[dialect], target, localize, LIMITS)
+    return submission_from_bundle(bundle(*entries, kind=kind), DIALECTS_BY_ID[dialect], target, localize, LIMITS)
 
 
 class Known(NamedTuple):
@@ -106,7 +106,7 @@ class FakeRules:
     faults: Mapping[str, Issue] = field(default_factory=dict)
     always: str | None = None
     """A profile that any resource is judged by."""
-    asked: list[tuple[Json, Sequence[str]]] = field(default_factory=list)
+    examined: list[tuple[Json, Sequence[str]]] = field(default_factory=list)
 
     def profile(self, url: str, dialect: str) -> Known | None:
         return Known(dialect) if url in {READING, SUMMARY, GMI, PDF, DEVICE} else None
@@ -132,20 +132,20 @@ class FakeRules:
         encoded: bytes | None = None,
     ) -> tuple[Issue, ...]:
         del resolve, dialect, encoded
-        self.asked.append((resource, profiles))
+        self.examined.append((resource, profiles))
         fault = self.faults.get(str(resource.get("id")))
         return (fault,) if fault else ()
 
 
-def context(**more: Any) -> Context:
+def context(**more: Any) -> JudgingContext:
     made = {
         "rules": FakeRules(),
         "policies": PolicySettings(),
-        "allow": ("Observation", "DiagnosticReport", "Device"),
+        "allowed_types": ("Observation", "DiagnosticReport", "Device"),
         "now": NOW,
-        "depth": 64,
+        "max_depth": 64,
     }
-    return Context(**{**made, **more})
+    return JudgingContext(**{**made, **more})
 
 
 def judged(*entries: Any, kind: str = "transaction", target: str = "operation", **more: Any) -> Judgement:
@@ -157,6 +157,6 @@ def rules_found(judgement: Judgement) -> list[list[str]]:
     return [[issue.rule for issue in verdict.issues] for verdict in judgement.verdicts]
 
 
-def of(taken: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
+def identified_entries(taken: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
     judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe))
-    return identify(judgement.verdicts, taken, resolver(taken))
+    return identify(judgement.verdicts, taken, reference_resolver(taken))
