@@ -31,7 +31,7 @@ from aiohttp.streams import EofStream, StreamReader
 
 from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http import header_fields
-from cgm_proxy.core.http.base_urls import Bases
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import Gathering, Head, Pool
@@ -99,7 +99,7 @@ class Relay:
 
     def __init__(self, settings: Settings, traffic: StreamStats | None = None) -> None:
         self.traffic = traffic or StreamStats()
-        self.bases = Bases.of(settings.listen.public_url, settings.upstream.url)
+        self.bases = BaseUrls.of(settings.listen.public_url, settings.upstream.url)
         self._read_timeout = settings.upstream.read_timeout
         self._connect_timeout = settings.upstream.connect_timeout
         #: Exchanges that were begun on the short way (see `express`), by the client's connection.
@@ -243,7 +243,7 @@ class Relay:
         return b"%b%b\r\n" % (self._opening(message.method, message.path, fields), self._said(message, peer))
 
     def _opening(self, method: str, path: str, fields: list[tuple[bytes, bytes]]) -> bytes:
-        target = self.bases.target(path).encode("utf-8", "surrogateescape")
+        target = self.bases.upstream_target(path).encode("utf-8", "surrogateescape")
         return b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, header_fields.lines(fields))
 
     def _fields(self, fields: header_fields.Fields, *, answered: bool) -> list[tuple[bytes, bytes]]:
@@ -265,7 +265,7 @@ class Relay:
         return self._address + header_fields.lines(header_fields.forwarded(peer, self.bases.public, claimed))
 
 
-def _address(bases: Bases) -> bytes:
+def _address(bases: BaseUrls) -> bytes:
     """Write the fields that are the same for every request."""
     public = bases.public
     prefix = [(b"X-Forwarded-Prefix", public.path.encode())] if public.path != bases.upstream.path else []

@@ -19,7 +19,7 @@ from aiohttp.http import HttpProcessingError, HttpVersion, HttpVersion11, RawRes
 from aiohttp.streams import StreamReader
 
 from cgm_proxy.core.http import header_fields
-from cgm_proxy.core.http.base_urls import Bases, LinkRewriter
+from cgm_proxy.core.http.base_urls import BaseUrls, LinkRewriter
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import Gathering, Head
 
@@ -64,7 +64,7 @@ class StreamedResponse(web.StreamResponse):
 class ResponseWriter:
     """Deliver answers to clients."""
 
-    def __init__(self, bases: Bases, traffic: StreamStats) -> None:
+    def __init__(self, bases: BaseUrls, traffic: StreamStats) -> None:
         self._bases = bases
         self._traffic = traffic
         #: Whether the upstream was seen to link to its own base in spite of X-Forwarded-*.
@@ -140,7 +140,7 @@ class ResponseWriter:
         fields = header_fields.end_to_end(message.raw_headers, dropped)
         if not self._bases.differ or not ("Location" in message.headers or "Content-Location" in message.headers):
             return fields
-        public = [(name, self._bases.link(text) if name.lower() in _LINKS else text) for name, text in fields]
+        public = [(name, self._bases.public_location(text) if name.lower() in _LINKS else text) for name, text in fields]
         self._learn(seen=public != fields)
         return public
 
@@ -151,7 +151,7 @@ class ResponseWriter:
         return message.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _FHIR_TEXT
 
     def _public_body(self, body: bytes, fields: _Fields) -> tuple[bytes, _Fields]:
-        if self._bases.upstream_mark not in body:
+        if self._bases.link_mark not in body:
             return body, fields
         rewriter = LinkRewriter(self._bases)
         public = rewriter.feed(body) + rewriter.finish()

@@ -1,7 +1,9 @@
-"""Where the public base and the upstream's base meet: targets on the way in, links on the way out.
+"""The two base URLs of the FHIR server: the public one that clients use, and the upstream's own.
 
-A base matches as a whole URL or up to a whole path segment, never as a mere prefix of a string: `http://up/fhir` is no
-base of `http://up/fhirx` or of `http://up.example/fhir`.
+`BaseUrls` is the only place that maps one to the other: request targets on the way in, links on the way out, and absolute
+references that mean this server. A URL matches a base whatever the case of its scheme and host, with its default port or
+without it (RFC 3986, 6.2.2 and 6.2.3), and only up to a whole path segment: `http://up/fhir` is no base of
+`http://up/fhirx`, of `http://up.example/fhir` or of `http://up@evil.example/fhir`.
 """
 
 import re
@@ -11,114 +13,133 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_ENDS: Final = (b"", b"/", b"?", b"#")
 
-#: The longest text before a link that is looked at: key, quotes, white space and a relation's name (bytes).
-_CONTEXT: Final = 160
+#: Longest text before a link that `BaseUrls.link_pattern` reads: key, quotes, white space and a relation's name (bytes).
+_LINK_CONTEXT: Final = 160
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseUrl:
     """The base URL of a FHIR server, without a slash at its end."""
 
     url: str
 
     @cached_property
     def scheme(self) -> str:
-        """Give `http` or `https`."""
+        """`http` or `https`."""
         return urlsplit(self.url).scheme.lower()
 
     @cached_property
-    def port(self) -> int:
-        """Give the port, also where the URL leaves it out."""
-        return urlsplit(self.url).port or _DEFAULT_PORTS[self.scheme]
-
-    @cached_property
     def authority(self) -> str:
-        """Give host and port as the URL has them, without credentials."""
+        """The host, with the port if the URL has one, in lower case and without credentials."""
         return urlsplit(self.url).netloc.rpartition("@")[2].lower()
 
     @cached_property
+    def port(self) -> int:
+        """The port; the scheme's default where the URL has none."""
+        return urlsplit(self.url).port or _DEFAULT_PORTS[self.scheme]
+
+    @cached_property
     def path(self) -> str:
-        """Give the path: empty, or with a slash at its start and none at its end."""
+        """The path: empty, or with a slash at its start and none at its end."""
         return urlsplit(self.url).path.rstrip("/")
 
     @cached_property
     def origin(self) -> str:
-        """Give scheme and authority."""
+        """Scheme and authority, as the URL has them."""
         return f"{self.scheme}://{self.authority}"
 
     @cached_property
-    def origins(self) -> tuple[bytes, ...]:
-        """Give the spellings of the origin: as configured, and with the default port the other way."""
-        host = self.authority.removesuffix(f":{self.port}")
-        default = self.port == _DEFAULT_PORTS[self.scheme]
-        spellings = {self.origin} | (
-            {f"{self.scheme}://{host}", f"{self.scheme}://{host}:{self.port}"} if default else set()
-        )
-        return tuple(spelling.encode() for spelling in sorted(spellings, key=len, reverse=True))
+    def origins(self) -> tuple[str, ...]:
+        """All spellings of the origin in lower case, the longest first: a default port may be written or left out."""
+        if self.port != _DEFAULT_PORTS[self.scheme]:
+            return (self.origin,)
+        without_port = self.origin.removesuffix(f":{self.port}")
+        return f"{without_port}:{self.port}", without_port
+
+    @cached_property
+    def origin_pattern(self) -> str:
+        """A regular expression for the origin in any spelling, up to its end."""
+        return f"(?i:{'|'.join(map(re.escape, self.origins))})" + r"(?=[/?#]|\Z)"
 
 
 @dataclass(frozen=True)
-class Bases:
-    """The public base, which submitters use, and the upstream's."""
+class BaseUrls:
+    """The public base and the upstream's, and what maps one to the other."""
 
-    public: Base
-    upstream: Base
+    public: BaseUrl
+    upstream: BaseUrl
 
     @classmethod
-    def of(cls, public_url: str, upstream_url: str) -> "Bases":
-        """Read the two URLs."""
-        return cls(Base(public_url.rstrip("/")), Base(upstream_url.rstrip("/")))
+    def of(cls, public_url: str, upstream_url: str) -> "BaseUrls":
+        """Parse the two URLs; slashes at their ends do not count."""
+        return cls(BaseUrl(public_url.rstrip("/")), BaseUrl(upstream_url.rstrip("/")))
 
     @cached_property
     def differ(self) -> bool:
-        """Tell whether links need rewriting at all."""
-        return (self.public.origin, self.public.path) != (self.upstream.origin, self.upstream.path)
+        """Whether links need rewriting at all."""
+        return (self.public.origins, self.public.path) != (self.upstream.origins, self.upstream.path)
 
-    def target(self, raw: str) -> str:
-        """Give the upstream's request target for a raw one: origin-form, absolute-form or `*` (RFC 9112, 3.2).
+    def upstream_target(self, target: str) -> str:
+        """Return the upstream's request target for a client's: origin-form, absolute-form or `*` (RFC 9112, 3.2).
 
-        The public base's path becomes the upstream's, nothing is decoded, and a path elsewhere stays as it is.
+        The public base's path becomes the upstream's. Nothing is decoded, and a path outside the public base stays.
         """
-        if not raw.startswith("/"):
-            raw = _origin_form(raw)
+        if not target.startswith("/"):
+            target = _origin_form(target)
         if self.public.path == self.upstream.path:
-            return raw
-        return _moved(raw, self.public.path, self.upstream.path)
+            return target
+        return _move(target, self.public.path, self.upstream.path)
 
-    def link(self, value: bytes) -> bytes:
-        """Give the public form of a Location or Content-Location to the upstream's base, or else its origin."""
-        for origin in self.upstream.origins:
-            if value[: len(origin)].lower() == origin and value[len(origin) : len(origin) + 1] in _ENDS:
-                return self.public.origin.encode() + self._path(value[len(origin) :])
-        return self._path(value) if value.startswith(b"/") and not value.startswith(b"//") else value
-
-    def _path(self, path: bytes) -> bytes:
-        moved = _moved(path.decode("latin-1"), self.upstream.path, self.public.path)
-        return moved.encode("latin-1")
-
-    def published(self, url: str) -> str:
-        """Give the public form of a URL that is the upstream's base or lies below it; any other stays."""
-        for origin in self.upstream.origins:
-            moved = _moved(url, origin.decode() + self.upstream.path, self.public.url)
-            if moved != url:
-                return moved
-        return url
+    def localize(self, reference: str) -> str:
+        """Return a reference below one of the two bases relative to it, and any other as it is."""
+        match = self._below_a_base.match(reference)
+        return reference[match.end() :] if match else reference
 
     @cached_property
-    def upstream_mark(self) -> bytes:
-        """Give what stands in every link to the upstream, however its slashes are written: host and port."""
-        return self.upstream.origins[-1].partition(b"://")[2]
+    def _below_a_base(self) -> re.Pattern[str]:
+        longest_path_first = sorted((self.public, self.upstream), key=lambda base: len(base.path), reverse=True)
+        return re.compile("|".join(f"{base.origin_pattern}{re.escape(base.path)}/" for base in longest_path_first))
 
-    @cached_property
-    def pattern(self) -> re.Pattern[bytes]:
-        """Find the upstream's base where a FHIR body links to it, in JSON and in XML.
+    def public_location(self, location: bytes) -> bytes:
+        """Return the public form of the URL in a Location or Content-Location field.
 
-        That is `Bundle.entry.fullUrl`, `entry.response.location`, `Reference.reference` and `Bundle.link.url` (after
-        its relation); a canonical `url`, an identifier's system and narrative are content and stay.
+        The upstream's origin becomes the public one wherever the path leads, because other paths pass through as well.
         """
-        origins = b"|".join(re.escape(origin) for origin in self.upstream.origins)
+        text = location.decode("latin-1")
+        if match := self._upstream_origin.match(text):
+            public = self.public.origin + self._public_path(text[match.end() :])
+        elif text.startswith("/") and not text.startswith("//"):
+            public = self._public_path(text)
+        else:
+            return location
+        return public.encode("latin-1")
+
+    def public_url(self, url: str) -> str:
+        """Return the public form of the upstream's base or of a URL below it, and any other URL as it is."""
+        match = self._upstream_origin.match(url)
+        return _move(url, match[0] + self.upstream.path, self.public.url) if match else url
+
+    @cached_property
+    def _upstream_origin(self) -> re.Pattern[str]:
+        return re.compile(self.upstream.origin_pattern)
+
+    def _public_path(self, path: str) -> str:
+        return _move(path, self.upstream.path, self.public.path)
+
+    @cached_property
+    def link_mark(self) -> bytes:
+        """Bytes that every link to the upstream in a body contains, however its slashes are escaped: host and port."""
+        return self.upstream.origins[-1].partition("://")[2].encode()
+
+    @cached_property
+    def link_pattern(self) -> re.Pattern[bytes]:
+        """A pattern that finds the upstream's base where a FHIR body, JSON or XML, links to it; group 1 is what precedes.
+
+        Links are `Bundle.entry.fullUrl`, `entry.response.location`, `Reference.reference` and `Bundle.link.url` (after
+        its relation). A canonical `url`, an identifier's system and narrative are content and stay.
+        """
+        origins = b"|".join(re.escape(origin.encode()) for origin in self.upstream.origins)
         base = (b"(?:" + origins + b")" + re.escape(self.upstream.path.encode())).replace(b"/", rb"\\?/")
         json = rb'"(?:fullUrl|location|reference)"\s{0,8}:\s{0,8}"'
         link = rb'"relation"\s{0,8}:\s{0,8}"[\w-]{0,40}"\s{0,8},\s{0,24}"url"\s{0,8}:\s{0,8}"'
@@ -127,52 +148,55 @@ class Bases:
 
     @cached_property
     def longest_link(self) -> int:
-        """Give how much text `pattern` looks at, at most (bytes)."""
-        return _CONTEXT + 2 * max(map(len, self.upstream.origins)) + 2 * len(self.upstream.path)
+        """The length of the longest text that `link_pattern` matches (bytes)."""
+        return _LINK_CONTEXT + 2 * len(self.upstream.origins[0]) + 2 * len(self.upstream.path)
 
 
-def _origin_form(raw: str) -> str:
-    """Cut scheme and authority off an absolute-form target; `*` stays."""
-    scheme, found, rest = raw.partition("://")
-    if not found or not scheme.isalpha():
-        return raw
+def _origin_form(target: str) -> str:
+    """Return an absolute-form target without its scheme and authority; `*` stays."""
+    scheme, separator, rest = target.partition("://")
+    if not separator or not scheme.isalpha():
+        return target
     start = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
     path = rest[start:]
     return path if path.startswith("/") else "/" + path
 
 
-def _moved(path: str, source: str, destination: str) -> str:
-    """Replace the leading segments `source` of a path by `destination`."""
+def _move(path: str, source: str, destination: str) -> str:
+    """Return the path with its leading segments `source` replaced by `destination`; others stay."""
     if not path.startswith(source) or path[len(source) : len(source) + 1] not in {"", "/", "?", "#"}:
         return path
     return destination + path[len(source) :]
 
 
 class LinkRewriter:
-    """Make the links of one FHIR body public while it streams by; what may be half a link waits for the next piece."""
+    """Make the links of one FHIR body public while it streams through.
 
-    def __init__(self, bases: Bases) -> None:
-        self._find = bases.pattern.finditer
+    What could be the first part of a link is held back until the next piece. `found` is whether there was any link.
+    """
+
+    def __init__(self, bases: BaseUrls) -> None:
+        self._find = bases.link_pattern.finditer
         self._public = bases.public.url.encode()
-        self._held = bases.longest_link
-        self._rest = b""
+        self._longest = bases.longest_link
+        self._held = b""
         self.found = False
 
     def feed(self, piece: bytes) -> bytes:
-        """Take the next piece and give what is certain."""
-        text = self._rest + piece
-        given: list[bytes] = []
+        """Take the next piece and return what can be sent."""
+        text = self._held + piece
+        ready: list[bytes] = []
         done = 0
         for match in self._find(text):
-            given += (text[done : match.end(1)], self._public)
+            ready += (text[done : match.end(1)], self._public)
             done = match.end()
-        certain = max(len(text) - self._held, done)
-        given.append(text[done:certain])
-        self._rest = text[certain:]
+        end = max(len(text) - self._longest, done)
+        ready.append(text[done:end])
+        self._held = text[end:]
         self.found = self.found or done > 0
-        return b"".join(given)
+        return b"".join(ready)
 
     def finish(self) -> bytes:
-        """Give what was held back: nothing follows."""
-        rest, self._rest = self._rest, b""
+        """Return what was held back, at the end of the body."""
+        rest, self._held = self._held, b""
         return rest

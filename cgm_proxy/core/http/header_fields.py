@@ -6,7 +6,7 @@ reach the other side as they came. After RFC 9110 (HTTP semantics), RFC 9112 (HT
 
 from collections.abc import Collection, Iterable
 
-from cgm_proxy.core.http.base_urls import Base
+from cgm_proxy.core.http.base_urls import BaseUrl
 
 Fields = Iterable[tuple[bytes, bytes]]
 
@@ -75,7 +75,7 @@ def lines(fields: Collection[tuple[bytes, bytes]]) -> bytes:
     return written
 
 
-def forwarded(peer: str, public: Base, claimed: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+def forwarded(peer: str, public: BaseUrl, claimed: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     """Say who asks, and by what public address, in both spellings that servers read (RFC 7239 and its forerunner).
 
     `claimed` are the values of the client's own X-Forwarded-For, which stay before the peer: only the last address is

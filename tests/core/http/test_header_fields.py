@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgm_proxy.core.http.base_urls import Base
+from cgm_proxy.core.http.base_urls import BaseUrl
 from cgm_proxy.core.http.header_fields import HOP_BY_HOP, end_to_end, forwarded, lines
 
 CONNECTIONS = [
@@ -50,4 +50,4 @@ PEERS = [
 
 @pytest.mark.parametrize(("peer", "claimed", "said", "chain"), PEERS)
 def test_the_peer_and_the_public_address_are_said(peer, claimed, said, chain):
-    assert forwarded(peer, Base("https://h:1/fhir"), claimed) == [(b"Forwarded", said), (b"X-Forwarded-For", chain)]
+    assert forwarded(peer, BaseUrl("https://h:1/fhir"), claimed) == [(b"Forwarded", said), (b"X-Forwarded-For", chain)]
