@@ -9,6 +9,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from multidict import CIMultiDict
 
 from cgm_proxy.core.codec.json_body import Buffer, Format, encode
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest import confirmed
@@ -80,7 +81,7 @@ class Intake:
         self._limits = settings.limits
         self._content = settings.detection == "content"
         self._public = settings.listen.public_url
-        self._localize = model.localizer(settings.listen.public_url, settings.upstream.url)
+        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
         self._parser = parser
         self._submissions = submissions
 

@@ -4,9 +4,9 @@ import asyncio
 
 from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.codec.json_body import Buffer
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reader
-from cgm_proxy.core.submission.model import localizer
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import IN_THREAD_BYTES, Throttle
 from cgm_proxy.settings.loading import Settings
@@ -18,7 +18,7 @@ class BodyParser:
     def __init__(self, settings: Settings, stats: StreamStats) -> None:
         self._limits = settings.limits
         self._stats = stats
-        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
+        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
 
     async def parse(self, raw: Buffer, content_encoding: str) -> JsonObject:
         """Return the document; raises `RequestRefused` as `reader.read_document` does."""

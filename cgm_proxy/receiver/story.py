@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cgm_proxy.cache.cache import Cache, Orders
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.dialects import ORDER_TOKENS
 from cgm_proxy.core.submission.judge import IncrementalJudge
-from cgm_proxy.core.submission.model import Entry, Submission, localizer
+from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import read_orders
 from cgm_proxy.core.submission.plan import Outcome
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
@@ -75,7 +76,7 @@ class Submissions:
         self._memory = memory
         self._traffic = traffic
         self._judges = ThreadPoolExecutor(JUDGES, "judge")
-        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
+        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
         self._receiver = Receiver(settings, upstream, memory, self._localize)
 
     async def take(self, submission: Submission, submitter: Requester, preferred: reply.Return) -> Finished:

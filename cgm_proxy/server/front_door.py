@@ -72,7 +72,7 @@ class FrontDoor:
         self._bases = relay.bases
         self._public = relay.bases.public
         self._base = relay.bases.upstream.path
-        self._target = relay.bases.target
+        self._target = relay.bases.upstream_target
         self._relay = relay
         self._upstream = upstream
         self._memory = memory
@@ -146,7 +146,7 @@ class FrontDoor:
     def _with_receiver(self, data: bytes, made: json_body.Format) -> bytes:
         """Add what this proxy does to a CapabilityStatement; what can't be read is the upstream's own affair."""
         try:
-            statement = publish(json_body.parse(data, self._limits.depth), self._bases.published)
+            statement = publish(json_body.parse(data, self._limits.depth), self._bases.public_url)
         except RequestRefused:
             return data
         return fhir_responses.written(add_receiver(statement, asynchronous=self._status is not None), made)

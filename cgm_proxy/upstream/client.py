@@ -15,13 +15,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from cgm_proxy.core.codec.json_body import encode
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest import confirmed
 from cgm_proxy.core.rest.responses import CAUSES, UpstreamResponse
 from cgm_proxy.core.rest.strategy import URN, name
 from cgm_proxy.core.submission.identity import IDENTITY_SYSTEM, search_token
-from cgm_proxy.core.submission.model import localizer
 from cgm_proxy.core.submission.plan import Stored
 from cgm_proxy.observability.metrics import UPSTREAM_SECONDS
 from cgm_proxy.observability.stream_stats import StreamStats
@@ -79,7 +79,7 @@ class UpstreamClient:
         self._token = settings.upstream.token
         self._session = session
         self.pace = RateLimiter(settings.forward, traffic)
-        self._localize = localizer(settings.listen.public_url, settings.upstream.url)
+        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
         self.strategy = StrategyInForce(settings, self.pace, self._statement)
         self._largest = max(LARGEST * settings.limits.body_bytes, LARGEST_AT_LEAST)
         self._timeout = aiohttp.ClientTimeout(

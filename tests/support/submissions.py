@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.judge import judge, reference_resolver
-from cgm_proxy.core.submission.model import Submission, localizer, submission_from_bundle
+from cgm_proxy.core.submission.model import Submission, submission_from_bundle
 from cgm_proxy.core.submission.plan import Identified, identify
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext
 from cgm_proxy.settings.loading import LimitSettings, PolicySettings
@@ -24,7 +25,7 @@ GMI = f"{BASE}cgm-summary-gmi"
 PDF = f"{BASE}cgm-summary-pdf"
 DEVICE = f"{BASE}cgm-device"
 
-localize = localizer("https://public.example/fhir", "http://up:8081/fhir")
+localize = BaseUrls.of("https://public.example/fhir", "http://up:8081/fhir").localize
 
 Json = dict[str, Any]
 

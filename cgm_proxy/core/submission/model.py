@@ -261,19 +261,6 @@ def internal_references(entries: Collection[Entry]) -> dict[str, int]:
     return {r: named[r] for r in {r for entry in entries for r in entry.references} if r in named}
 
 
-def localizer(*bases: str) -> Callable[[str], str]:
-    """Make the function that strips one of this server's base URLs from a reference; only whole path segments match."""
-    prefixes = tuple(base.rstrip("/") + "/" for base in bases)
-
-    def localize(reference: str) -> str:
-        for prefix in prefixes:
-            if reference.startswith(prefix):
-                return reference.removeprefix(prefix)
-        return reference
-
-    return localize
-
-
 def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Issue]:
     if not isinstance(item, dict):
         return [Issue("entry-object", f"the entry is {preview(item)}; it wants an object", code="structure")]

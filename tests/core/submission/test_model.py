@@ -35,7 +35,6 @@ from cgm_proxy.core.submission.model import (
     Submission,
     index_by_reference,
     literal_references,
-    localizer,
     operation_bundle,
     submission_from_bundle,
     submission_from_resource,
@@ -227,23 +226,6 @@ def test_entries_of_one_full_url_are_refused_all_and_so_is_what_references_them(
     )
     unique = ["entry-full-url-unique"]
     assert rules_found(judgement) == [unique, unique, ["reference-refused"], [], []]
-
-
-@pytest.mark.parametrize(
-    ("reference", "expected"),
-    [
-        ("https://public.example/fhir/Patient/1", "Patient/1"),
-        ("http://up:8081/fhir/Observation/1/_history/2", "Observation/1/_history/2"),
-        ("https://public.example/fhir", "https://public.example/fhir"),
-        ("https://public.example/fhirx/Patient/1", "https://public.example/fhirx/Patient/1"),
-        ("http://up:8081.evil.example/fhir/Patient/1", "http://up:8081.evil.example/fhir/Patient/1"),
-        ("Patient/1", "Patient/1"),
-        ("", ""),
-    ],
-)
-def test_only_references_below_this_servers_bases_are_made_relative(reference: str, expected: str) -> None:
-    assert localize(reference) == expected
-    assert localizer("https://public.example/fhir/", "http://up:8081/fhir/")(reference) == expected
 
 
 @pytest.mark.parametrize("wrong", WRONG)
