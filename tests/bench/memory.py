@@ -9,7 +9,7 @@ from bench.submissions import timed
 from support import servers
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.sandbox.simulation.readings import START, readings
+from cgm_proxy.sandbox.simulation.readings import START, simulated_readings
 from cgm_proxy.sandbox.simulation.submissions import submission
 
 #: Readings of 90 days at one minute.
@@ -35,7 +35,7 @@ def measure(runs: Runs, folder: Path, rounds: int = 2) -> None:
         idle = proxy.peak_bytes()
         for number in range(rounds):
             start = START + timedelta(days=100 * number)
-            taken = readings(MINUTES, start=start, step_minutes=1)
+            taken = simulated_readings(MINUTES, start=start, step_minutes=1)
             bundle = submission("argo", "Patient/large", readings=taken, summary=False, pdf=False, device=False)
             size = len(encode(bundle))
             before = proxy.cpu_seconds()

@@ -21,7 +21,7 @@ from support.client import Client
 from support.cutting import CuttingRelay, cutting_relay
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.simulation.resources import Units
+from cgm_proxy.sandbox.simulation.dialect_forms import Units
 
 #: What makes a run nasty: small transactions, so that a submission is stored in several; short waits.
 SETTINGS = {

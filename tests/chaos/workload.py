@@ -14,8 +14,9 @@ from uuid import UUID
 from chaos.checker import Entry, Submission
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.simulation.readings import START, STEP_MINUTES, Reading, figures, glucose
-from cgm_proxy.sandbox.simulation.resources import SimulatedSubmitter, Units
+from cgm_proxy.sandbox.simulation.dialect_forms import Units
+from cgm_proxy.sandbox.simulation.readings import START, STEP_MINUTES, Reading, figures, simulated_glucose
+from cgm_proxy.sandbox.simulation.resources import SimulatedSubmitter
 from cgm_proxy.sandbox.simulation.submissions import bundle, patient, standing_orders
 
 Dialect = Literal["argo", "1.0.0"]
@@ -72,10 +73,8 @@ class Patient:
         ]
 
     def device(self, submitter: SimulatedSubmitter, number: int) -> JsonObject:
-        serial = f"{self.name}-{number}"
-        identifier = [{"system": "http://acme.example/cgm/serial", "value": serial}]
-        resource = submitter.device()["resource"] | {"serialNumber": serial, "identifier": identifier}
-        return submitter.entry({name: value for name, value in resource.items() if name != "id"})
+        """Return the entry of one of the patient's sensors."""
+        return submitter.device(f"{self.name}-{number}")
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _readings(random: Random, about: Patient, submitter: SimulatedSubmitter, fir
 
 def _reading(index: int) -> Reading:
     minutes = index * STEP_MINUTES
-    return START + timedelta(minutes=minutes), glucose(minutes)
+    return START + timedelta(minutes=minutes), simulated_glucose(minutes)
 
 
 def _add_digit(quantity: JsonObject) -> None:

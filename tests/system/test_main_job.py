@@ -9,7 +9,7 @@ import pytest
 from support.client import Client
 from support.servers import Running, proxy
 
-from cgm_proxy.sandbox.simulation.resources import By
+from cgm_proxy.sandbox.simulation.resources import ReferenceStyle
 from cgm_proxy.sandbox.simulation.submissions import faulty_submission, patient, standing_orders, submission
 
 DIALECTS = ("argo", "1.0.0")
@@ -88,14 +88,14 @@ def test_the_answer_has_the_dialects_type_and_the_entries_order(dialect: str, su
     assert all(entry["response"]["etag"] == 'W/"1"' for entry in answer.body["entry"])
 
 
-@pytest.mark.parametrize("by", ["urn", "url", "relative"])
+@pytest.mark.parametrize("reference_style", ["urn", "url", "relative"])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_summary_points_at_stored_members_after_a_first_and_a_second_submission(
-    dialect: str, by: By, submitter: Client, store: Client
+    dialect: str, reference_style: ReferenceStyle, submitter: Client, store: Client
 ) -> None:
     about = with_orders(store, dialect)
     for readings in (3, 4):  # the second one's summary is another, some of its members are the first one's
-        bundle = submission(dialect, about, readings=readings, by=by)
+        bundle = submission(dialect, about, readings=readings, reference_style=reference_style)
         answer = submitter.submit(dialect, bundle)
         kinds = [entry["resource"]["meta"]["profile"][0].rpartition("/")[2] for entry in bundle["entry"]]
         summary = store.get(locations(answer)[kinds.index("cgm-summary")]).body

@@ -1,9 +1,9 @@
-"""A one-page PDF, written by hand (ISO 32000-1): headings, lines of text and one bar of coloured shares."""
+"""A writer of one-page PDFs (ISO 32000-1): a title, lines of text and one bar with coloured parts."""
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-#: A4 in points, and where the text begins.
+#: A4, its margin and the distance of lines, in points.
 WIDTH, HEIGHT, MARGIN, LINE = 595, 842, 60, 18
 
 #: Colours of the ranges from very low to very high, red, green, blue in 0-1 (as in the ambulatory glucose profile).
@@ -11,7 +11,7 @@ COLOURS = ("0.55 0 0", "0.9 0.3 0.2", "0.3 0.7 0.35", "0.98 0.8 0.25", "0.95 0.5
 
 
 def one_page(title: str, lines: Sequence[str], shares: Sequence[Decimal]) -> bytes:
-    """Make a PDF of a title, lines of Latin-1 text, and a bar divided by `shares` in percent."""
+    """Return a PDF with a title, lines of Latin-1 text, and a bar that is divided into `shares` (percentages)."""
     text = [_text(20, HEIGHT - MARGIN, title)]
     text += [_text(11, HEIGHT - MARGIN - 40 - LINE * number, line) for number, line in enumerate(lines)]
     bar = _bar(HEIGHT - MARGIN - 40 - LINE * (len(lines) + 2), shares)
@@ -34,16 +34,16 @@ def _text(size: int, height: int, text: str) -> str:
 
 
 def _bar(height: int, shares: Sequence[Decimal]) -> list[str]:
-    left, drawn = Decimal(MARGIN), []
+    left, commands = Decimal(MARGIN), []
     for colour, share in zip(COLOURS, shares, strict=True):
         width = share * (WIDTH - 2 * MARGIN) / 100
-        drawn.append(f"{colour} rg {left:.2f} {height} {width:.2f} 24 re f")
+        commands.append(f"{colour} rg {left:.2f} {height} {width:.2f} 24 re f")
         left += width
-    return drawn
+    return commands
 
 
 def _file(objects: Iterable[bytes]) -> bytes:
-    # The cross-reference table's rows are 20 bytes each (ISO 32000-1, 7.5.4).
+    # Each row of the cross-reference table has 20 bytes (ISO 32000-1, 7.5.4).
     body, offsets = b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", []
     for number, content in enumerate(objects, start=1):
         offsets.append(len(body))
