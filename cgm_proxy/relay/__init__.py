@@ -1,1 +1,1 @@
-"""Streaming through, byte for byte, whatever is no submission."""
+"""The relay: it streams requests and responses through, byte for byte, and knows nothing of submissions."""

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the wire: the limits of a message's head, and how aiohttp's server must be made for the relay."""
+"""HTTP/1.1 limits of a message's head, and the options of aiohttp's server that the relay needs."""
 
 import logging
 from typing import Any, Final
@@ -6,47 +6,49 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
-#: Longest request or status line (bytes): searches by GET can be long.
-LINE: Final = 2**16
-#: Longest header field, its name included (bytes): SMART tokens can be long.
-FIELD: Final = 2**17
-#: Most header fields of a message.
-FIELDS: Final = 512
+#: Longest request or status line (bytes): the target of a search by GET can be long.
+MAX_LINE: Final = 2**16
+#: Longest header field, including its name (bytes): SMART tokens can be long.
+MAX_FIELD: Final = 2**17
+#: Most header fields of one message.
+MAX_FIELDS: Final = 512
 
-#: What only a client can cause: a message that is no HTTP, or a connection that ends early.
-CLIENTS: Final = (BadHttpMessage, ConnectionResetError, web.RequestPayloadError)
+#: Faults that only a client can cause: a message that is not HTTP, or a connection that ends early.
+CLIENT_FAULTS: Final = (BadHttpMessage, ConnectionResetError, web.RequestPayloadError)
 
-#: Where aiohttp's server says what it could not read.
+#: The logger of aiohttp's server.
 LOG: Final = logging.getLogger("cgm_proxy.relay.http_options")
 
 
-def _without_content(record: logging.LogRecord) -> bool:
-    """Keep the kind of a fault and drop its text, which quotes the request and so a patient's name, and the client's address.
+def _drop_content(record: logging.LogRecord) -> bool:
+    """Reduce a record to the kind of its fault, because the text quotes the request (patients' names) and the client's address.
 
-    What a client caused is no error of the server.
+    A fault of a client is logged as INFO: it is no error of the server.
     """
     if not record.exc_info:
         return True
     kind = record.exc_info[0]
     event = str(record.msg).removesuffix(" from %s")
     record.msg, record.args, record.exc_info = "%s: %s", (event, kind.__name__ if kind else "unknown"), None
-    if kind and issubclass(kind, CLIENTS) and record.levelno > logging.INFO:
+    if kind and issubclass(kind, CLIENT_FAULTS) and record.levelno > logging.INFO:
         record.levelno, record.levelname = logging.INFO, "INFO"
     return LOG.isEnabledFor(record.levelno)
 
 
-LOG.addFilter(_without_content)
+LOG.addFilter(_drop_content)
 
-#: `web.Server(handler, **SERVER_OPTIONS)`: raw bodies (not inflated), long heads, a handler that is cancelled when its
-#: client leaves (what must finish is for the handler to shield), no log of URLs, and little patience for a body that
-#: nobody reads (seconds).
+#: Arguments of `web.Server`:
+#: - bodies stay compressed, and heads may be long;
+#: - the handler is cancelled when its client disconnects (it shields what must finish);
+#: - requests are not logged, because their URLs can name patients;
+#: - a body that nobody reads is awaited for 2 seconds only.
 SERVER_OPTIONS: Final[dict[str, Any]] = {
     "auto_decompress": False,
     "handler_cancellation": True,
     "access_log": None,
     "logger": LOG,
     "lingering_time": 2.0,
-    "max_line_size": LINE,
-    "max_field_size": FIELD,
-    "max_headers": FIELDS,
+    "max_line_size": MAX_LINE,
+    "max_field_size": MAX_FIELD,
+    "max_headers": MAX_FIELDS,
 }

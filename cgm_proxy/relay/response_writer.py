@@ -1,9 +1,9 @@
-"""The upstream's answer on its way to the client: head first, then the body as it comes, its links made public.
+"""Sends the upstream's response to the client: first the head, then the body as it comes, with its links made public.
 
-An upstream that reads X-Forwarded-* links to the public base by itself: then no byte of a body changes and its framing
-stays. Where the upstream's own base still turns up in links of a FHIR body, they are rewritten while they stream by. A
-compressed body passes as it is, and so does a partial one (206); therefore an upstream that was seen to ignore
-X-Forwarded-* is asked for uncompressed answers (`Answer.upstream_links`), and its bodies lose their Content-Length.
+An upstream that heeds X-Forwarded-* links to the public base by itself; then no byte of a body changes, and its framing
+stays. Where a FHIR body still links to the upstream's own base, the links are rewritten while the body streams through.
+Compressed and partial (206) bodies pass as they are. Therefore an upstream that was seen to ignore X-Forwarded-* is asked
+for uncompressed responses (`ResponseWriter.upstream_links`), and its FHIR bodies lose their Content-Length.
 """
 
 import asyncio
@@ -20,49 +20,71 @@ from aiohttp.streams import StreamReader
 
 from cgm_proxy.core.http import header_fields
 from cgm_proxy.core.http.base_urls import BaseUrls, LinkRewriter
+from cgm_proxy.core.http.header_fields import Field
 from cgm_proxy.observability.stream_stats import StreamStats
-from cgm_proxy.relay.connection_pool import Gathering, Head
+from cgm_proxy.relay.connection_pool import GatheringProtocol, RawResponse
 
 _FHIR_TEXT: Final = frozenset({"application/fhir+json", "application/fhir+xml", "application/json", "application/xml"})
-_LINKS: Final = frozenset({b"location", b"content-location"})
-_VOID_LENGTH: Final = header_fields.HOP_BY_HOP | {b"content-length"}
-_BODILESS: Final = frozenset({204, 304})
-_BROKEN: Final = (aiohttp.ClientError, HttpProcessingError, TimeoutError)
-_Fields = list[tuple[bytes, bytes]]
-#: SO_LINGER on, no time: closing resets the connection, which no client takes for the end of a body.
+_LOCATIONS: Final = frozenset({b"location", b"content-location"})
+#: A Content-Length beside a chunked body is void (RFC 9112, 6.3).
+_DROPPED_IF_CHUNKED: Final = header_fields.HOP_BY_HOP | {b"content-length"}
+_WITHOUT_BODY: Final = frozenset({204, 304})
+_UPSTREAM_FAULTS: Final = (aiohttp.ClientError, HttpProcessingError, TimeoutError)
+#: SO_LINGER with no time: closing resets the connection, which no client takes for the end of a body.
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class StreamedResponse(web.StreamResponse):
-    """An answer that is on the wire already: aiohttp finishes it without adding a byte.
+    """A response that has been sent already; aiohttp finishes it without adding a byte.
 
-    `whole` tells whether all of it came, so that the upstream's connection can be used again.
+    `complete` is whether all of it came, so that the upstream's connection can be used again.
     """
 
-    def __init__(self, status: int, *, keep_alive: bool, whole: bool) -> None:
+    def __init__(self, status: int, *, keep_alive: bool, complete: bool) -> None:
         super().__init__(status=status)
-        self.whole = whole
-        self._reusable = keep_alive
+        self.complete = complete
+        self._keep_client = keep_alive
 
     @property
     def prepared(self) -> bool:
-        """Tell that the head is sent."""
+        """True, because the head has been sent."""
         return True
 
     @property
     def keep_alive(self) -> bool:
-        """Tell whether the client's connection can carry another request."""
-        return self._reusable
+        """Whether the client's connection can carry another request."""
+        return self._keep_client
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Do nothing: the head is sent."""
+        """Do nothing: the head has been sent."""
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing: the body is sent."""
+        """Do nothing: the body has been sent."""
+
+
+class Framing(NamedTuple):
+    """How the client recognises the end of a body (RFC 9112, 6.3), and whether its connection stays open after it."""
+
+    chunked: bool
+    keep_alive: bool
+    http10: bool
+
+    @classmethod
+    def of(cls, version: HttpVersion, *, sized: bool, keep_alive: bool) -> "Framing":
+        """Choose the length where there is one, else chunks, else (HTTP/1.0) the end of the connection."""
+        http10 = version < HttpVersion11
+        return cls(chunked=not sized and not http10, keep_alive=keep_alive and (sized or not http10), http10=http10)
+
+    @property
+    def connection(self) -> bytes:
+        """The `Connection` field, or nothing where it is the version's default."""
+        if self.keep_alive:
+            return b"Connection: keep-alive\r\n" if self.http10 else b""
+        return b"" if self.http10 else b"Connection: close\r\n"
 
 
 class ResponseWriter:
-    """Deliver answers to clients."""
+    """Sends responses to clients."""
 
     def __init__(self, bases: BaseUrls, traffic: StreamStats) -> None:
         self._bases = bases
@@ -70,41 +92,52 @@ class ResponseWriter:
         #: Whether the upstream was seen to link to its own base in spite of X-Forwarded-*.
         self.upstream_links = False
 
-    async def deliver(
-        self, request: web.BaseRequest, head: Head, protocol: Gathering, *, keep_alive: bool
+    async def send(
+        self, request: web.BaseRequest, response: RawResponse, protocol: GatheringProtocol, *, keep_alive: bool
     ) -> StreamedResponse:
-        """Send an answer whose head has come: in one piece if its body is here already, else as it comes.
+        """Send a response: in one piece if its body is here already, else as it comes.
 
-        Raises `ConnectionError` if the client has left, `ValueError` if the head must not be passed on.
+        Raises `ConnectionError` if the client has disconnected, and `ValueError` if the head must not be passed on.
         """
-        message, payload = head
+        message, payload = response
         keep_alive = keep_alive and request.keep_alive
+        fields = self._client_fields(message)
         try:
             if payload.is_eof():
-                written, framing = self.whole(request.method, request.version, head, keep_alive=keep_alive)
-                await request.writer.write(written)
-                return StreamedResponse(message.code, keep_alive=framing.keep_alive, whole=True)
-            with _noticing(protocol, payload):
-                return await self._send_pieces(request, message, self._fields(message), payload, keep_alive=keep_alive)
+                return await self._send_at_once(request, message, fields, payload.read_nowait(), keep_alive=keep_alive)
+            with _failing_if_lost(protocol, payload):
+                return await self._send_in_pieces(request, message, fields, payload, keep_alive=keep_alive)
         finally:
             self._traffic.bytes_down += request.writer.output_size
 
-    def whole(self, method: str, version: HttpVersion, head: Head, *, keep_alive: bool) -> tuple[bytes, "Framing"]:
-        """Write an answer whose body is here as a whole; raises `ValueError` if its head must not be passed on."""
-        message, payload = head
-        fields, body = self._fields(message), payload.read_nowait()
-        if body and self._may_link(message):
-            body, fields = self._public_body(body, fields)
-        bodiless = method == "HEAD" or message.code in _BODILESS
-        framing = Framing.of(version, sized=bodiless or _sized(message), keep_alive=keep_alive)
-        written = _head(message, fields, framing, chunked=message.chunked if bodiless else framing.chunked)
-        return written + (_only_chunk(body) if framing.chunked else body), framing
-
-    async def _send_pieces(
+    async def _send_at_once(
         self,
         request: web.BaseRequest,
         message: RawResponseMessage,
-        fields: _Fields,
+        fields: list[Field],
+        body: bytes,
+        *,
+        keep_alive: bool,
+    ) -> StreamedResponse:
+        if body and self._may_link(message) and self._bases.link_mark in body:
+            rewriter = LinkRewriter(self._bases)
+            body = rewriter.feed(body) + rewriter.finish()
+            self.upstream_links = self.upstream_links or rewriter.found
+            length = str(len(body)).encode()
+            fields = [(name, length if name.lower() == b"content-length" else value) for name, value in fields]
+        bodiless = request.method == "HEAD" or message.code in _WITHOUT_BODY
+        framing = Framing.of(request.version, sized=bodiless or _sized(message), keep_alive=keep_alive)
+        if framing.chunked:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        head = _head(message, fields, framing, chunked=message.chunked if bodiless else framing.chunked)
+        await request.writer.write(head + body)
+        return StreamedResponse(message.code, keep_alive=framing.keep_alive, complete=True)
+
+    async def _send_in_pieces(
+        self,
+        request: web.BaseRequest,
+        message: RawResponseMessage,
+        fields: list[Field],
         payload: StreamReader,
         *,
         keep_alive: bool,
@@ -114,115 +147,79 @@ class ResponseWriter:
         if rewriter and sized:
             fields, sized = [field for field in fields if field[0].lower() != b"content-length"], False
         framing = Framing.of(request.version, sized=sized, keep_alive=keep_alive)
-        await request.writer.write(_head(message, fields, framing, chunked=framing.chunked))
-        if framing.chunked:
-            request.writer.enable_chunking()
-        whole = await self._copy(request, payload, rewriter)
-        return StreamedResponse(message.code, keep_alive=framing.keep_alive and whole, whole=whole)
-
-    async def _copy(self, request: web.BaseRequest, payload: StreamReader, rewriter: LinkRewriter | None) -> bool:
-        """Copy a body as it comes; cut the client off if it breaks in the middle, and tell whether all of it came."""
         writer = request.writer
+        await writer.write(_head(message, fields, framing, chunked=framing.chunked))
+        if framing.chunked:
+            writer.enable_chunking()
         try:
             while piece := await payload.readany():
                 await writer.write(rewriter.feed(piece) if rewriter else piece)
             await writer.write_eof(rewriter.finish() if rewriter else b"")
-        except _BROKEN:
-            if _cut(request):
+        except _UPSTREAM_FAULTS:
+            if _reset_client(request):
                 self._traffic.faults["upstream-broke-off"] += 1
-            return False
-        self._learn(seen=rewriter is not None and rewriter.found)
-        return True
+            return StreamedResponse(message.code, keep_alive=False, complete=False)
+        self.upstream_links = self.upstream_links or (rewriter is not None and rewriter.found)
+        return StreamedResponse(message.code, keep_alive=framing.keep_alive, complete=True)
 
-    def _fields(self, message: RawResponseMessage) -> _Fields:
-        """List the fields for the client; a Content-Length beside a chunked body is void (RFC 9112, 6.3)."""
-        dropped = _VOID_LENGTH if message.chunked else header_fields.HOP_BY_HOP
+    def _client_fields(self, message: RawResponseMessage) -> list[Field]:
+        """Return the fields that go to the client, with public locations."""
+        dropped = _DROPPED_IF_CHUNKED if message.chunked else header_fields.HOP_BY_HOP
         fields = header_fields.end_to_end(message.raw_headers, dropped)
         if not self._bases.differ or not ("Location" in message.headers or "Content-Location" in message.headers):
             return fields
-        public = [(name, self._bases.public_location(text) if name.lower() in _LINKS else text) for name, text in fields]
-        self._learn(seen=public != fields)
+        public = [
+            (name, self._bases.public_location(value) if name.lower() in _LOCATIONS else value)
+            for name, value in fields
+        ]
+        self.upstream_links = self.upstream_links or public != fields
         return public
 
     def _may_link(self, message: RawResponseMessage) -> bool:
-        """Tell whether a body is FHIR in plain text, where links to the upstream's base may stand."""
+        """Whether a body is uncompressed FHIR, which may contain links to the upstream's base."""
         if not self._bases.differ or message.code == 206 or "Content-Encoding" in message.headers:
             return False
         return message.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _FHIR_TEXT
-
-    def _public_body(self, body: bytes, fields: _Fields) -> tuple[bytes, _Fields]:
-        if self._bases.link_mark not in body:
-            return body, fields
-        rewriter = LinkRewriter(self._bases)
-        public = rewriter.feed(body) + rewriter.finish()
-        self._learn(seen=rewriter.found)
-        length = str(len(public)).encode()
-        return public, [(name, length if name.lower() == b"content-length" else text) for name, text in fields]
-
-    def _learn(self, *, seen: bool) -> None:
-        self.upstream_links = self.upstream_links or seen
-
-
-class Framing(NamedTuple):
-    """How an answer's body ends for its client (RFC 9112, 6.3), and whether the connection outlives it."""
-
-    chunked: bool
-    keep_alive: bool
-    old: bool
-
-    @classmethod
-    def of(cls, version: HttpVersion, *, sized: bool, keep_alive: bool) -> "Framing":
-        """Choose: a length where there is one, else chunks, else for HTTP/1.0 the end of the connection."""
-        old = version < HttpVersion11
-        return cls(chunked=not sized and not old, keep_alive=keep_alive and (sized or not old), old=old)
-
-    @property
-    def connection(self) -> bytes:
-        """Give the Connection field where HTTP's default does not say it."""
-        if self.keep_alive:
-            return b"Connection: keep-alive\r\n" if self.old else b""
-        return b"" if self.old else b"Connection: close\r\n"
 
 
 def _sized(message: RawResponseMessage) -> bool:
     return not message.chunked and "Content-Length" in message.headers
 
 
-def _head(message: RawResponseMessage, fields: _Fields, framing: Framing, *, chunked: bool) -> bytes:
+def _head(message: RawResponseMessage, fields: list[Field], framing: Framing, *, chunked: bool) -> bytes:
     return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
         message.code,
         message.reason.encode("utf-8", "surrogateescape"),
-        header_fields.lines(fields),
+        header_fields.encode(fields),
         b"Transfer-Encoding: chunked\r\n" if chunked else b"",
         framing.connection,
     )
 
 
 @contextmanager
-def _noticing(protocol: Gathering, payload: StreamReader) -> Iterator[None]:
-    """Break a body off when its connection is lost: of a malformed chunk, aiohttp's parser tells no reader."""
+def _failing_if_lost(protocol: GatheringProtocol, payload: StreamReader) -> Iterator[None]:
+    """Make the body fail when its connection is lost.
 
-    def lost(_: object) -> None:
+    After a malformed chunk, aiohttp's parser closes the connection without an exception for the body's reader.
+    """
+
+    def fail(_: object) -> None:
         if not payload.is_eof() and payload.exception() is None:
             payload.set_exception(aiohttp.ClientPayloadError("the body is malformed"))
 
     closed = protocol.closed
     if closed is None:
-        lost(None)
+        fail(None)
         closed = asyncio.Future()
-    closed.add_done_callback(lost)
+    closed.add_done_callback(fail)
     try:
         yield
     finally:
-        closed.remove_done_callback(lost)
+        closed.remove_done_callback(fail)
 
 
-def _only_chunk(body: bytes) -> bytes:
-    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-
-
-def _cut(request: web.BaseRequest) -> bool:
-    """Reset the client's connection; tell whether the client was still there."""
+def _reset_client(request: web.BaseRequest) -> bool:
+    """Reset the client's connection; return whether the client was still connected."""
     transport = request.transport
     if transport is None or transport.is_closing():
         return False

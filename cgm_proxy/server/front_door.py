@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.codec import json_body
-from cgm_proxy.core.http.header_fields import CLAIMED, HOP_BY_HOP, end_to_end, forwarded
+from cgm_proxy.core.http.header_fields import FORWARDING, HOP_BY_HOP, client_address, end_to_end
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
@@ -35,7 +35,7 @@ from cgm_proxy.upstream.client import Requester, UpstreamClient
 #: make something else of these, which may carry the service token, by a method override.
 _OWN = (
     HOP_BY_HOP
-    | CLAIMED
+    | FORWARDING
     | frozenset(
         b"host expect digest repr-digest want-digest want-repr-digest accept range prefer accept-encoding cache-control "
         b"pragma x-request-id x-http-method x-http-method-override x-method-override".split()
@@ -100,11 +100,6 @@ class FrontDoor:
             request_id = _request_id(request)
             log("refused", request_id=request_id, status=refused.status, rule=refused.issues[0].rule)
             return fhir_responses.refusal(request, refused, request_id)
-
-    @staticmethod
-    def streams(raw_path: str) -> bool:
-        """Tell whether a GET of this target is certain to be passed through."""
-        return "metadata" not in raw_path and async_pattern.STATUS_PATH_MARKER not in raw_path
 
     async def drain(self, seconds: float) -> bool:
         """Wait so long until the submissions under way are finished; those that are not then are given up.
@@ -204,13 +199,12 @@ class FrontDoor:
         They go upstream as UTF-8. What is in another encoding would become something else, and who asks somebody else:
         raises `RequestRefused` (400), unless `errors` says otherwise.
         """
-        claimed = [value for name, value in request.raw_headers if name.lower() == b"x-forwarded-for"]
-        known = forwarded(request.remote or "unknown", self._public, claimed)
+        client = client_address(request.remote, self._public, request.raw_headers)
         try:
             b"".join(value + b";" for _, value in request.raw_headers).decode(errors=errors)
             return tuple(
                 (name.decode(), value.decode(errors=errors))
-                for name, value in (*end_to_end(request.raw_headers, _OWN), *known)
+                for name, value in (*end_to_end(request.raw_headers, _OWN), *client)
                 if not name.lower().startswith(_OWN_PREFIXES)
             )
         except UnicodeDecodeError as error:

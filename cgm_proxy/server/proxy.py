@@ -13,12 +13,12 @@ import aiohttp
 from aiohttp import web
 
 from cgm_proxy.cache.cache import Cache
+from cgm_proxy.core.http.header_fields import public_address
 from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
 from cgm_proxy.jobs.job_queue import JobQueue
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.story import Submissions
-from cgm_proxy.relay.express import ExpressServer
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.rulekit.lint import load_linted
@@ -62,7 +62,7 @@ class Proxy:
         self._submissions = Submissions(settings, upstream, self._rules, memory, self._relay.traffic)
         status = AsyncStatus(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
         self._handlers = FrontDoor(settings, self._relay, upstream, self._submissions, memory, status)
-        self._server = ExpressServer(self._handlers, self._relay, self._handlers.streams, **SERVER_OPTIONS)
+        self._server = web.Server(self._handlers, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(self._server, shutdown_timeout=patience)
         self._ops = web.AppRunner(ops_application(upstream, memory), access_log=None)
@@ -175,14 +175,7 @@ def load_rules(settings: Settings) -> RuleBook:
 
 def _session(relay: Relay) -> aiohttp.ClientSession:
     """Make the only ClientSession: no cookies, no environment, and where the public base is on every request."""
-    public, upstream = relay.bases.public, relay.bases.upstream
-    headers = {
-        "X-Forwarded-Host": public.authority,
-        "X-Forwarded-Proto": public.scheme,
-        "X-Forwarded-Port": str(public.port),
-    }
-    if public.path != upstream.path:
-        headers["X-Forwarded-Prefix"] = public.path
+    headers = {name.decode(): value.decode() for name, value in public_address(relay.bases)}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -13,7 +13,7 @@ from support.proxying import metric, proxying
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.observability.logs import JsonLines
-from cgm_proxy.relay.http_options import LINE, LOG
+from cgm_proxy.relay.http_options import LOG, MAX_LINE
 from cgm_proxy.sandbox.simulation.submissions import patient
 
 SECRET = "Zyxomma"
@@ -89,7 +89,7 @@ async def test_a_submissions_log_line_says_what_became_of_it(caplog: pytest.LogC
 BROKEN = {
     "no HTTP": (b"GET / HTTP/9\r\n\r\n", "BadStatusLine"),
     "a field that is none": (b"GET / HTTP/1.1\r\nHost: x\r\n: x\r\n\r\n", "BadHttpMessage"),
-    "a long target": (b"GET /" + b"x" * 2 * LINE + b" HTTP/1.1\r\n\r\n", "LineTooLong"),
+    "a long target": (b"GET /" + b"x" * 2 * MAX_LINE + b" HTTP/1.1\r\n\r\n", "LineTooLong"),
 }
 
 

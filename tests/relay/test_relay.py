@@ -1,15 +1,18 @@
-"""What goes through the relay arrives as it was sent, byte for byte, in both directions."""
+"""Requests and responses arrive as they were sent, byte for byte."""
 
+import asyncio
 import gzip
 
 import pytest
-from support.relaying import between, talk
+from support.relaying import TIMEOUT, between, read_head, talk, until
+
+from cgm_proxy.relay import connection_pool
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 GET = b"GET /fhir/Patient/1 HTTP/1.1\r\nHost: public.example\r\n\r\n"
 
-#: What the relay adds to each request, in its order.
-SAID = [
+#: The fields that the relay adds to each request, in their order.
+ADDED = [
     (b"Host", None),
     (b"Via", b"1.1 cgm-proxy"),
     (b"X-Forwarded-Host", b"public.example"),
@@ -20,9 +23,8 @@ SAID = [
 ]
 
 
-def sent_on(fields):
-    """Leave out what the relay adds."""
-    names = {name for name, _ in SAID}
+def without_added(fields):
+    names = {name for name, _ in ADDED}
     return [field for field in fields if field[0] not in names]
 
 
@@ -78,14 +80,14 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
-async def test_fields_reach_the_upstream_in_their_order_with_only_the_address_added(fields):
+async def test_fields_reach_the_upstream_in_their_order_and_only_addresses_are_added(fields):
     async with between(OK) as world:
         lines = b"".join(b"%b: %b\r\n" % pair for pair in fields)
         assert (await world.ask(b"GET /fhir HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n")).status == 200
         seen = world.upstream.seen[0].fields
-        assert sent_on(seen) == fields
-        said = [(name, text or b"127.0.0.1:%d" % world.upstream.port) for name, text in SAID]
-        assert [field for field in seen if field not in fields] == said
+        assert without_added(seen) == fields
+        added = [(name, value or b"127.0.0.1:%d" % world.upstream.port) for name, value in ADDED]
+        assert [field for field in seen if field not in fields] == added
 
 
 HOP_BY_HOP = b"""Connection: keep-alive, X-Mine, content-length, TE\r
@@ -100,14 +102,14 @@ X-Kept: yes\r
 """
 
 
-async def test_fields_for_one_connection_stay_there():
+async def test_hop_by_hop_fields_of_the_client_do_not_reach_the_upstream():
     async with between(OK) as world:
         await world.ask(b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + HOP_BY_HOP + b"\r\n{}")
-        assert sent_on(world.upstream.seen[0].fields) == [(b"Content-Length", b"2"), (b"X-Kept", b"yes")]
+        assert without_added(world.upstream.seen[0].fields) == [(b"Content-Length", b"2"), (b"X-Kept", b"yes")]
         assert world.upstream.seen[0].body == b"{}"
 
 
-async def test_fields_of_the_upstreams_connection_stay_there():
+async def test_hop_by_hop_fields_of_the_upstream_do_not_reach_the_client():
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + HOP_BY_HOP.replace(b"Upgrade: h2c\r\n", b"") + b"\r\n{}"
     async with between(reply) as world:
         answer = await world.ask(GET)
@@ -126,7 +128,7 @@ Via: 1.0 other\r
 """
 
 
-async def test_what_a_client_claims_about_its_way_is_not_believed():
+async def test_forwarding_fields_of_a_client_are_not_trusted():
     async with between(OK, public="https://fhir.example:8443/r4", path="/hapi/fhir") as world:
         await world.ask(b"GET /r4/Patient HTTP/1.1\r\nHost: evil.example\r\n" + SPOOFED + b"\r\n")
         seen = world.upstream.seen[0]
@@ -166,7 +168,7 @@ BODIES = {
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 @pytest.mark.parametrize(("fields", "sent", "received"), BODIES.values(), ids=BODIES)
 async def test_a_body_reaches_the_upstream_as_it_was_sent(method, fields, sent, received, read_before):
-    async with between(OK, body=read_before) as world:
+    async with between(OK, read_before=read_before) as world:
         request = b"%b /fhir HTTP/1.1\r\nHost: x\r\n%b\r\n%b" % (method.encode(), fields, sent)
         assert (await world.ask(request)).status == 200
         seen = world.upstream.seen[0]
@@ -243,21 +245,21 @@ async def test_a_body_without_a_length_reaches_the_client_in_chunks(reply):
 
 
 @pytest.mark.parametrize("reply", UNFRAMED.values(), ids=UNFRAMED)
-async def test_an_old_client_gets_a_body_without_a_length_until_the_connection_ends(reply):
+async def test_a_client_of_http_1_0_gets_a_body_without_a_length_until_the_connection_ends(reply):
     async with between(reply) as world:
         answer = await world.ask(b"GET /fhir HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         assert answer.body == b"abcde"
         assert not answer.all("Transfer-Encoding")
 
 
-async def test_an_old_client_keeps_its_connection_if_it_asks_to():
+async def test_a_client_of_http_1_0_keeps_its_connection_if_it_asks_to():
     async with between(OK) as world, world.client() as (reader, writer):
         for _ in range(2):
             answer = await talk(reader, writer, b"GET /fhir HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
             assert answer.all("Connection") == [b"keep-alive"]
 
 
-async def test_a_client_that_asks_for_the_end_gets_it():
+async def test_a_client_that_asks_for_the_connections_end_gets_it():
     async with between(OK) as world, world.client() as (reader, writer):
         answer = await talk(reader, writer, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert answer.all("Connection") == [b"close"]
@@ -271,7 +273,98 @@ async def test_requests_in_one_segment_are_answered_in_their_order():
         assert [first.body] + [(await talk(reader, writer, b"")).body for _ in range(3)] == [b"0", b"1", b"2", b"3"]
 
 
-async def test_an_absolute_target_is_asked_by_its_path():
+async def test_requests_that_come_before_the_response_are_answered_in_their_order():
+    replies = [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number for number in range(4)]
+    gate = asyncio.Event()
+
+    async def first(_message, _reader, writer):
+        await gate.wait()
+        writer.write(replies[0])
+
+    async with between(OK, first, *replies[1:]) as world, world.client() as (reader, writer):
+        await talk(reader, writer, GET)
+        writer.write(GET)
+        await until(lambda: len(world.upstream.seen) == 2)
+        writer.write(GET + GET)
+        await asyncio.sleep(0.05)
+        gate.set()
+        bodies = [(await talk(reader, writer, request)).body for request in (b"", b"", b"", GET)]
+        assert bodies == [b"0", b"1", b"2", b"3"]
+
+
+KINDS = {
+    "HEAD": GET.replace(b"GET", b"HEAD"),
+    "POST": b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+    "a GET with a body": GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n{}"),
+    "a GET with chunks": GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "HTTP/1.0": b"GET /fhir HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "the last request": GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    "an upgrade": GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"),
+    "an expectation": GET.replace(b"\r\n\r\n", b"\r\nExpect: nonsense\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("request_", KINDS.values(), ids=KINDS)
+async def test_requests_of_all_kinds_share_the_connections_and_are_counted(request_):
+    async with between(OK) as world, world.client() as (reader, writer):
+        for _ in range(3):
+            assert (await talk(reader, writer, GET)).body == b"{}"
+        world.upstream.answers = [b"HTTP/1.1 200 OK\r\n\r\n" if request_.startswith(b"HEAD") else OK]
+        assert (await talk(reader, writer, request_)).status == 200
+        assert world.upstream.connections == 1
+        assert world.relay.traffic.responses == {200: 4}
+        assert world.relay.traffic.in_flight == 0
+
+
+async def slow_pieces(_message, _reader, writer):
+    """Answer in pieces that come more slowly than they are gathered."""
+    for piece in [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n", b"1\r\n}\r\n0\r\n\r\n"]:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(5 * connection_pool.GATHER_SECONDS)
+
+
+LARGE = b"x" * 1_000_000
+STREAMED = {
+    "slow pieces": (slow_pieces, b"{}"),
+    "a large body": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + LARGE, LARGE),
+}
+
+
+@pytest.mark.parametrize(("answer", "body"), STREAMED.values(), ids=STREAMED)
+async def test_a_response_that_comes_piece_by_piece_is_asked_for_once(answer, body):
+    async with between(OK, answer) as world, world.client() as (reader, writer):
+        await talk(reader, writer, GET)
+        assert (await talk(reader, writer, GET)).body == body
+        assert len(world.upstream.seen) == 2
+
+
+@pytest.mark.parametrize("late", [OK, slow_pieces], ids=["whole", "in pieces"])
+async def test_a_server_that_stops_waits_for_a_response_under_way(late):
+    gate = asyncio.Event()
+
+    async def script(message, reader, writer):
+        await gate.wait()
+        if callable(late):
+            await late(message, reader, writer)
+        else:
+            writer.write(late)
+
+    async with between(OK, script) as world, world.client() as (reader, writer):
+        await talk(reader, writer, GET)
+        writer.write(GET)
+        await until(lambda: len(world.upstream.seen) == 2)
+        world.server.pre_shutdown()
+        stopping = asyncio.ensure_future(world.server.shutdown(TIMEOUT))
+        await asyncio.sleep(0.05)
+        gate.set()
+        async with asyncio.timeout(TIMEOUT):
+            assert (await read_head(reader)).status == 200
+            assert b"}" in await reader.read()
+            await stopping
+
+
+async def test_an_absolute_target_reaches_the_upstream_as_its_path():
     async with between(OK) as world:
         await world.ask(b"GET http://evil.example:1/fhir/Patient?x=http://y/ HTTP/1.1\r\nHost: other\r\n\r\n")
         assert world.upstream.seen[0].line == b"GET /fhir/Patient?x=http://y/ HTTP/1.1"
@@ -287,7 +380,7 @@ async def test_an_offered_upgrade_is_ignored_and_the_request_answered():
             assert world.upstream.seen.pop().body == b"body"
 
 
-async def test_a_websocket_is_refused_in_plain_words():
+async def test_a_websocket_is_refused_with_an_operation_outcome():
     async with between(OK) as world:
         offer = (
             b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n"

@@ -1,4 +1,4 @@
-"""What the relay does when a side fails, leaves, stays silent or lies about its framing."""
+"""What the relay does when one side fails, disconnects, stays silent or sends ambiguous framing."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import socket
 import struct
 
 import pytest
-from support.relaying import TIMEOUT, between, read_body, read_head, talk
+from support.relaying import TIMEOUT, between, read_body, read_head, talk, until
 
 from cgm_proxy.relay import relay as relay_module
 
@@ -15,8 +15,8 @@ GET = b"GET /fhir/Patient/1?name=Doe HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /fhir/Patient HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
-def saying(*pieces: bytes, reset: bool = False):
-    """Make an upstream that sends pieces after the request's head, then closes or resets the connection."""
+def sending(*pieces: bytes, reset: bool = False):
+    """Return an upstream that sends pieces after the request's head, then closes or resets the connection."""
 
     async def script(_message, _reader, writer):
         for piece in pieces:
@@ -37,23 +37,23 @@ async def silent(_message, reader, _writer):
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 FAULTS = {
-    "closed without a word": (saying(), 502, "upstream-broke-off"),
-    "reset without a word": (saying(reset=True), 502, "upstream-broke-off"),
-    "closed in the head": (saying(HEAD + b"Content-Le"), 502, "upstream-broke-off"),
-    "no HTTP": (saying(b"SSH-2.0-OpenSSH\r\n\r\n"), 502, "upstream-broke-off"),
-    "no status": (saying(b"HTTP/1.1 abc OK\r\n\r\n"), 502, "upstream-broke-off"),
-    "a head without end": (saying(HEAD + b"X: " + b"x" * 300_000), 502, "upstream-broke-off"),
-    "too many fields": (saying(HEAD + b"X: y\r\n" * 2000), 502, "upstream-broke-off"),
-    "NUL in a field": (saying(HEAD + b"X: a\x00b\r\nContent-Length: 0\r\n\r\n"), 502, "upstream-broke-off"),
+    "closed before the head": (sending(), 502, "upstream-broke-off"),
+    "reset before the head": (sending(reset=True), 502, "upstream-broke-off"),
+    "closed in the head": (sending(HEAD + b"Content-Le"), 502, "upstream-broke-off"),
+    "no HTTP": (sending(b"SSH-2.0-OpenSSH\r\n\r\n"), 502, "upstream-broke-off"),
+    "no status": (sending(b"HTTP/1.1 abc OK\r\n\r\n"), 502, "upstream-broke-off"),
+    "a head without end": (sending(HEAD + b"X: " + b"x" * 300_000), 502, "upstream-broke-off"),
+    "too many fields": (sending(HEAD + b"X: y\r\n" * 2000), 502, "upstream-broke-off"),
+    "NUL in a field": (sending(HEAD + b"X: a\x00b\r\nContent-Length: 0\r\n\r\n"), 502, "upstream-broke-off"),
     "a control character in a field": (
-        saying(HEAD + b"X: a\x01b\r\nContent-Length: 0\r\n\r\n"),
+        sending(HEAD + b"X: a\x01b\r\nContent-Length: 0\r\n\r\n"),
         502,
         "upstream-broke-off",
     ),
-    "two lengths": (saying(HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"), 502, "upstream-broke-off"),
-    "a bad length": (saying(HEAD + b"Content-Length: -1\r\n\r\n"), 502, "upstream-broke-off"),
-    "an upgrade unasked": (
-        saying(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"),
+    "two lengths": (sending(HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"), 502, "upstream-broke-off"),
+    "a bad length": (sending(HEAD + b"Content-Length: -1\r\n\r\n"), 502, "upstream-broke-off"),
+    "an unexpected upgrade": (
+        sending(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"),
         502,
         "upstream-broke-off",
     ),
@@ -63,7 +63,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("request_", [GET, POST], ids=["GET", "POST"])
 @pytest.mark.parametrize(("script", "status", "rule"), FAULTS.values(), ids=FAULTS)
-async def test_a_fault_before_the_answer_is_an_operation_outcome(script, status, rule, request_):
+async def test_a_fault_before_the_response_is_an_operation_outcome(script, status, rule, request_):
     async with between(script, read_timeout=0.3) as world:
         answer = await world.ask(request_)
         assert answer.status == status
@@ -74,7 +74,24 @@ async def test_a_fault_before_the_answer_is_an_operation_outcome(script, status,
         assert world.relay.traffic.in_flight == 0
 
 
-async def test_an_upstream_that_is_not_there_is_unavailable():
+LATER_FAULTS = {
+    "closed, then a response": ((sending(), OK), 200, 3),
+    "closed twice": ((sending(), sending()), 502, 3),
+    "silence": ((silent,), 504, 2),
+    "a control character in a field": ((HEAD + b"X: a\x01b\r\nContent-Length: 0\r\n\r\n",), 502, 2),
+}
+
+
+@pytest.mark.parametrize(("answers", "status", "requests"), LATER_FAULTS.values(), ids=LATER_FAULTS)
+async def test_a_fault_on_a_connection_in_use_is_one_as_well(answers, status, requests):
+    async with between(OK, *answers, read_timeout=0.3) as world, world.client() as (reader, writer):
+        await talk(reader, writer, GET)
+        assert (await talk(reader, writer, GET)).status == status
+        assert len(world.upstream.seen) == requests
+        assert world.relay.traffic.in_flight == 0
+
+
+async def test_an_upstream_that_refuses_connections_is_unavailable():
     async with between(OK, url="http://127.0.0.1:1/fhir") as world:
         answer = await world.ask(GET)
         assert (answer.status, answer.json()["issue"][0]["code"]) == (503, "transient")
@@ -109,13 +126,13 @@ async def test_an_upstream_without_tls_where_tls_is_expected_is_a_bad_gateway():
 
 
 async def test_the_relay_serves_again_when_the_upstream_is_back():
-    async with between(saying(), saying(), OK) as world, world.client() as (reader, writer):
+    async with between(sending(), sending(), OK) as world, world.client() as (reader, writer):
         assert (await talk(reader, writer, GET)).status == 502
         assert (await talk(reader, writer, GET)).status == 200
 
 
 def dying_after(first: bytes):
-    """Make an upstream that answers once and drops the connection when the next request has come."""
+    """Return an upstream that answers once and closes the connection when the next request has come."""
 
     async def script(message, reader, writer):
         message.body = await read_body(reader, message)
@@ -131,7 +148,7 @@ SECOND = {"GET": 200, "HEAD": 200, "OPTIONS": 200, "POST": 502, "PUT": 502, "DEL
 
 
 @pytest.mark.parametrize(("method", "status"), SECOND.items())
-async def test_only_what_is_safe_is_sent_again_when_a_kept_connection_had_died(method, status):
+async def test_only_safe_requests_are_sent_again_after_an_idle_connection_was_closed(method, status):
     async with between(dying_after(EMPTY), EMPTY) as world, world.client() as (reader, writer):
         assert (await talk(reader, writer, GET)).status == 200
         request = f"{method} /fhir HTTP/1.1\r\nHost: x\r\n\r\n".encode()
@@ -140,12 +157,12 @@ async def test_only_what_is_safe_is_sent_again_when_a_kept_connection_had_died(m
 
 
 async def test_a_safe_request_is_sent_again_once_only():
-    async with between(saying()) as world:
+    async with between(sending()) as world:
         assert (await world.ask(GET)).status == 502
         assert world.upstream.connections == 2
 
 
-async def test_bytes_that_nobody_asked_for_answer_no_later_request():
+async def test_bytes_without_a_request_answer_no_later_request():
     poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
     sent = asyncio.Event()
 
@@ -179,7 +196,7 @@ BROKEN = {
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @pytest.mark.parametrize("ending", ["closed", "reset", "silent"])
 @pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN)
-async def test_half_an_answer_never_looks_whole(reply, ending, version, together):
+async def test_half_a_response_never_looks_complete(reply, ending, version, together):
     async def script(message, reader, writer):
         head, _, rest = reply.partition(b"\r\n\r\n")
         for piece in [reply] if together else [head + b"\r\n\r\n", rest]:
@@ -188,7 +205,7 @@ async def test_half_an_answer_never_looks_whole(reply, ending, version, together
             await asyncio.sleep(0.05)
         if ending == "silent":
             await reader.read()
-        await saying(reset=ending == "reset")(message, reader, writer)
+        await sending(reset=ending == "reset")(message, reader, writer)
 
     async with between(script, read_timeout=0.4) as world, world.client() as (reader, writer):
         writer.write(GET.replace(b"HTTP/1.1", b"HTTP/" + version))
@@ -197,14 +214,7 @@ async def test_half_an_answer_never_looks_whole(reply, ending, version, together
             if head.status != 502:  # the fault was seen before the head had gone out
                 with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
                     await read_body(reader, head)
-        await settled(lambda: not world.relay.traffic.in_flight)
-
-
-async def settled(condition):
-    """Wait until a condition holds, and fail if it never does."""
-    async with asyncio.timeout(TIMEOUT):
-        while not condition():  # noqa: ASYNC110 -- what is waited for has no event
-            await asyncio.sleep(0.01)
+        await until(lambda: not world.relay.traffic.in_flight)
 
 
 LEAVING = {
@@ -236,7 +246,7 @@ async def test_a_client_that_leaves_ends_the_upstreams_work(request_, begun):
                 await read_head(reader)
         async with asyncio.timeout(TIMEOUT):
             await left.wait()
-        await settled(lambda: not world.relay.traffic.in_flight)
+        await until(lambda: not world.relay.traffic.in_flight)
         assert not world.relay.traffic.faults
 
 
@@ -251,9 +261,9 @@ async def test_an_upstream_that_stops_reading_an_upload_times_out():
             assert (await read_head(reader)).status == 504
 
 
-async def test_an_answer_that_comes_before_the_whole_upload_is_passed_on_and_ends_the_connection():
+async def test_a_response_that_comes_during_the_upload_is_passed_on_and_ends_the_connection():
     refusal = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig"
-    async with between(saying(refusal)) as world, world.client() as (reader, writer):
+    async with between(sending(refusal)) as world, world.client() as (reader, writer):
         answer = await talk(reader, writer, b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nabc")
         assert (answer.status, answer.body) == (413, b"big")
         assert answer.all("Connection") == [b"close"]
@@ -263,9 +273,9 @@ EXPECTING = b"POST /fhir HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100
 
 
 @pytest.mark.parametrize("status", [b"401 Unauthorized", b"413 Content Too Large", b"417 Expectation Failed"])
-async def test_a_body_that_waits_is_not_asked_for_if_the_upstream_refuses_it(status):
+async def test_an_expected_continue_is_not_sent_if_the_upstream_refuses_the_request(status):
     refusal = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
-    async with between(saying(refusal)) as world, world.client() as (reader, writer):
+    async with between(sending(refusal)) as world, world.client() as (reader, writer):
         answer = await talk(reader, writer, EXPECTING)
         assert answer.line == b"HTTP/1.1 " + status
         assert answer.all("Connection") == [b"close"]
@@ -273,7 +283,7 @@ async def test_a_body_that_waits_is_not_asked_for_if_the_upstream_refuses_it(sta
 
 
 @pytest.mark.parametrize("word", [b"HTTP/1.1 100 Continue\r\n\r\n", b""], ids=["continue", "silence"])
-async def test_a_body_that_waits_is_asked_for(word, monkeypatch):
+async def test_an_expected_continue_is_sent_when_the_upstream_agrees_or_stays_silent(word, monkeypatch):
     monkeypatch.setattr(relay_module, "_CONTINUE_SECONDS", 0.05 if not word else TIMEOUT)
 
     async def script(message, reader, writer):
@@ -283,19 +293,19 @@ async def test_a_body_that_waits_is_asked_for(word, monkeypatch):
 
     async with between(script) as world, world.client() as (reader, writer):
         for _ in range(2):
-            assert await asked(reader, writer) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert await send_expecting(reader, writer) == b"HTTP/1.1 100 Continue\r\n\r\n"
             assert (await talk(reader, writer, b"body")).status == 200
             assert world.upstream.seen.pop().body == b"body"
 
 
-async def asked(reader, writer):
-    """Send the head of a request whose body waits, and give the interim answer."""
+async def send_expecting(reader, writer):
+    """Send the head of a request whose body waits, and return the interim response."""
     writer.write(EXPECTING)
     async with asyncio.timeout(TIMEOUT):
         return await reader.readuntil(b"\r\n\r\n")
 
 
-async def test_interim_answers_are_no_answers():
+async def test_interim_responses_are_dropped():
     async with between(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK) as world:
         assert (await world.ask(GET)).status == 200
 
@@ -360,7 +370,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
 @pytest.mark.parametrize("before", [b"", b"5\r\nfirst\r\n"], ids=["at the start", "later"])
-async def test_a_malformed_chunk_is_refused_and_never_looks_whole_upstream(body, before):
+async def test_a_malformed_chunk_is_refused_and_never_looks_complete_upstream(body, before):
     ended = []
 
     async def script(message, reader, _writer):
@@ -373,7 +383,7 @@ async def test_a_malformed_chunk_is_refused_and_never_looks_whole_upstream(body,
     async with between(script) as world, world.client() as (reader, writer):
         answer = await talk(reader, writer, START + b"Transfer-Encoding: chunked\r\n\r\n" + before + body)
         assert answer.status == 400
-        await settled(lambda: len(ended) == len(world.upstream.seen))
+        await until(lambda: len(ended) == len(world.upstream.seen))
         assert set(ended) <= {None}
 
 
@@ -381,7 +391,7 @@ async def test_nothing_of_a_request_is_logged(caplog):
     caplog.set_level(logging.DEBUG)
     secret = b"GET /fhir/Patient?name=Doe HTTP/1.1\r\nHost: x\r\nAuthorization: Doe\r\n"
     bad = [secret + b"X: a\x00b\r\n\r\n", b"GET /fhir/Patient?name=Doe x HTTP/1.1\r\n\r\n", b"Doe\r\n\r\n"]
-    async with between(saying(b"HTTP/1.1 Doe\r\n\r\n"), saying(), OK) as world:
+    async with between(sending(b"HTTP/1.1 Doe\r\n\r\n"), sending(), OK) as world:
         for request in [GET, secret + b"\r\n", *bad]:
             await world.ask(request)
     assert "Doe" not in caplog.text

@@ -1,4 +1,4 @@
-"""Large bodies stream through a proxy's process without growing it, both ways and at the slower side's pace."""
+"""Large bodies stream through a proxy's process in both directions, at the slower side's pace, without growing it."""
 
 import asyncio
 import sys
@@ -9,12 +9,12 @@ from support.relaying import TIMEOUT, listening
 
 SIZE = 256 * 2**20
 PIECE = b"0123456789abcdef" * 4096
-#: What may come on top of the process's size after a first small request: buffers of sockets and streams.
+#: What the process may grow by after a first small request: buffers of sockets and streams (bytes).
 GROWTH = 24 * 2**20
 
 PROXY = """
 import asyncio, sys, uvloop
-from cgm_proxy.relay.express import ExpressServer
+from aiohttp import web
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.settings.loading import Settings, UpstreamSettings
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
@@ -22,8 +22,8 @@ from cgm_proxy.relay.http_options import SERVER_OPTIONS
 async def main():
     relay = Relay(Settings(upstream=UpstreamSettings(url=sys.argv[1])))
     await relay.start()
-    make = ExpressServer(relay.pass_through, relay, lambda _: True, **SERVER_OPTIONS)
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    make_protocol = web.Server(relay.pass_through, **SERVER_OPTIONS)
+    server = await asyncio.get_running_loop().create_server(make_protocol, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await relay.close()
@@ -33,7 +33,7 @@ uvloop.run(main())
 
 
 class Bulk(asyncio.Protocol):
-    """An upstream that sends SIZE bytes to a GET and takes whatever a POST brings, then answers with how much it was."""
+    """An upstream that answers a GET with SIZE bytes, and a POST with the number of bytes that it received."""
 
     def connection_made(self, transport):
         self.transport, self.taken, self.left, self.paused = transport, 0, 0, False
@@ -73,7 +73,7 @@ class Bulk(asyncio.Protocol):
 
 
 def peak(pid: int) -> int:
-    """Give a process's largest resident size so far (bytes)."""
+    """Return a process's largest resident size so far (bytes)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 

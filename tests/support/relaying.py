@@ -9,7 +9,6 @@ import msgspec
 from aiohttp import web
 
 from cgm_proxy.core.issues import RequestRefused, operation_outcome
-from cgm_proxy.relay.express import ExpressServer
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.settings.loading import ListenSettings, Settings, UpstreamSettings
@@ -20,7 +19,7 @@ TIMEOUT = 20.0
 
 @dataclass
 class Message:
-    """A request or an answer as it was on the wire."""
+    """A request or a response as it was on the wire."""
 
     line: bytes
     fields: list[tuple[bytes, bytes]]
@@ -28,7 +27,7 @@ class Message:
     head: bytes = b""
 
     def all(self, name: str) -> list[bytes]:
-        return [text for key, text in self.fields if key.lower() == name.lower().encode()]
+        return [value for key, value in self.fields if key.lower() == name.lower().encode()]
 
     @property
     def status(self) -> int:
@@ -61,7 +60,10 @@ Script = Callable[[Message, asyncio.StreamReader, asyncio.StreamWriter], Awaitab
 
 @dataclass
 class FakeUpstream:
-    """Answers each request by the next of `answers`: bytes after the whole request, or a script after its head."""
+    """Answers each request by the next of `answers`, the last one for ever.
+
+    An answer is bytes, sent after the whole request, or a script, run after the request's head.
+    """
 
     answers: list[bytes | Script]
     seen: list[Message] = field(default_factory=list)
@@ -96,8 +98,10 @@ class World:
     port: int
     upstream: FakeUpstream
     relay: Relay
+    server: web.Server
 
     async def ask(self, request: bytes) -> Message:
+        """Send a request on a connection of its own."""
         async with self.client() as (reader, writer):
             return await talk(reader, writer, request)
 
@@ -109,7 +113,7 @@ class World:
 
 
 async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> Message:
-    """Send a request and read its answer whole."""
+    """Send a request and read the complete response."""
     async with asyncio.timeout(TIMEOUT):
         writer.write(request)
         answer = await read_head(reader)
@@ -118,12 +122,19 @@ async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
     return answer
 
 
-def serving(relay: Relay, body: bool = False):
-    """Make a handler as the proxy's own: refusals become OperationOutcomes."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, and fail if it never does."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():  # noqa: ASYNC110 -- there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+def serving(relay: Relay, read_before: bool = False):
+    """Return a handler like the proxy's own: refusals become OperationOutcomes."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await relay.pass_through(request, body=await request.read() if body else None)
+            return await relay.pass_through(request, body=await request.read() if read_before else None)
         except RequestRefused as refusal:
             outcome = msgspec.json.encode(operation_outcome(refusal.issues))
             return web.Response(
@@ -134,38 +145,42 @@ def serving(relay: Relay, body: bool = False):
 
 
 @asynccontextmanager
-async def listening(make) -> AsyncIterator[int]:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(make, "127.0.0.1", 0)
+async def listening(make_protocol: Callable[[], asyncio.BaseProtocol]) -> AsyncIterator[int]:
+    """Listen on a free port of the loopback interface and return it."""
+    server = await asyncio.get_running_loop().create_server(make_protocol, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        if isinstance(make, web.Server):
-            await make.shutdown(1)
+        if isinstance(make_protocol, web.Server):
+            await make_protocol.shutdown(1)
 
 
 @asynccontextmanager
 async def between(
     *answers: bytes | Script,
-    public: str = "",
+    public: str = "http://public.example/fhir",
     path: str = "/fhir",
     url: str = "",
-    body: bool = False,
+    read_before: bool = False,
     **upstream: float,
 ) -> AsyncIterator[World]:
-    """Start an upstream that gives `answers` under `path` and a relay before it, both on free ports."""
+    """Start an upstream that gives `answers` under `path` and a relay in front of it, both on free ports.
+
+    With `read_before`, the handler reads each body before the relay gets it.
+    """
     fake = FakeUpstream(list(answers))
     behind = await asyncio.start_server(fake, "127.0.0.1", 0, limit=2**20)
     fake.port = behind.sockets[0].getsockname()[1]
     relay = Relay(
         Settings(
-            listen=ListenSettings(public_url=public or "http://public.example/fhir"),
+            listen=ListenSettings(public_url=public),
             upstream=UpstreamSettings(url=url or f"http://127.0.0.1:{fake.port}{path}", **upstream),
         )
     )
     await relay.start()
-    async with listening(ExpressServer(serving(relay, body), relay, lambda _: not body, **SERVER_OPTIONS)) as port:
-        yield World(port, fake, relay)
+    server = web.Server(serving(relay, read_before), **SERVER_OPTIONS)
+    async with listening(server) as port:
+        yield World(port, fake, relay, server)
     await relay.close()
     behind.close()

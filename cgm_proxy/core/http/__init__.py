@@ -1,1 +1,1 @@
-"""HTTP as the proxy needs it, without doing any: header fields, base URLs and request paths."""
+"""The pure parts of HTTP: header fields, and the mapping between the public and the upstream's base URL."""

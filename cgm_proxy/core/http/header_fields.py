@@ -1,16 +1,17 @@
-"""Header fields as they go through: raw pairs of bytes in their order, without those meant for one connection only.
+"""Header fields of a message that passes through: raw pairs of bytes, in the order in which they were received.
 
-Names and values stay the bytes that were received: a value in Latin-1, a field sent twice and the order of fields
-reach the other side as they came. After RFC 9110 (HTTP semantics), RFC 9112 (HTTP/1.1) and RFC 7239 (Forwarded).
+Names and values stay as they are, so a value in Latin-1, a field that occurs twice and the order of fields reach the
+other side unchanged. Only fields for one connection are removed (RFC 9110, 7.6.1), and the fields that name the client
+and the public address are written anew (`public_address`, `client_address`).
 """
 
 from collections.abc import Collection, Iterable
 
-from cgm_proxy.core.http.base_urls import BaseUrl
+from cgm_proxy.core.http.base_urls import BaseUrl, BaseUrls
 
-Fields = Iterable[tuple[bytes, bytes]]
+Field = tuple[bytes, bytes]
 
-#: Fields for one connection only (RFC 9110, 7.6.1, 11.7), and the framing, which each side of a relay decides anew.
+#: Fields for one connection only (RFC 9110, 7.6.1 and 11.7). Framing is among them: each side of a relay chooses its own.
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -26,8 +27,8 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-#: What a client may claim about itself and the way it came; the relay says it anew from the public base and the peer.
-CLAIMED = frozenset(
+#: Fields by which a client could claim another address or target. None of them passes; the proxy writes its own.
+FORWARDING = frozenset(
     {
         b"forwarded",
         b"x-forwarded-for",
@@ -43,45 +44,65 @@ CLAIMED = frozenset(
     }
 )
 
-#: Never dropped because `Connection` names them: without them the message would mean something else.
-_NEEDED = frozenset({b"content-length", b"content-type", b"content-encoding", b"authorization", b"host"})
-_PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b""})
-#: What may stand in a field; written out it holds one CR and one LF more.
+#: Fields that `Connection` can't remove: without them the message would mean something else.
+_NEVER_HOP_BY_HOP = frozenset({b"content-length", b"content-type", b"content-encoding", b"authorization", b"host"})
+_CONNECTION_OPTIONS = frozenset({b"keep-alive", b"close", b""})
+#: The bytes that a name or value may hold; an encoded field has one CR and one LF besides.
 _ALLOWED = bytes({*range(256)} - {*range(0x20), 0x7F} | {0x09})
 
 
-def end_to_end(fields: Fields, dropped: Collection[bytes]) -> list[tuple[bytes, bytes]]:
-    """List the fields whose lower-case names are neither in `dropped` nor named by a `Connection` field."""
-    kept: list[tuple[bytes, bytes]] = []
+def end_to_end(fields: Iterable[Field], dropped: Collection[bytes]) -> list[Field]:
+    """Return the fields whose lower-case names are neither in `dropped` nor named by a `Connection` field.
+
+    `dropped` must contain `HOP_BY_HOP`.
+    """
+    kept: list[Field] = []
     named: set[bytes] = set()
     for field in fields:
         name = field[0].lower()
         if name not in dropped:
             kept.append(field)
-        elif name == b"connection" and (value := field[1].lower()) not in _PLAIN_CONNECTION:
+        elif name == b"connection" and (value := field[1].lower()) not in _CONNECTION_OPTIONS:
             named.update(token.strip() for token in value.split(b","))
-    named -= _NEEDED
+    named -= _NEVER_HOP_BY_HOP
     return [field for field in kept if field[0].lower() not in named] if named else kept
 
 
-def lines(fields: Collection[tuple[bytes, bytes]]) -> bytes:
-    """Write fields as lines of a message's head.
+def encode(fields: Collection[Field]) -> bytes:
+    """Return the fields as lines of a message's head.
 
     Raises `ValueError` if a name or a value holds a control character (RFC 9110, 5.5): it could begin another field.
     """
-    written = b"".join([b"%b: %b\r\n" % field for field in fields])
-    if len(written.translate(None, _ALLOWED)) != 2 * len(fields):
+    lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+    if len(lines.translate(None, _ALLOWED)) != 2 * len(fields):
         raise ValueError("a control character in a header field")
-    return written
+    return lines
 
 
-def forwarded(peer: str, public: BaseUrl, claimed: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    """Say who asks, and by what public address, in both spellings that servers read (RFC 7239 and its forerunner).
+def public_address(bases: BaseUrls) -> list[Field]:
+    """Return the X-Forwarded-* fields that tell the upstream its public base URL; all requests have the same.
 
-    `claimed` are the values of the client's own X-Forwarded-For, which stay before the peer: only the last address is
-    vouched for. Scheme and authority are the public base's, never the request's.
+    They come from the settings, never from the request, so a client can't make the upstream link elsewhere.
     """
+    public = bases.public
+    fields = [
+        (b"X-Forwarded-Host", public.authority.encode()),
+        (b"X-Forwarded-Proto", public.scheme.encode()),
+        (b"X-Forwarded-Port", str(public.port).encode()),
+    ]
+    if public.path != bases.upstream.path:
+        fields.append((b"X-Forwarded-Prefix", public.path.encode()))
+    return fields
+
+
+def client_address(peer: str | None, public: BaseUrl, received: Iterable[Field] = ()) -> list[Field]:
+    """Return `Forwarded` (RFC 7239) and `X-Forwarded-For`, which tell the upstream who sent a request.
+
+    The addresses in the `received` request's own X-Forwarded-For stay before the peer's: only the last one is certain.
+    """
+    peer = peer or "unknown"
     node = f'"[{peer}]"' if ":" in peer else peer
+    claimed = [value for name, value in received if name.lower() == b"x-forwarded-for"]
     return [
         (b"Forwarded", f'for={node};host="{public.authority}";proto={public.scheme}'.encode()),
         (b"X-Forwarded-For", b", ".join((*claimed, peer.encode()))),

@@ -1,9 +1,9 @@
-"""Fields on their way through."""
+"""Header fields that pass through, and those that are written anew."""
 
 import pytest
 
-from cgm_proxy.core.http.base_urls import BaseUrl
-from cgm_proxy.core.http.header_fields import HOP_BY_HOP, end_to_end, forwarded, lines
+from cgm_proxy.core.http.base_urls import BaseUrl, BaseUrls
+from cgm_proxy.core.http.header_fields import HOP_BY_HOP, client_address, encode, end_to_end, public_address
 
 CONNECTIONS = [
     ([(b"Connection", b"close")], []),
@@ -21,33 +21,52 @@ CONNECTIONS = [
 
 
 @pytest.mark.parametrize(("fields", "kept"), CONNECTIONS)
-def test_what_belongs_to_one_connection_is_left_out(fields, kept):
+def test_hop_by_hop_fields_are_left_out(fields, kept):
     assert end_to_end(fields, HOP_BY_HOP) == kept
 
 
-def test_fields_are_written_as_they_are():
-    assert lines([(b"A", b""), (b"b", b"J\xf6rg\t \xff")]) == b"A: \r\nb: J\xf6rg\t \xff\r\n"
+def test_fields_are_encoded_as_they_are():
+    assert encode([(b"A", b""), (b"b", b"J\xf6rg\t \xff")]) == b"A: \r\nb: J\xf6rg\t \xff\r\n"
 
 
-@pytest.mark.parametrize("text", [bytes([code]) for code in {*range(32), 127} - {9}])
-def test_a_control_character_is_never_written(text):
-    for field in [(b"A", b"b" + text + b"c"), (b"A" + text, b"c")]:
+@pytest.mark.parametrize("character", [bytes([code]) for code in {*range(32), 127} - {9}])
+def test_a_control_character_is_never_encoded(character):
+    for field in [(b"A", b"b" + character + b"c"), (b"A" + character, b"c")]:
         with pytest.raises(ValueError, match="control character"):
-            lines([(b"X", b"y"), field])
+            encode([(b"X", b"y"), field])
 
 
 PEERS = [
     ("10.0.0.1", [], b'for=10.0.0.1;host="h:1";proto=https', b"10.0.0.1"),
     ("::1", [], b'for="[::1]";host="h:1";proto=https', b"::1"),
+    (None, [], b'for=unknown;host="h:1";proto=https', b"unknown"),
     (
         "10.0.0.1",
-        [b"1.1.1.1", b"2.2.2.2, 3.3.3.3"],
+        [(b"X-Forwarded-For", b"1.1.1.1"), (b"Forwarded", b"for=9.9.9.9"), (b"x-forwarded-FOR", b"2.2.2.2, 3.3.3.3")],
         b'for=10.0.0.1;host="h:1";proto=https',
         b"1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.1",
     ),
 ]
 
 
-@pytest.mark.parametrize(("peer", "claimed", "said", "chain"), PEERS)
-def test_the_peer_and_the_public_address_are_said(peer, claimed, said, chain):
-    assert forwarded(peer, BaseUrl("https://h:1/fhir"), claimed) == [(b"Forwarded", said), (b"X-Forwarded-For", chain)]
+@pytest.mark.parametrize(("peer", "received", "forwarded", "chain"), PEERS)
+def test_the_peer_is_named_after_the_addresses_that_it_claims(peer, received, forwarded, chain):
+    fields = client_address(peer, BaseUrl("https://h:1/fhir"), received)
+    assert fields == [(b"Forwarded", forwarded), (b"X-Forwarded-For", chain)]
+
+
+@pytest.mark.parametrize(
+    ("public", "upstream", "host", "scheme", "port", "prefix"),
+    [
+        ("https://Fhir.example:8443/r4", "http://up/hapi", b"fhir.example:8443", b"https", b"8443", [b"/r4"]),
+        ("https://fhir.example/fhir", "http://up/fhir", b"fhir.example", b"https", b"443", []),
+        ("http://[::1]", "http://up/fhir", b"[::1]", b"http", b"80", [b""]),
+    ],
+)
+def test_the_public_address_is_that_of_the_settings(public, upstream, host, scheme, port, prefix):
+    assert public_address(BaseUrls.of(public, upstream)) == [
+        (b"X-Forwarded-Host", host),
+        (b"X-Forwarded-Proto", scheme),
+        (b"X-Forwarded-Port", port),
+        *((b"X-Forwarded-Prefix", value) for value in prefix),
+    ]
