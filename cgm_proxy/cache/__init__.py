@@ -1,1 +1,5 @@
-"""What is remembered to save work: in this process, or in Valkey where replicas share it. Losing it costs look-ups, never truth."""
+"""What the proxy remembers to save requests upstream: patients' standing orders, and where entries are stored.
+
+`cache.py` is what the other packages use. It stores bytes in a backend: `LocalBackend` keeps them in this process,
+`ValkeyBackend` shares them among replicas. Nothing depends on the cache: if it is lost, the proxy asks the upstream again.
+"""

@@ -1,150 +1,127 @@
-"""Where what is remembered is kept: values by topic and name, until they expire or their topic is forgotten.
+"""Where cached values are stored: the interface of a cache backend, and the backend of a single process.
 
-Each topic has an epoch, which is another one whenever the topic had to be forgotten. Whoever is about to ask upstream takes
-the epoch first and writes under it what was answered: what was asked before a write is never read after it.
+Values belong to a namespace, which has a generation. Whenever a namespace is invalidated, a new generation begins and
+the values of the old one are never read again. A caller that is about to ask the upstream reads the generation first and
+writes the response under it: if a write to the upstream came in between, the response may be out of date and is not kept.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import monotonic
 from typing import Literal, Protocol
 
+from cachetools import FIFOCache
+
 from cgm_proxy.settings.loading import CacheSettings
 
-#: What is remembered: where entries are stored, patients' orders, when a patient last submitted.
+#: What is cached: where entries are stored ("known"), patients' standing orders, and when a patient last submitted.
 Namespace = Literal["known", "orders", "submitted"]
 
-#: How long it is remembered when a patient last submitted: longer than a month, the longest usual period (seconds).
+#: How long the time of a patient's last submission is cached (seconds): longer than a month, the longest usual period.
 SUBMITTED_SECONDS = 35 * 86_400
 
-#: The epoch while nothing can be trusted: a write is under way, or the shared memory is away.
+#: The generation while nothing can be trusted: a write to the upstream is in flight, or the backend is unavailable.
 NO_GENERATION = ""
 
 
 class PatientLock:
-    """A patient's turn, which saves lost races; whoever must rest on it asks whether it is still held."""
+    """A lock on a patient's submissions. One process alone always holds it; a lease in Valkey can be lost."""
 
     @property
     def held(self) -> bool:
-        """Whether nobody else can have the turn now, as far as this process can tell."""
+        """Whether no other process can hold the lock now, as far as this process can tell."""
         return True
 
 
 class CacheBackend(Protocol):
-    """Values by topic and name; whatever fails here is as if nothing had been noted."""
+    """Values by namespace and key. A backend never raises: if it fails, its values are simply not found."""
 
     source: str
-    """What metrics call that which was found here."""
+    """The label by which metrics name this backend."""
 
     async def start(self) -> None:
-        """Get ready; never fails."""
+        """Connect."""
 
     async def stop(self) -> None:
-        """End what was begun."""
+        """Disconnect."""
 
     @property
     def available(self) -> bool:
-        """Whether anything can be noted now."""
+        """Whether values can be read and written now."""
 
-    async def read(self, topic: Namespace, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
-        """Give the topic's epoch, or `NO_GENERATION`, and the values of those names that have one in it."""
+    async def read(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        """Return the namespace's generation (or `NO_GENERATION`), and the values of those keys that have one."""
 
-    async def write(self, topic: Namespace, epoch: str, values: Mapping[str, bytes]) -> None:
-        """Note values in this epoch; if it has ended, nobody will read them."""
+    async def write(self, namespace: Namespace, generation: str, values: Mapping[str, bytes]) -> None:
+        """Store values under this generation. If another one has begun, they are never read."""
 
-    def invalidating(self, topics: Collection[Namespace]) -> AbstractAsyncContextManager[None]:
-        """Do what may change what the topics are about; nothing is trusted until it is done, and all is forgotten then."""
+    def invalidating(self, namespaces: Collection[Namespace]) -> AbstractAsyncContextManager[None]:
+        """Invalidate the namespaces when the context ends; until then they have no generation.
 
-    def lock(self, name: str, patience: float) -> AbstractAsyncContextManager[PatientLock]:
-        """Take the turn of that name; who waits longer than `patience` (seconds) goes on without it."""
+        The context surrounds a request that may change what the values were read from.
+        """
+
+    def lock(self, name: str, max_wait: float) -> AbstractAsyncContextManager[PatientLock]:
+        """Acquire the lock of that name; after `max_wait` seconds go on without it."""
 
 
-def ttl(cache: CacheSettings, topic: Namespace) -> float:
-    """Give how long a topic's values are kept."""
-    return {"known": cache.known_seconds, "orders": cache.orders_seconds, "submitted": SUBMITTED_SECONDS}[topic]
+def ttl(cache: CacheSettings, namespace: Namespace) -> float:
+    """Return how long values of the namespace are valid (seconds)."""
+    return {"known": cache.known_seconds, "orders": cache.orders_seconds, "submitted": SUBMITTED_SECONDS}[namespace]
 
 
 class LocalBackend:
-    """Notes of this process alone."""
+    """Values in this process. The oldest are dropped when a namespace is full."""
 
     source = "memory"
     available = True
 
     def __init__(self, cache: CacheSettings) -> None:
-        sizes: dict[Namespace, int] = {"known": cache.known, "orders": cache.orders, "submitted": cache.orders}
-        self._values = {topic: _Values(size, ttl(cache, topic)) for topic, size in sizes.items()}
-        self._forgotten: Counter[Namespace] = Counter()
-        self._under_way: Counter[Namespace] = Counter()
+        self._cache = cache
+        # Values with the time at which they expire. This is no TTLCache because one submission reads and writes thousands
+        # of values: of 26,000, a FIFOCache writes one in 0.6 µs and reads it in 0.3 µs, a TTLCache takes 1.8 and 1.6 µs.
+        self._values: dict[Namespace, FIFOCache[str, tuple[float, bytes]]] = {
+            "known": FIFOCache(cache.known),
+            "orders": FIFOCache(cache.orders),
+            "submitted": FIFOCache(cache.orders),
+        }
+        self._generations: Counter[Namespace] = Counter()
+        self._writes_in_flight: Counter[Namespace] = Counter()
 
     async def start(self) -> None:
-        """Have nothing to do."""
+        """Do nothing: there is nothing to connect to."""
 
     async def stop(self) -> None:
-        """Have nothing to do."""
+        """Do nothing: there is nothing to disconnect from."""
 
-    async def read(self, topic: Namespace, names: Sequence[str]) -> tuple[str, dict[str, bytes]]:
-        """Give how often the topic was forgotten, and what is noted."""
-        if self._under_way[topic]:
+    async def read(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+        """See `CacheBackend`."""
+        if self._writes_in_flight[namespace]:
             return NO_GENERATION, {}
-        return str(self._forgotten[topic]), self._values[topic].read(names)
+        now, values = monotonic(), self._values[namespace]
+        found = {key: entry[1] for key in keys if (entry := values.get(key)) and now < entry[0]}
+        return str(self._generations[namespace]), found
 
-    async def write(self, topic: Namespace, epoch: str, values: Mapping[str, bytes]) -> None:
-        """Note values, if it is still this epoch."""
-        if epoch == str(self._forgotten[topic]):
-            self._values[topic].write(values)
+    async def write(self, namespace: Namespace, generation: str, values: Mapping[str, bytes]) -> None:
+        """See `CacheBackend`."""
+        if generation == str(self._generations[namespace]):
+            expires = monotonic() + ttl(self._cache, namespace)
+            self._values[namespace].update((key, (expires, value)) for key, value in values.items())
 
     @asynccontextmanager
-    async def invalidating(self, topics: Collection[Namespace]) -> AsyncIterator[None]:
-        """Trust nothing while it is done, and forget the topics then."""
-        self._under_way.update(topics)
+    async def invalidating(self, namespaces: Collection[Namespace]) -> AsyncIterator[None]:
+        """See `CacheBackend`."""
+        self._writes_in_flight.update(namespaces)
         try:
             yield
         finally:
-            self._under_way.subtract(topics)
-            self._forgotten.update(topics)
-            for topic in topics:
-                self._values[topic].clear()
+            self._writes_in_flight.subtract(namespaces)
+            self._generations.update(namespaces)
+            for namespace in namespaces:
+                self._values[namespace].clear()
 
     @asynccontextmanager
-    async def lock(self, name: str, patience: float) -> AsyncIterator[PatientLock]:  # noqa: ARG002 -- others wait
-        """Give the turn at once: those of this process wait for one another before."""
+    async def lock(self, name: str, max_wait: float) -> AsyncIterator[PatientLock]:  # noqa: ARG002 -- nobody waits
+        """Yield a lock that is always held: `Cache` makes the callers within one process wait for each other."""
         yield PatientLock()
-
-
-class _Values:
-    """At most `size` values, each for `seconds`; they go in the batches in which they came, the oldest first."""
-
-    def __init__(self, size: int, seconds: float) -> None:
-        self._size = size
-        self._seconds = seconds
-        self._values: dict[str, bytes] = {}
-        self._batches: deque[tuple[float, Mapping[str, bytes]]] = deque()
-        self._held = 0  # values in batches, also those that came again since then
-
-    def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Give the values of those names that have one."""
-        while self._batches and self._batches[0][0] <= monotonic():
-            self._drop()
-        return {name: value for name in names if (value := self._values.get(name)) is not None}
-
-    def write(self, values: Mapping[str, bytes]) -> None:
-        """Keep a batch; it is not to be changed any more."""
-        self._values.update(values)
-        self._batches.append((monotonic() + self._seconds, values))
-        self._held += len(values)
-        while self._held > self._size:
-            self._drop()
-
-    def clear(self) -> None:
-        """Keep nothing."""
-        self._values.clear()
-        self._batches.clear()
-        self._held = 0
-
-    def _drop(self) -> None:
-        _, batch = self._batches.popleft()
-        self._held -= len(batch)
-        for name, value in batch.items():
-            if self._values.get(name) is value:  # it has not come again since then
-                del self._values[name]

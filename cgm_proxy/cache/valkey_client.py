@@ -1,6 +1,7 @@
-"""Ask Valkey (or Redis) without ever depending on it: each question is bounded by a short time, and a failure is an answer.
+"""A client of Valkey (or Redis) that never raises and never blocks for long: each call has a short timeout.
 
-After a failure nothing is asked until a look in the background finds it well again: a dead Valkey costs one timeout.
+After a failure no further call is made until a check in the background succeeds. A dead Valkey costs one timeout in all,
+not one for each call.
 """
 
 import asyncio
@@ -17,22 +18,25 @@ from redis.backoff import NoBackoff
 from cgm_proxy.observability.logs import log
 from cgm_proxy.observability.metrics import SHARED_FAULTS, SHARED_UP
 
-#: Connections of one proxy at most; who finds none free waits as for an answer.
+#: Most connections of one proxy. If all are in use, a call waits for one within its timeout.
 CONNECTIONS = 16
 
-#: Pauses between looks at a Valkey that has failed: the first, and the longest (seconds).
+#: The first and the longest pause between checks of a Valkey that has failed (seconds).
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 2.0
 
-#: Longest part of an error's text that is logged (characters); it holds names of commands, users and hosts.
+#: Longest part of an error's text that is logged (characters); it names commands, users and hosts.
 LOGGED = 200
 
 T = TypeVar("T")
 
 
 class Valkey:
-    """One Valkey server; `settle` is what must succeed before it is asked again after a failure, and may ask by `client`."""
+    """One Valkey server.
 
-    def __init__(self, url: str, timeout: float, settle: Callable[[], Awaitable[None]]) -> None:
+    `recover` is awaited at the start and after each failure, and may use `client`; calls are made once it succeeds.
+    """
+
+    def __init__(self, url: str, timeout: float, recover: Callable[[], Awaitable[None]]) -> None:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS,
@@ -46,67 +50,69 @@ class Valkey:
         self.client: Redis = Redis.from_pool(pool)
         self._pool = pool
         self._timeout = timeout
-        self._settle = settle
-        self._looking: asyncio.Task[None] | None = None
+        self._recover = recover
+        self._checking: asyncio.Task[None] | None = None
         self._fault = ""
         self.up = False
-        """Whether it is asked at all now."""
+        """Whether calls are made now."""
 
     async def start(self) -> None:
-        """Look whether it is there; if not, go on looking in the background."""
-        self._show(up=True)
-        if not await self._settled():
-            self.distrust()
+        """Check whether Valkey can be used; if not, keep checking in the background."""
+        self._set_up(up=True)
+        if not await self._recovered():
+            self.mark_down()
 
     async def stop(self) -> None:
-        """Ask nothing more, and close the connections."""
-        self._show(up=False)
-        if self._looking:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        """Make no more calls, and close the connections."""
+        self._set_up(up=False)
+        if self._checking:
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
         await self.client.aclose()
 
-    async def ask(self, question: Callable[..., Awaitable[T]], *arguments: Any) -> T | None:
-        """Give the answer, or None where there is none in time, or none is waited for now."""
+    async def call(self, command: Callable[..., Awaitable[T]], *arguments: Any) -> T | None:
+        """Return the result of the command, or None if it failed or Valkey is down."""
         if not self.up:
             return None
-        answer, fault = await self._bounded(question(*arguments))
-        if fault and not isinstance(fault, exceptions.OutOfMemoryError):  # a full one can still be read
-            self.distrust()
-        return answer
+        result, error = await self._bounded(command(*arguments))
+        if error and not isinstance(error, exceptions.OutOfMemoryError):  # a full Valkey can still be read
+            self.mark_down()
+        return result
 
-    def distrust(self) -> None:
-        """Ask nothing more until it is well again."""
+    def mark_down(self) -> None:
+        """Make no more calls until a check in the background succeeds."""
         if self.up:
-            self._show(up=False)
+            self._set_up(up=False)
             log("shared memory is away", logging.WARNING, fault=self._fault)
-            self._looking = asyncio.create_task(self._look())
+            self._checking = asyncio.create_task(self._check())
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
+        """Check, with growing pauses, until Valkey can be used again."""
         pause = FIRST_PAUSE
         while True:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             with contextlib.suppress(exceptions.RedisError, OSError):
-                await self._pool.disconnect(inuse_connections=False)  # they may lead to who was the primary
-            if await self._settled():
+                # Idle connections may lead to a server that is no longer the primary.
+                await self._pool.disconnect(inuse_connections=False)
+            if await self._recovered():
                 break
-        self._show(up=True)
+        self._set_up(up=True)
         log("shared memory is back")
 
-    def _show(self, *, up: bool) -> None:
+    def _set_up(self, *, up: bool) -> None:
         self.up = up
         SHARED_UP.set(up)
 
-    async def _settled(self) -> bool:
-        _, fault = await self._bounded(self._settle())
-        return fault is None
+    async def _recovered(self) -> bool:
+        _, error = await self._bounded(self._recover())
+        return error is None
 
-    async def _bounded(self, question: Awaitable[T]) -> tuple[T | None, Exception | None]:
-        """Give the answer or what went wrong, which is counted."""
+    async def _bounded(self, command: Awaitable[T]) -> tuple[T | None, Exception | None]:
+        """Return the result, or the error, which is counted."""
         try:
             async with asyncio.timeout(self._timeout):
-                return await question, None
+                return await command, None
         except (exceptions.RedisError, OSError, ValueError, RecursionError) as error:
             SHARED_FAULTS.labels(_kind(error)).inc()
             self._fault = f"{type(error).__name__}: {error}"[:LOGGED]
@@ -114,7 +120,7 @@ class Valkey:
 
 
 def _kind(error: Exception) -> str:
-    """Tell a Valkey that is slow from one that is not there, and from one that answers with an error."""
+    """Return the metric's label: "timeout", "refused" (no connection, or it was lost) or "error" (an error response)."""
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         return "timeout"
     lost = isinstance(error, exceptions.ConnectionError | OSError)

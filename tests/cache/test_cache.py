@@ -1,4 +1,4 @@
-"""What is remembered, of stored entries and of orders, and what makes the proxy forget it."""
+"""What the proxy caches of stored entries and orders, and which writes invalidate it."""
 
 import asyncio
 from typing import Any
@@ -9,8 +9,8 @@ from support.proxying import World, counted, locations, observation, proxying, s
 
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders
 
-#: Writes through the proxy after which it can't know where anything is.
-FORGETTING = [
+#: Writes through the proxy that invalidate all stored entries.
+INVALIDATING = [
     ("DELETE", "Observation/{id}", None),
     ("DELETE", "Observation?identifier={identity}", None),
     ("PUT", "Observation/{id}", "other"),
@@ -19,11 +19,15 @@ FORGETTING = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "content"), FORGETTING, ids=[f"{row[0]} {row[1]}" for row in FORGETTING])
-async def test_what_a_write_removed_is_stored_anew_when_sent_again(method: str, path: str, content: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "content"), INVALIDATING, ids=[f"{row[0]} {row[1]}" for row in INVALIDATING]
+)
+async def test_a_resource_that_a_write_removed_is_stored_again_when_it_is_sent_again(
+    method: str, path: str, content: Any
+) -> None:
     async with proxying() as world:
-        place = await unlooked_at(world)
-        reading = (await world.ask_store("GET", place)).body
+        reference = await unprobed(world)
+        reading = (await world.ask_store("GET", reference)).body
         names = {"id": reading["id"], "identity": reading["identifier"][-1]["value"]}
         if content == "other":
             content = observation(reading["id"], world.about, "x")
@@ -32,33 +36,33 @@ async def test_what_a_write_removed_is_stored_anew_when_sent_again(method: str, 
             content = {"resourceType": "Bundle", "type": "batch", "entry": entries}
         assert (await world.request(method, path.format(**names), content)).status == 200
         if "%65" in str(content):  # this store does not decode it, another one may
-            await world.ask_store("DELETE", place)
+            await world.ask_store("DELETE", reference)
         assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
         assert len([r for r in await world.stored() if "valueQuantity" in r]) == 40
 
 
-async def unlooked_at(world: World) -> str:
-    """Store 40 readings, and give the place of one that is not among those looked at before the others are believed."""
-    places = locations(await world.submit(world.readings(40)))
+async def unprobed(world: World) -> str:
+    """Store 40 readings, and return the reference of one that the proxy does not look up before it trusts the cache."""
+    stored = locations(await world.submit(world.readings(40)))
     await world.submit(world.readings(40))
-    looked_at = world.fake.of(searches("Observation"))[-1].form["identifier"]
-    for place in map(str, places):
-        reference = place.partition("/_history")[0]
+    probed = world.fake.of(searches("Observation"))[-1].form["identifier"]
+    for location in map(str, stored):
+        reference = location.partition("/_history")[0]
         identity = (await world.ask_store("GET", reference)).body["identifier"][-1]["value"]
-        if identity not in str(looked_at):
+        if identity not in str(probed):
             return reference
-    raise AssertionError("all are looked at")
+    raise AssertionError("all were looked up")
 
 
-async def test_a_method_in_a_header_may_delete_as_well() -> None:
+async def test_a_method_override_that_deletes_invalidates_as_well() -> None:
     async with proxying() as world:
-        place = await unlooked_at(world)
-        await world.request("POST", place, X_HTTP_Method_Override="delete")
-        await world.ask_store("DELETE", place)  # this store does not know of the header, another one may
+        reference = await unprobed(world)
+        await world.request("POST", reference, X_HTTP_Method_Override="delete")
+        await world.ask_store("DELETE", reference)  # this store does not know of the header, another one may
         assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
 
 
-async def test_what_was_found_while_it_was_deleted_is_not_remembered() -> None:
+async def test_an_entry_that_was_found_while_it_was_deleted_is_not_cached() -> None:
     async with proxying() as world:
         await world.submit(world.readings(40))
         doomed = (await world.stored())[0]["id"]
@@ -74,7 +78,7 @@ async def test_what_was_found_while_it_was_deleted_is_not_remembered() -> None:
         assert await world.count() == 40
 
 
-async def test_what_is_known_is_answered_after_a_look_at_a_few_of_it() -> None:
+async def test_cached_entries_are_trusted_after_a_few_of_them_were_looked_up() -> None:
     async with proxying() as world:
         first = await world.submit(world.readings(400, device=True))
         world.fake.seen.clear()
@@ -84,15 +88,15 @@ async def test_what_is_known_is_answered_after_a_look_at_a_few_of_it() -> None:
             == len(world.fake.of(searches("Observation"))) + len(world.fake.of(searches("Device")))
             == 2
         )
-        assert sum(asked.form["identifier"].count("urn:uuid:") for asked in world.fake.seen) <= 32
+        assert sum(request.form["identifier"].count("urn:uuid:") for request in world.fake.seen) <= 32
         assert locations(again) == locations(first)
 
 
-async def test_what_was_deleted_past_the_proxy_is_stored_anew() -> None:
+async def test_what_was_deleted_past_the_proxy_is_stored_again() -> None:
     async with proxying() as world:
         first = await world.submit(world.readings(40))
-        for place in locations(first):
-            await world.ask_store("DELETE", str(place).partition("/_history")[0])
+        for location in locations(first):
+            await world.ask_store("DELETE", str(location).partition("/_history")[0])
         again = await world.submit(world.readings(40))
         assert counted(again) == {201: 40}
         assert await world.count() == 40
@@ -101,22 +105,23 @@ async def test_what_was_deleted_past_the_proxy_is_stored_anew() -> None:
 async def test_etags_and_locations_are_the_same_however_a_duplicate_is_found() -> None:
     async with proxying() as world:
         first = await world.submit(world.readings(40))
-        by_memory = await world.submit(world.readings(40))
+        by_cache = await world.submit(world.readings(40))
         await world.request("DELETE", "Observation/none-such")
         by_search = await world.submit(world.readings(40))
         await world.request("DELETE", "Observation/none-such")
         by_create = await world.submit(world.readings(5))
-        for answer in (by_memory, by_search, by_create):
-            for mine, firsts in zip(answer.body["entry"], first.body["entry"], strict=False):
-                assert mine["response"]["location"] == firsts["response"]["location"]
-                assert mine["response"]["etag"] == firsts["response"]["etag"]
+        for answer in (by_cache, by_search, by_create):
+            for entry, first_entry in zip(answer.body["entry"], first.body["entry"], strict=False):
+                assert entry["response"]["location"] == first_entry["response"]["location"]
+                assert entry["response"]["etag"] == first_entry["response"]["etag"]
 
 
+#: The status of a submission that lacks a summary which an order demands.
 ORDERED = 422
 
 
 async def is_ordered(world: World) -> bool:
-    """Whether the proxy judges readings by an order that wants a summary."""
+    """Whether the proxy judges readings by an order that demands a summary."""
     answer = await world.submit(world.readings(1))
     return answer.status == ORDERED
 
@@ -125,7 +130,7 @@ def summary_order(world: World) -> dict[str, Any]:
     return standing_orders("argo", world.about)[0]
 
 
-async def test_orders_are_asked_for_once_and_also_that_there_are_none() -> None:
+async def test_orders_are_looked_up_once_even_if_there_are_none() -> None:
     async with proxying() as world:
         for number in (1, 2, 3):
             assert statuses(await world.submit(world.readings(number)))
@@ -135,14 +140,14 @@ async def test_orders_are_asked_for_once_and_also_that_there_are_none() -> None:
         assert not await is_ordered(world)
 
 
-async def test_orders_are_asked_for_anew_when_they_are_not_to_be_remembered() -> None:
+async def test_orders_are_looked_up_each_time_if_caching_is_switched_off() -> None:
     async with proxying(cache__orders_seconds=0) as world:
         assert not await is_ordered(world)
         await world.put(summary_order(world))
         assert await is_ordered(world)
 
 
-#: Writes of an order through the proxy, by what the store can do; what it can't is done past the proxy.
+#: Writes of an order through the proxy. Those that the store does not support are done past the proxy.
 WRITES = [
     ("POST", "ServiceRequest", None),
     ("PUT", "ServiceRequest/{id}", None),
@@ -157,7 +162,7 @@ WRITES = [
 
 
 @pytest.mark.parametrize(("method", "path", "entry"), WRITES, ids=[f"{row[0]} {row[1]} {row[2]}" for row in WRITES])
-async def test_a_write_of_an_order_through_the_proxy_is_noticed_at_once(method: str, path: str, entry: Any) -> None:
+async def test_a_write_of_an_order_through_the_proxy_takes_effect_at_once(method: str, path: str, entry: Any) -> None:
     async with proxying() as world:
         assert not await is_ordered(world)
         order = summary_order(world)
@@ -175,7 +180,7 @@ async def test_a_write_of_an_order_through_the_proxy_is_noticed_at_once(method: 
         assert await is_ordered(world)
 
 
-async def test_an_order_that_is_deleted_through_the_proxy_asks_for_nothing_any_more() -> None:
+async def test_an_order_that_was_deleted_through_the_proxy_has_no_effect() -> None:
     async with proxying() as world:
         order = summary_order(world)
         await world.put(order)
@@ -184,35 +189,35 @@ async def test_an_order_that_is_deleted_through_the_proxy_asks_for_nothing_any_m
         assert not await is_ordered(world)
 
 
-async def test_a_search_for_orders_through_the_proxy_forgets_nothing() -> None:
+async def test_a_search_for_orders_through_the_proxy_invalidates_nothing() -> None:
     async with proxying() as world:
         assert not await is_ordered(world)
         await world.request(
             "POST", "ServiceRequest/_search", b"_id=x", Content_Type="application/x-www-form-urlencoded"
         )
         assert not await is_ordered(world)
-        assert len([asked for asked in world.fake.of(searches("ServiceRequest")) if "subject" in asked.form]) == 1
+        assert len([one for one in world.fake.of(searches("ServiceRequest")) if "subject" in one.form]) == 1
 
 
-@pytest.mark.parametrize("how", ["PUT", "batch"])
-async def test_orders_read_while_one_is_written_are_not_remembered(how: str) -> None:
+@pytest.mark.parametrize("method", ["PUT", "batch"])
+async def test_orders_read_while_one_is_written_are_not_cached(method: str) -> None:
     async with proxying() as world:
         order, gate = summary_order(world), Gate()
         entry = {"resource": order, "request": {"method": "PUT", "url": f"ServiceRequest/{order['id']}"}}
-        if how == "PUT":
+        if method == "PUT":
             writing = world.request("PUT", f"ServiceRequest/{order['id']}", order)
         else:
             writing = world.request("POST", "", {"resourceType": "Bundle", "type": "batch", "entry": [entry]})
-        world.fake.script(lambda asked: order["id"] in asked.body.decode(), gate)
+        world.fake.script(lambda request: order["id"] in request.body.decode(), gate)
         task = asyncio.create_task(writing)
         await gate.reached.wait()
-        assert not await is_ordered(world)  # true for now, and remembered
+        assert not await is_ordered(world)  # true for now, and not cached
         gate.opened.set()
         assert (await task).status in {200, 201}
         assert await is_ordered(world)
 
 
-async def test_a_look_up_under_way_when_an_order_is_written_is_not_remembered() -> None:
+async def test_the_result_of_a_look_up_during_a_write_is_not_cached() -> None:
     async with proxying() as world:
         order, gate = summary_order(world), Gate(late=True)
         world.fake.script(searches("ServiceRequest"), gate)
@@ -238,14 +243,14 @@ async def test_submissions_at_the_same_moment_share_one_look_up() -> None:
         assert len(world.fake.of(transactions)) == 1
 
 
-async def test_a_look_up_that_failed_is_not_remembered() -> None:
+async def test_a_failed_look_up_is_not_cached() -> None:
     async with proxying() as world:
         world.fake.script(searches("ServiceRequest"), before(500))
         assert (await world.submit(world.readings(1))).status == 502
         assert statuses(await world.submit(world.readings(1))) == [201]
 
 
-async def test_a_patient_who_was_unknown_is_known_once_created_through_the_proxy() -> None:
+async def test_a_patient_that_did_not_exist_is_found_once_created_through_the_proxy() -> None:
     async with proxying() as world:
         world.about = "Patient/newcomer"
         assert statuses(await world.submit(world.readings(1))) == [400]
@@ -255,7 +260,7 @@ async def test_a_patient_who_was_unknown_is_known_once_created_through_the_proxy
         assert statuses(await world.submit(world.readings(1))) == [201]
 
 
-async def test_a_patient_who_was_deleted_is_unknown_again() -> None:
+async def test_a_patient_that_was_deleted_is_not_found() -> None:
     async with proxying() as world:
         assert not await is_ordered(world)
         assert (await world.ask_store("DELETE", f"Observation/{(await world.stored())[0]['id']}")).status == 200
@@ -267,8 +272,8 @@ async def test_orders_are_not_shared_between_authorizations() -> None:
     async with proxying() as world:
         for authorization in ("Bearer a", "Bearer b", "Bearer a", "Bearer b"):
             await world.submit(world.readings(1), Authorization=authorization)
-        asked = [one.headers["Authorization"] for one in world.fake.of(searches("ServiceRequest"))]
-        assert asked == ["Bearer a", "Bearer b"]
+        sent = [request.headers["Authorization"] for request in world.fake.of(searches("ServiceRequest"))]
+        assert sent == ["Bearer a", "Bearer b"]
         world.fake.always(gets("Patient/"), before(403))
         assert (await world.submit(world.readings(1), Authorization="Bearer c")).status == 403
         assert (await world.submit(world.readings(1))).status == 403
