@@ -1,7 +1,7 @@
-"""Faults as values, and the few exceptions for faults of a whole request.
+"""Faults as values, and the exception for a fault of the whole request.
 
-A fault of one entry is an `Issue`. A fault of the whole request is a `RequestRefused`, which carries the HTTP status to
-answer with. Both become an OperationOutcome (https://hl7.org/fhir/R4/operationoutcome.html).
+A fault of one entry is an `Issue`. A fault of the whole request is a `RequestRefused`, which carries the HTTP status of the
+response. Both become an OperationOutcome (https://hl7.org/fhir/R4/operationoutcome.html).
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,19 +10,22 @@ from typing import Literal
 
 from cgm_proxy.core.json_values import JsonObject
 
+#: FHIR's issue severities (https://hl7.org/fhir/R4/valueset-issue-severity.html).
 Severity = Literal["fatal", "error", "warning", "information"]
 
-#: Where the rule ids in `details.coding` come from.
+#: System of the rule ids in `OperationOutcome.issue.details.coding`.
 RULE_SYSTEM = "urn:cgm-proxy:rule"
 
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """One thing wrong, in words that a submitter can act on.
+    """One fault, described so that a submitter can fix it.
 
-    `rule` is a stable id for programs and metrics; `text` says what was found, what is wanted and the cure; `expression`
-    is the FHIRPath of the element (`Bundle.entry[3].resource.valueQuantity.unit`), where one element is at fault;
-    `code` is a FHIR issue type (https://hl7.org/fhir/R4/valueset-issue-type.html).
+    - `rule`: a stable id for programs and metrics.
+    - `text`: what was found, what is expected, and what to do.
+    - `expression`: the FHIRPath of the faulty element, such as `Observation.valueQuantity.unit`; None if no single element
+      is at fault.
+    - `code`: a FHIR issue type (https://hl7.org/fhir/R4/valueset-issue-type.html).
     """
 
     rule: str
@@ -33,11 +36,11 @@ class Issue:
 
     @property
     def refuses(self) -> bool:
-        """Whether this issue refuses what it was found in."""
+        """Whether the entry or request that has this issue is refused."""
         return self.severity in {"fatal", "error"}
 
     def as_json(self) -> JsonObject:
-        """Give the issue as an element of `OperationOutcome.issue`."""
+        """Return the issue as an element of `OperationOutcome.issue`."""
         issue: JsonObject = {
             "severity": self.severity,
             "code": self.code,
@@ -47,8 +50,8 @@ class Issue:
         return issue | ({"expression": [self.expression]} if self.expression else {})
 
 
-class RequestRefused(Exception):  # noqa: N818 -- it reads as what happened
-    """The whole request is refused with an HTTP `status`, an OperationOutcome of `issues`, and `headers`."""
+class RequestRefused(Exception):  # noqa: N818 -- a refusal is an expected result of a request, no error of the program
+    """The whole request is refused; the response has this HTTP `status`, these `issues` and these `headers`."""
 
     def __init__(self, status: int, issues: tuple[Issue, ...], headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, issues)
@@ -58,13 +61,16 @@ class RequestRefused(Exception):  # noqa: N818 -- it reads as what happened
 
 
 def refuse(status: int, rule: str, text: str, *, code: str = "invalid", **headers: str) -> RequestRefused:
-    """Make a refusal with one issue; `headers` are written with `_` for `-`, as in `Retry_After="5"`."""
+    """Return a `RequestRefused` with one issue, to be raised.
+
+    In the names of `headers`, `_` stands for `-`: `Retry_After="5"`.
+    """
     issue = Issue(rule, text, severity="error", code=code)
     return RequestRefused(status, (issue,), {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def operation_outcome(issues: Iterable[Issue]) -> JsonObject:
-    """Give the OperationOutcome that holds `issues`, or FHIR's "all ok" when there are none."""
-    listed = [issue.as_json() for issue in issues]
-    ok = {"severity": "information", "code": "informational", "diagnostics": "All OK"}
-    return {"resourceType": "OperationOutcome", "issue": listed or [ok]}
+    """Return an OperationOutcome with `issues`; without any it says "All OK", because R4 requires at least one issue."""
+    elements = [issue.as_json() for issue in issues]
+    all_ok = {"severity": "information", "code": "informational", "diagnostics": "All OK"}
+    return {"resourceType": "OperationOutcome", "issue": elements or [all_ok]}

@@ -1,4 +1,4 @@
-"""Submissions, orders and rules as the tests of the core need them: small, and easy to break."""
+"""Small resources, submissions and rules for the tests of the core; each is easy to change in one place."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ def observation(code: str, **more: Any) -> Json:
 
 
 def reading(minute: int = 0, value: Any = 100, **more: Any) -> Json:
-    made = {
+    members = {
         "effectiveDateTime": f"2025-06-{1 + minute // 1440:02}T{minute // 60 % 24:02}:{minute % 60:02}:00Z",
         "valueQuantity": {
             "value": value,
@@ -54,7 +54,7 @@ def reading(minute: int = 0, value: Any = 100, **more: Any) -> Json:
             "code": "mg/dL",
         },
     }
-    return observation("99504-3", **{**made, **more})
+    return observation("99504-3", **{**members, **more})
 
 
 def summary(*members: str, **more: Any) -> Json:
@@ -66,8 +66,8 @@ def gmi(**more: Any) -> Json:
 
 
 def report(*results: str, **more: Any) -> Json:
-    made = {"subject": {"reference": PATIENT}, "result": [{"reference": result} for result in results]}
-    return {"resourceType": "DiagnosticReport", **made, **more}
+    members = {"subject": {"reference": PATIENT}, "result": [{"reference": result} for result in results]}
+    return {"resourceType": "DiagnosticReport", **members, **more}
 
 
 def device(**more: Any) -> Json:
@@ -75,9 +75,9 @@ def device(**more: Any) -> Json:
 
 
 def entry(resource: Any, full_url: Any = None, **request: Any) -> Json:
-    kind = resource.get("resourceType") if isinstance(resource, dict) else None
-    made = {"resource": resource, "request": {"method": "POST", "url": kind, **request}}
-    return made | ({} if full_url is None else {"fullUrl": full_url})
+    resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
+    item = {"resource": resource, "request": {"method": "POST", "url": resource_type, **request}}
+    return item | ({} if full_url is None else {"fullUrl": full_url})
 
 
 def bundle(*entries: Any, kind: str = "transaction") -> Json:
@@ -85,13 +85,14 @@ def bundle(*entries: Any, kind: str = "transaction") -> Json:
 
 
 def submitted(
-    *entries: Any, dialect: str = "1.0.0", kind: str = "transaction", target: str = "operation"
+    *entries: Any, dialect: str = "1.0.0", kind: str = "transaction", endpoint: str = "operation"
 ) -> Submission:
-    return submission_from_bundle(bundle(*entries, kind=kind), DIALECTS_BY_ID[dialect], target, localize, LIMITS)
+    """Return the submission of a Bundle of type `kind` that was posted to `endpoint`."""
+    return submission_from_bundle(bundle(*entries, kind=kind), DIALECTS_BY_ID[dialect], endpoint, localize, LIMITS)
 
 
-class Known(NamedTuple):
-    """A profile that the rules know."""
+class KnownProfile(NamedTuple):
+    """A profile of `FakeRules`."""
 
     dialect: str
 
@@ -102,15 +103,15 @@ BY_TYPE = {"DiagnosticReport": PDF, "Device": DEVICE}
 
 @dataclass
 class FakeRules:
-    """Rules that find what they are told to, by the resource's id, and imply profiles by code and type."""
+    """Rules whose faults are given by resource id, and which imply profiles by code and type."""
 
     faults: Mapping[str, Issue] = field(default_factory=dict)
     always: str | None = None
-    """A profile that any resource is judged by."""
+    """A profile that every resource implies."""
     examined: list[tuple[Json, Sequence[str]]] = field(default_factory=list)
 
-    def profile(self, url: str, dialect: str) -> Known | None:
-        return Known(dialect) if url in {READING, SUMMARY, GMI, PDF, DEVICE} else None
+    def profile(self, url: str, dialect: str) -> KnownProfile | None:
+        return KnownProfile(dialect) if url in {READING, SUMMARY, GMI, PDF, DEVICE} else None
 
     def implied(self, resource: Json, dialect: str) -> tuple[str, ...]:  # noqa: ARG002 -- the protocol's
         if self.always:
@@ -139,25 +140,25 @@ class FakeRules:
 
 
 def context(**more: Any) -> JudgingContext:
-    made = {
+    fields = {
         "rules": FakeRules(),
         "policies": PolicySettings(),
         "allowed_types": ("Observation", "DiagnosticReport", "Device"),
         "now": NOW,
         "max_depth": 64,
     }
-    return JudgingContext(**{**made, **more})
+    return JudgingContext(**{**fields, **more})
 
 
-def judged(*entries: Any, kind: str = "transaction", target: str = "operation", **more: Any) -> Judgement:
-    return judge(submitted(*entries, kind=kind, target=target), context(**more))
+def judged(*entries: Any, kind: str = "transaction", endpoint: str = "operation", **more: Any) -> Judgement:
+    return judge(submitted(*entries, kind=kind, endpoint=endpoint), context(**more))
 
 
 def rules_found(judgement: Judgement) -> list[list[str]]:
-    """List the rule ids of each verdict's issues."""
+    """Return the rule ids of each verdict's issues."""
     return [[issue.rule for issue in verdict.issues] for verdict in judgement.verdicts]
 
 
-def identified_entries(taken: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
-    judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe))
-    return identify(judgement.verdicts, taken, reference_resolver(taken))
+def identified_entries(submission: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
+    judgement = judge(submission, context(rules=FakeRules(always="http://x/any"), observe=observe))
+    return identify(judgement.verdicts, submission, reference_resolver(submission))

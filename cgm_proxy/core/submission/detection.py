@@ -1,9 +1,10 @@
-"""Decide what a request is, from its method and path and then from its parsed body; never from unparsed bytes.
+"""Decides whether a request is a submission: first by its method and path, then by its parsed body.
 
-The path is compared in every form that some server's clean-up could give it (percent-encoding, `//`, dot segments,
-`;parameters`), so that no spelling of the base reaches the upstream as a submission that was not looked at. Content is
-read leniently, as lenient servers read it (one object for a list of one, a list of one for an object): what is a
-submission by any reading is judged, and then refused for what it is not.
+The decision is never made on unparsed bytes. A path counts as an endpoint for submissions if any spelling of it does that
+some server or gateway could read in it (percent-encoding, `//`, dot segments, `;parameters`), so that no spelling of the base
+reaches the upstream as a submission that was not inspected. Content is read as leniently as lenient servers read it (one
+object for a list of one, a list of one for an object): what any reading takes for a submission is judged, and then refused
+for what is wrong with it.
 """
 
 import re
@@ -14,8 +15,8 @@ from urllib.parse import unquote
 from cgm_proxy.core.issues import refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.dialects import (
+    DEFAULT_DIALECT,
     DIALECTS,
-    DIALECTS_BY_ID,
     DIALECTS_BY_TAG,
     OPERATION,
     READING_CODES,
@@ -23,175 +24,172 @@ from cgm_proxy.core.submission.dialects import (
 )
 from cgm_proxy.core.submission.model import ParsedEntries
 
+#: Where a submission is posted: to the base (a Bundle), to the operation, or to a resource type (the create of one resource).
 Endpoint = Literal["base", "operation", "create"]
 
-#: Which target a path is taken for that could be several.
-STRICTEST: tuple[Endpoint, ...] = ("operation", "create", "base")
+#: Which endpoint wins if different spellings of a path lead to different ones.
+STRICTEST_FIRST: tuple[Endpoint, ...] = ("operation", "create", "base")
 
-#: Resource types that `detection: content` looks at when they are created one by one.
+#: Resource types whose single creates are inspected with `detection: content`.
 CREATED_TYPES = ("Observation", "DiagnosticReport", "Device")
 
-#: How often a path is percent-decoded before it is compared; servers decode once, gateways before them again.
+#: How often `path_segments` decodes percent-encoding. Servers decode once, and gateways before them once more.
 MAX_DECODINGS = 4
 
-#: What servers and gateways do to a path before they look at it, each some of it, in any order.
+#: What servers and gateways do to a path before they route it; each does some of it, in any order.
 CLEANUPS: tuple[Callable[[str], str], ...] = (
     unquote,
     lambda path: re.sub(r";[^/]*", "", path),
     lambda path: re.sub(r"//+", "/", path),
     lambda path: path.replace("\\", "/"),
     lambda path: re.sub(r"[?#].*", "", path, flags=re.DOTALL),
-    lambda path: _without_dots(path),
+    lambda path: _without_dot_segments(path),
 )
 
-#: Ways to read one path that are compared; what can be read in more ways is no path of a FHIR client.
+#: Most spellings of one path that are compared. No FHIR client sends a path that has more.
 MAX_SPELLINGS = 128
 
 
 def path_segments(raw_path: str) -> list[str]:
-    """Give the path's segments as a server would clean them up at most: decoded, no `//`, dots or `;parameters`."""
-    path = _path(raw_path)
+    """Return a path's segments after the most thorough clean-up: decoded, without empty and dot segments and parameters."""
+    path = _path_of_target(raw_path)
     for _ in range(MAX_DECODINGS):
         decoded = unquote(path)
         if decoded == path:
             break
         path = decoded
-    cleaned: list[str] = []
+    segments: list[str] = []
     for part in path.replace("\\", "/").split("/"):
-        name = part.partition(";")[0].strip()
-        if name == "..":
-            del cleaned[-1:]
-        elif name not in {"", "."}:
-            cleaned.append(name)
-    return cleaned
+        segment = part.partition(";")[0].strip()
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in {"", "."}:
+            segments.append(segment)
+    return segments
 
 
 def spellings(raw_path: str) -> list[str]:
-    """Give every path that some server or gateway could take a raw one for: all clean-ups, in all orders.
+    """Return every path that a server or gateway could make of a raw path: all clean-ups, in all orders.
 
-    One reading is not enough: in `/fhir;%2Fx` and `/fhir/%252e%252e/..` the strictest one leads away from the base, to
-    which a server that decodes later or less is led. Raises `RequestRefused` (400) for what can be read in too many ways.
+    The most thorough clean-up is not enough: in `/fhir;%2Fx` and `/fhir/%252e%252e/..` it leads away from the base, while a
+    server that decodes later or less ends up at the base.
+    Raises `RequestRefused` (400) if there are more than `MAX_SPELLINGS`.
     """
-    found = [_path(raw_path)]
-    known = set(found)
+    found = [_path_of_target(raw_path)]
+    seen = set(found)
     for path in found:
         for clean in CLEANUPS:
-            if (cleaned := clean(path)) not in known:
-                known.add(cleaned)
+            if (cleaned := clean(path)) not in seen:
+                seen.add(cleaned)
                 found.append(cleaned)
         if len(found) > MAX_SPELLINGS:
-            text = "the path can be read in too many ways; send it without escapes, dots and doubled slashes"
+            text = "the path can be read in too many ways; send it without escapes, dot segments and repeated slashes"
             raise refuse(400, "path-ambiguous", text)
     return found
 
 
-def _path(raw_path: str) -> str:
-    """Cut off the query and, from an absolute-form target (RFC 9112, 3.2.2), scheme and authority."""
+def _path_of_target(raw_path: str) -> str:
+    """Return the path of a request target, without its query; the absolute form has scheme and authority (RFC 9112, 3.2.2)."""
     path = raw_path.partition("?")[0]
     if path.startswith("/"):
         return path
     return "/" + (path.partition("://")[2].partition("/")[2] if "://" in path else path)
 
 
-def _without_dots(path: str) -> str:
-    """Remove dot segments, and nothing else (RFC 3986, 5.2.4)."""
-    kept: list[str] = []
-    for name in path.split("/"):
-        if name == "..":
-            kept = kept[:1] + kept[1:-1]
-        elif name != ".":
-            kept.append(name)
-    return "/".join(kept)
+def _without_dot_segments(path: str) -> str:
+    """Return a path without dot segments (RFC 3986, 5.2.4) and otherwise unchanged."""
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            segments = segments[:1] + segments[1:-1]
+        elif segment != ".":
+            segments.append(segment)
+    return "/".join(segments)
 
 
 def submission_endpoint(
     method: str, raw_path: str, bases: tuple[str, ...], *, content: bool = False
 ) -> Endpoint | None:
-    """Tell which kind of submission a request could be, or None: its body need not be looked at.
+    """Return the endpoint for submissions that a request is sent to; None if its body need not be inspected.
 
-    `bases` are the paths under which the upstream can be reached: the public base's, and the upstream's own where paths
-    outside the public base pass too. With `content`, creates of single CGM resources are targets as well.
+    `bases` are the paths under which the upstream is reached: the public base's and, if paths outside of it pass through
+    as well, the upstream's own. With `content`, the creates of single CGM resources are inspected too.
     """
     if method.upper() != "POST":
         return None
-    names: dict[tuple[str, ...], Endpoint] = {(): "base", (OPERATION,): "operation"}
+    suffixes: dict[tuple[str, ...], Endpoint] = {(): "base", (OPERATION,): "operation"}
     if content:
-        names |= {(kind,): "create" for kind in CREATED_TYPES}
-    targets = {(*path_segments(base), *name): found for base in bases for name, found in names.items()}
-    found = {targets.get(tuple(filter(None, map(str.strip, path.split("/"))))) for path in spellings(raw_path)}
-    return next((kind for kind in STRICTEST if kind in found), None)
+        suffixes |= {(created,): "create" for created in CREATED_TYPES}
+    endpoints = {(*path_segments(base), *suffix): endpoint for base in bases for suffix, endpoint in suffixes.items()}
+    found = {endpoints.get(tuple(filter(None, map(str.strip, path.split("/"))))) for path in spellings(raw_path)}
+    return next((endpoint for endpoint in STRICTEST_FIRST if endpoint in found), None)
 
 
 def tagged_dialect(bundle: JsonObject) -> Dialect | None:
-    """Give the dialect whose submission tag the Bundle carries."""
+    """Return the dialect whose submission tag a Bundle has; None for other documents."""
     if bundle.get("resourceType") != "Bundle":
         return None
-    for tag in _within(bundle, "meta", "tag"):
+    for tag in _objects_at(bundle, "meta", "tag"):
         system, code = tag.get("system"), tag.get("code")
-        if isinstance(system, str) and isinstance(code, str) and (found := DIALECTS_BY_TAG.get((system, code))):
-            return found
+        if isinstance(system, str) and isinstance(code, str) and (dialect := DIALECTS_BY_TAG.get((system, code))):
+            return dialect
     return None
 
 
 def operation_dialect(bundle: JsonObject) -> Dialect:
-    """Tell the ballot's submissions from STU1's, which share the operation and the canonicals, by the ballot's own codes."""
-    own = {dialect.own_code_system: dialect for dialect in DIALECTS if dialect.own_code_system}
-    for resource in _resources(bundle):
-        for coding in _codings(resource):
-            if isinstance(system := coding.get("system"), str) and system in own:
-                return own[system]
-    return DIALECTS_BY_ID["1.0.0"]
+    """Return the dialect of a Bundle that was sent to the operation.
+
+    The ballot and STU1 share the operation and the canonical URLs. A code system that only the ballot uses marks its Bundles.
+    """
+    dialects = {dialect.own_code_system: dialect for dialect in DIALECTS if dialect.own_code_system}
+    for coding in _objects_at(bundle, "entry", "resource", "code", "coding"):
+        if isinstance(system := coding.get("system"), str) and system in dialects:
+            return dialects[system]
+    return DEFAULT_DIALECT
 
 
 def content_dialect(document: JsonObject) -> Dialect | None:
-    """Give the dialect of an untagged Bundle or single resource that holds CGM data, by its codes and claimed profiles."""
-    resources = [document] if document.get("resourceType") != "Bundle" else list(_resources(document))
-    for resource in resources:
-        if found := _claimed_dialect(resource) or _coded_dialect(resource):
-            return operation_dialect(document) if found.uses_operation else found
+    """Return the dialect of an untagged Bundle or single resource with CGM data, by its claimed profiles and codes."""
+    is_bundle = document.get("resourceType") == "Bundle"
+    for resource in _objects_at(document, "entry", "resource") if is_bundle else [document]:
+        if dialect := _claimed_dialect(resource) or _coded_dialect(resource):
+            return operation_dialect(document) if dialect.uses_operation else dialect
     return None
 
 
 def _claimed_dialect(resource: JsonObject) -> Dialect | None:
-    claims = [meta.get("profile") for meta in _within(resource, "meta")]
-    for url in (url for claim in claims for url in (claim if isinstance(claim, list) else [claim])):
-        for dialect in DIALECTS:
-            if isinstance(url, str) and url.startswith(f"{dialect.canonical_base}/StructureDefinition/"):
-                return dialect
+    for meta in _objects_at(resource, "meta"):
+        claims = meta.get("profile")
+        for url in claims if isinstance(claims, list) else [claims]:
+            for dialect in DIALECTS:
+                if isinstance(url, str) and url.startswith(f"{dialect.canonical_base}/StructureDefinition/"):
+                    return dialect
     return None
 
 
 def _coded_dialect(resource: JsonObject) -> Dialect | None:
-    for coding in _codings(resource):
+    for coding in _objects_at(resource, "code", "coding"):
         system, code = coding.get("system"), coding.get("code")
         if not isinstance(system, str) or not isinstance(code, str):
             continue
         if (system, code) in READING_CODES:
-            return DIALECTS_BY_ID["1.0.0"]
+            return DEFAULT_DIALECT
         for dialect in DIALECTS:
             if system.startswith(f"{dialect.canonical_base}/CodeSystem/cgm"):
                 return dialect
     return None
 
 
-def _resources(bundle: JsonObject) -> Iterator[JsonObject]:
-    return _within(bundle, "entry", "resource")
-
-
-def _codings(resource: JsonObject) -> Iterator[JsonObject]:
-    return _within(resource, "code", "coding")
-
-
-def _within(value: Any, *names: str) -> Iterator[JsonObject]:
-    """Give the objects at a path, whether each step holds one or a list of them."""
+def _objects_at(value: Any, *names: str) -> Iterator[JsonObject]:
+    """Yield the objects at a path of member names, whether a step has one object or a list of them."""
     if isinstance(value, ParsedEntries):
         value = value.outlines
     if isinstance(value, list):
         for item in value:
             if isinstance(item, dict):
-                yield from _within(item, *names)
+                yield from _objects_at(item, *names)
     elif isinstance(value, dict):
-        if not names:
-            yield value
+        if names:
+            yield from _objects_at(value.get(names[0]), *names[1:])
         else:
-            yield from _within(value.get(names[0]), *names[1:])
+            yield value

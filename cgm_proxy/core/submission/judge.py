@@ -1,10 +1,10 @@
-"""Judge a submission: each entry by the allow-list, its profiles' rules and its references, all of it by the orders.
+"""Judges a submission: each entry on its own, then by the patient's orders, then by the entries that it references.
 
-Pure: what is stored upstream and what time it is are arguments. A verdict is a value; only a fault of the whole submission
-(an order that nothing satisfies) is in `Judgement.issues`.
+An entry is checked against the allow-list, its profiles' rules, and what its references lead to. What is wrong with an entry
+is an issue of its verdict; `Judgement.issues` are faults of the whole submission. Stored resources and the time are arguments.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -17,235 +17,255 @@ from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.model import Entry, Submission, preview, reference_paths
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules, Verdict
 
-#: Entries that others refer to which are kept parsed while a submission is judged: mostly all refer to one Device.
+#: Referenced entries that stay parsed while a submission is judged. Usually all entries reference the same Device.
 PARSED_TARGETS = 64
 
 
 def reference_resolver(submission: Submission, stored: Mapping[str, JsonObject] | None = None) -> ReferenceResolver:
-    """Make the function that finds what a reference names: an entry, or else what is stored."""
-    links, elsewhere = submission.internal_references, stored or {}
+    """Return a function that returns the resource a reference means: an entry's, or else a stored one."""
 
     @lru_cache(maxsize=PARSED_TARGETS)
     def resolve(reference: str) -> JsonObject | None:
-        index = links.get(reference)
-        return elsewhere.get(reference) if index is None else submission.entries[index].resource
+        index = submission.internal_references.get(reference)
+        if index is not None:
+            return submission.entries[index].resource
+        return stored.get(reference) if stored else None
 
     return resolve
 
 
 def judge(submission: Submission, context: JudgingContext) -> Judgement:
-    """Judge a submission in one piece."""
-    judging = IncrementalJudge(submission, context)
-    judging.judge(submission.entries)
-    return judging.judgement()
+    """Judge all entries of a submission at once."""
+    incremental = IncrementalJudge(submission, context)
+    incremental.judge(submission.entries)
+    return incremental.judgement()
 
 
 class IncrementalJudge:
-    """Judge a submission part by part, each after what it references: entries by themselves, then all by the orders."""
+    """Judges a submission part by part, so that accepted entries can be stored while others are still judged.
+
+    An entry must not be judged before the entries that it references.
+    """
 
     def __init__(self, submission: Submission, context: JudgingContext) -> None:
         self.submission = submission
         self._context = context
         self._resolve = reference_resolver(submission, context.stored_resources)
-        self._schedules = order_policies.schedules(submission, context)
+        self._schedules = order_policies.applicable_schedules(submission, context)
         self._verdicts: dict[int, Verdict] = {}
-        self._present: set[str] = set()
-        self._lost: set[int] = set()
+        self._present_profiles: set[str] = set()
+        self._refused: set[int] = set()
 
     def judge(self, entries: Iterable[Entry]) -> list[Verdict]:
-        """Judge every entry by itself, by what the orders ask for, then by what it references."""
-        verdicts = [_judge_entry(entry, self.submission, self._context, self._resolve) for entry in entries]
+        """Return the verdicts on the next part's entries."""
+        context = self._context
+        verdicts = [_judge_entry(entry, self.submission, context, self._resolve) for entry in entries]
         if self._schedules:
-            verdicts = list(order_policies.solicited(verdicts, self._schedules, self._context))
-        verdicts = list(self._by_references(verdicts))
+            verdicts = list(order_policies.check_entries(verdicts, self._schedules, context))
+        verdicts = self._refuse_by_references(verdicts)
         if self._schedules:
-            self._present.update(profile for v in verdicts for profile in v.profiles or self._meant(v))
-        if self._context.observe:
-            verdicts = [msgspec.structs.replace(v, issues=_warnings(v.issues)) if v.issues else v for v in verdicts]
+            for verdict in verdicts:
+                self._present_profiles.update(verdict.profiles or self._profiles_of_refused(verdict.entry))
+        if context.observe:
+            verdicts = [msgspec.structs.replace(v, issues=_as_warnings(v.issues)) if v.issues else v for v in verdicts]
         self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
         return verdicts
 
     @property
     def acceptance_is_final(self) -> bool:
-        """Whether what was accepted so far stays so: nothing that may still come can refuse the submission whole."""
+        """Whether the entries accepted so far stay accepted, whatever the remaining ones are like.
+
+        An atomic submission is final when all of it is judged; any other when no issue of the whole refuses it.
+        """
         if self.submission.atomic:
             return len(self._verdicts) == len(self.submission.entries) and self.judgement().accepted
-        return not any(issue.refuses for issue in self._issues())
+        return not any(issue.refuses for issue in self._submission_issues())
 
     def judgement(self) -> Judgement:
-        """Give the verdicts in the entries' order, and those on all of it."""
+        """Return the verdicts on all entries and the issues of the submission as a whole, after the last part."""
         verdicts = tuple(self._verdicts[entry.index] for entry in self.submission.entries)
         wait = None if self._context.observe else order_policies.retry_after(self._schedules, self._context)
-        return Judgement(self.submission, verdicts, self._issues(), wait)
+        return Judgement(self.submission, verdicts, self._submission_issues(), wait)
 
-    def _issues(self) -> tuple[Issue, ...]:
-        issues = tuple(order_policies.whole(self.submission, self._present, self._schedules, self._context))
-        return _warnings(issues) if self._context.observe else issues
+    def _submission_issues(self) -> tuple[Issue, ...]:
+        found = order_policies.check_submission(self.submission, self._present_profiles, self._schedules, self._context)
+        return _as_warnings(found) if self._context.observe else tuple(found)
 
-    def _meant(self, verdict: Verdict) -> tuple[str, ...]:
-        """Give the profiles of an entry that was refused before they mattered."""
-        return _profiles(verdict.entry.resource, self.submission.dialect.id, self._context.rules)
+    def _profiles_of_refused(self, entry: Entry) -> tuple[str, ...]:
+        """Return the profiles of an entry that was refused before they were looked at."""
+        return _profiles(entry.resource, self.submission.dialect.id, self._context.rules)
 
-    def _by_references(self, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-        """Reject what references a rejected entry, or itself by a circle: it could not be stored truthfully."""
-        self._lost.update(verdict.entry.index for verdict in verdicts if not verdict.accepted)
+    def _refuse_by_references(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Refuse entries that reference a refused entry, directly or not, and entries whose references lead in a circle.
+
+        Such an entry cannot be stored with the references that it has.
+        """
+        self._refused.update(verdict.entry.index for verdict in verdicts if not verdict.accepted)
         edges = {verdict.entry.index: self.submission.referenced_entries(verdict.entry) for verdict in verdicts}
         if not any(edges.values()):
-            yield from verdicts
-            return
+            return list(verdicts)
         order = referenced_first({index: targets & edges.keys() for index, targets in edges.items()})
         circular = edges.keys() - set(order)
-        reasons: dict[int, int] = {}
+        refused_target: dict[int, int] = {}
         for index in order:
-            if index not in self._lost and (refused := edges[index] & self._lost):
-                reasons[index] = min(refused)
-                self._lost.add(index)
-        self._lost |= circular
+            if index not in self._refused and (refused := edges[index] & self._refused):
+                refused_target[index] = min(refused)
+                self._refused.add(index)
+        self._refused |= circular
+        checked = []
         for verdict in verdicts:
-            found = tuple(_lost(verdict.entry, circular, reasons, self.submission.internal_references))
-            yield msgspec.structs.replace(verdict, issues=verdict.issues + found) if found else verdict
+            entry = verdict.entry
+            if entry.index in circular:
+                text = "the entry's references lead in a circle; remove one of the references in it"
+                issue = Issue("reference-circular", text, entry.type or None, code="invalid")
+            elif entry.index in refused_target:
+                target = refused_target[entry.index]
+                text = f"the entry references entry {target}, which is refused; correct that entry and send both again"
+                reference = next(r for r in entry.references if self.submission.internal_references.get(r) == target)
+                issue = Issue("reference-refused", text, reference_paths(entry).get(reference, entry.type))
+            else:
+                checked.append(verdict)
+                continue
+            checked.append(msgspec.structs.replace(verdict, issues=(*verdict.issues, issue)))
+        return checked
 
 
 def _judge_entry(entry: Entry, submission: Submission, context: JudgingContext, resolve: ReferenceResolver) -> Verdict:
-    refusals = entry.issues or tuple(_not_allowed(entry, submission, context))
+    """Judge an entry on its own; a structural fault or the allow-list refuses it before its profiles are looked at."""
+    refusals = entry.issues or tuple(_allow_list_issues(entry, submission, context))
     if refusals:
         return Verdict(entry, (), refusals)
     resource, dialect = entry.resource, submission.dialect.id
     profiles = _profiles(resource, dialect, context.rules)
     if not profiles:
         text = (
-            f"the {entry.type} claims no profile of the CGM guide ({dialect}) and has no code of one; "
+            f"the {entry.type} claims no profile of the CGM guide ({dialect}) and its code implies none; "
             "correct its code or leave the entry out"
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
     issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
-    return Verdict(entry, profiles, (*issues, *_misdirected(entry, submission, resolve)))
+    return Verdict(entry, profiles, (*issues, *_reference_issues(entry, submission, resolve)))
 
 
 def _profiles(resource: JsonObject, dialect: str, rules: Rules) -> tuple[str, ...]:
-    """List the dialect's profiles that a resource claims, or else those that its code implies."""
-    return _claimed(resource, rules, dialect) or rules.implied(resource, dialect)
+    """Return the dialect's profiles that a resource claims, or else those that its code implies.
 
-
-def _claimed(resource: JsonObject, rules: Rules, dialect: str) -> tuple[str, ...]:
-    """List the dialect's profiles that a resource claims; a version after `|` and other guides' profiles do not matter here."""
+    A version after `|` and the profiles of other guides are ignored.
+    """
     meta = resource.get("meta")
     claims = meta.get("profile") if isinstance(meta, dict) else None
     urls = [url.partition("|")[0] for url in claims if isinstance(url, str)] if isinstance(claims, list) else ()
-    return tuple([url for url in urls if (found := rules.profile(url, dialect)) and found.dialect == dialect])
+    claimed = tuple([url for url in urls if (profile := rules.profile(url, dialect)) and profile.dialect == dialect])
+    return claimed or rules.implied(resource, dialect)
 
 
-def _not_allowed(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
-    """Check an entry against the allow-list: POST, an allowed type, the submission's patient, bounded nesting."""
+def _allow_list_issues(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
+    """Check that an entry creates a resource of an allowed type, about the submission's patient, and not nested too deep."""
     method, url = entry.request.get("method"), entry.request.get("url")
     if method != "POST":
-        text = f"request.method is {preview(method)}; a CGM submission creates only: POST"
+        text = f"request.method is {preview(method)}; a CGM submission only creates resources, so it must be POST"
         yield Issue("allow-method", text, "request.method", code="not-supported")
     if entry.type not in context.allowed_types:
-        text = f"{entry.type[:40]} is not among what a submission may create here: {', '.join(context.allowed_types)}; leave it out"
+        allowed = ", ".join(context.allowed_types)
+        text = f"a submission must not create a {entry.type[:40]} here, only: {allowed}; leave the entry out"
         yield Issue("allow-type", text, "resource", code="not-supported")
         return
     if url != entry.type:
-        text = f'request.url is {preview(url)}; it wants the resource\'s type, "{entry.type}"'
+        text = f'request.url is {preview(url)}; it must be the resource\'s type, "{entry.type}"'
         yield Issue("allow-url", text, "request.url", code="value")
-    elif not isinstance(entry.request.get("ifNoneExist", ""), str):
-        yield Issue("allow-condition", "request.ifNoneExist wants a string", "request.ifNoneExist", code="value")
-    yield from _subject(entry, submission, context)
-    if _depth_over(entry, context.max_depth):
-        yield Issue(
-            "too-deep",
-            f"the resource is nested deeper than {context.max_depth}; flatten it",
-            "resource",
-            code="structure",
-        )
+    elif not isinstance(condition := entry.request.get("ifNoneExist", ""), str):
+        text = f"request.ifNoneExist is {preview(condition)}; it must be a string"
+        yield Issue("allow-condition", text, "request.ifNoneExist", code="value")
+    yield from _subject_issues(entry, submission, context)
+    if _is_nested_deeper(entry, context.max_depth):
+        text = f"the resource is nested more than {context.max_depth} levels deep; flatten it"
+        yield Issue("too-deep", text, "resource", code="structure")
 
 
-def _subject(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
+def _subject_issues(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
     name = "patient" if entry.type == "Device" else "subject"
-    where = f"{entry.type}.{name}"
+    path = f"{entry.type}.{name}"
     if entry.subject is not None and entry.subject != submission.patient:
-        text = f"{name} is another patient than {submission.patient}, whom this submission is about; submit each patient apart"
-        yield Issue("subject-other", text, where, code="forbidden")
+        text = (
+            f"{name} is another patient than {submission.patient}, whom most entries are about; "
+            "send a separate submission for each patient"
+        )
+        yield Issue("subject-other", text, path, code="forbidden")
     elif submission.patient is None or (entry.subject is None and (name == "subject" or name in entry.resource)):
         text = (
-            f'{name} names no patient of this server; it wants a literal reference, {name}.reference = "Patient/[id]"'
+            f"{name} identifies no patient of this server; it must have a literal reference, "
+            f'{name}.reference = "Patient/[id]"'
         )
-        yield Issue("subject-unknown", text, where, code="not-found")
+        yield Issue("subject-unknown", text, path, code="not-found")
     elif not context.patient_known:
-        text = f"this server has no {submission.patient}; refer to a patient that it has"
-        yield Issue("subject-unknown", text, where, code="not-found")
+        text = f"this server has no {submission.patient}; reference a patient that it has"
+        yield Issue("subject-unknown", text, path, code="not-found")
 
 
-def _depth_over(entry: Entry, limit: int) -> bool:
-    """Tell whether a resource is nested too deep; only what has as many brackets can be."""
+def _is_nested_deeper(entry: Entry, limit: int) -> bool:
+    """Whether a resource is nested deeper than `limit`; it is parsed only if it has more brackets than that."""
     encoded = entry.encoded
     if encoded.count(b"{") + encoded.count(b"[") <= limit:
         return False
     level: list[object] = [entry.resource]
     for _ in range(limit):
-        level = [child for value in level for child in _children(value) if isinstance(child, dict | list)]
-        if not level:
+        children: list[object] = []
+        for value in level:
+            members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            children += [member for member in members if isinstance(member, dict | list)]
+        if not children:
             return False
+        level = children
     return True
 
 
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-def _misdirected(entry: Entry, submission: Submission, resolve: ReferenceResolver) -> Iterator[Issue]:
-    """Refuse a reference to what is about another patient, and one to an entry that is not there."""
-    faults = {r: fault for r in entry.references if (fault := _misdirection(r, submission, resolve))}
-    paths = reference_paths(entry) if faults else {}
-    for reference, (rule, text, code) in faults.items():
-        yield Issue(rule, text, paths.get(reference, entry.type), code=code)
-
-
-def _misdirection(reference: str, submission: Submission, resolve: ReferenceResolver) -> tuple[str, str, str] | None:
-    """Tell by rule, text and FHIR issue type what is wrong with where a reference leads."""
-    target = resolve(reference)
-    if target is None:
-        text = f"no entry has the fullUrl {preview(reference)}; add it, or refer to what is stored as Type/id"
-        return ("reference-unknown", text, "not-found") if reference.startswith("urn:") else None
-    subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
-    about = subject.get("reference") if isinstance(subject, dict) else None
-    if isinstance(about, str) and about.startswith("Patient/") and about != submission.patient:
-        text = f"{preview(reference)} is about another patient than {submission.patient}; refer to this patient's data only"
-        return "reference-other-patient", text, "forbidden"
-    return None
+def _reference_issues(entry: Entry, submission: Submission, resolve: ReferenceResolver) -> Iterator[Issue]:
+    """Check that the entry's references lead to existing entries, and to data of the submission's patient only."""
+    faults: list[tuple[str, Issue]] = []
+    for reference in entry.references:
+        target = resolve(reference)
+        if target is None:
+            if reference.startswith("urn:"):
+                text = (
+                    f"no entry has the fullUrl {preview(reference)}; add that entry, "
+                    "or reference a stored resource as Type/id"
+                )
+                faults.append((reference, Issue("reference-unknown", text, code="not-found")))
+            continue
+        subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
+        patient = subject.get("reference") if isinstance(subject, dict) else None
+        if isinstance(patient, str) and patient.startswith("Patient/") and patient != submission.patient:
+            text = (
+                f"{preview(reference)} is about another patient than {submission.patient}; "
+                "reference only this patient's data"
+            )
+            faults.append((reference, Issue("reference-other-patient", text, code="forbidden")))
+    if faults:
+        paths = reference_paths(entry)
+        for reference, issue in faults:
+            yield replace(issue, expression=paths.get(reference, entry.type))
 
 
 def referenced_first(edges: Mapping[int, set[int]]) -> list[int]:
-    """Order entries so that each comes after those that it references; those on circles, or leading to one, are left out."""
+    """Return entries in such an order that each comes after those that it references.
+
+    `edges` maps each entry to those that it references. Entries on a circle, or from which references lead to one, are left
+    out.
+    """
     users: dict[int, list[int]] = {}
-    waits = {source: len(targets) for source, targets in edges.items()}
+    waiting_for = {source: len(targets) for source, targets in edges.items()}
     for source, targets in edges.items():
         for target in targets:
             users.setdefault(target, []).append(source)
-    order = [source for source, count in waits.items() if not count]
+    order = [source for source, count in waiting_for.items() if not count]
     for index in order:
         for user in users.get(index, ()):
-            waits[user] -= 1
-            if not waits[user]:
+            waiting_for[user] -= 1
+            if not waiting_for[user]:
                 order.append(user)
     return order
 
 
-def _lost(
-    entry: Entry, circular: Collection[int], reasons: Mapping[int, int], links: Mapping[str, int]
-) -> Iterator[Issue]:
-    if entry.index in circular:
-        text = "its references lead in a circle; break the circle"
-        yield Issue("reference-circular", text, entry.type or None, code="invalid")
-    elif entry.index in reasons:
-        refused = reasons[entry.index]
-        text = f"it references entry {refused}, which is refused; correct that one and send both again"
-        reference = next(each for each in entry.references if links.get(each) == refused)
-        path = reference_paths(entry).get(reference, entry.type)
-        yield Issue("reference-refused", text, path, code="invalid")
-
-
-def _warnings(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:
+def _as_warnings(issues: Iterable[Issue]) -> tuple[Issue, ...]:
+    """Return issues with warnings in place of refusals."""
     return tuple(replace(issue, severity="warning") if issue.refuses else issue for issue in issues)

@@ -1,4 +1,7 @@
-"""A submission and its entries, made from a parsed document; structural faults of an entry are values."""
+"""A submission and its entries, built from a parsed document.
+
+A structural fault of one entry is an issue of that entry; a fault of the whole Bundle raises `RequestRefused`.
+"""
 
 import hashlib
 import re
@@ -17,51 +20,56 @@ from cgm_proxy.core.submission.dialects import Dialect
 
 T = TypeVar("T")
 
+#: How a submission is made: a tagged batch or transaction, the operation, or the create of one resource.
 Interaction = Literal["batch", "transaction", "operation", "create"]
 
-#: `Bundle.type` that each way of submitting takes.
+#: `Bundle.type` values that each endpoint accepts, the usual one first.
 BUNDLE_TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operation": ("transaction", "batch")}
 
-#: What stands in a canonical serialisation for a Reference: an unescaped `"reference":` can only be a member's name.
+#: A literal reference in a compact serialisation. An unescaped `"reference":` is always a member's name there.
 REFERENCE_MEMBER = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
 
-#: An element's name in JSON; whoever makes up others must not find them in an answer.
+#: Names of JSON members that may appear in an issue's path; a submitter's made-up name is not echoed in a response.
 ELEMENT_NAME = re.compile(r"[A-Za-z]{1,64}")
 
-#: R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
+#: A relative reference to a patient, with R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
 PATIENT_REFERENCE = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One entry of a submission. `encoded` is its resource, parsed and serialised compactly.
+    """One entry of a submission.
 
-    The collector need not look at what is made of text alone.
+    Its fields form no reference cycles, so it needs no garbage collection (`gc=False`).
     """
 
     index: int
+    """The entry's position in `Bundle.entry`, from 0."""
     encoded: bytes
+    """The resource, parsed and serialised again compactly."""
     type: str
-    """The resource's type, or "" where it has none."""
+    """The resource's type, or "" if it has none."""
     id: str | None
     """The resource's id in the submission."""
     full_url: str | None
     request: JsonObject
     subject: str | None
-    """The patient whom it is about, as `Patient/id`; None where it names none (a Device) or none that can be read."""
+    """The patient whom the resource is about, as `Patient/id`; None if it names none (a Device) or none on this server."""
     references: tuple[str, ...]
+    """The literal references in the resource."""
     issues: tuple[Issue, ...] = ()
+    """Structural faults of the entry."""
 
     @property
     def resource(self) -> JsonObject:
-        """The resource, parsed again: to keep thousands of them parsed takes more time than that, and six times the memory."""
+        """The resource, parsed again on each access: parsed, thousands of them would take six times the memory."""
         return decode(self.encoded)
 
 
 class ParsedEntries:
-    """A Bundle's entries where they were read one after another, none of them kept as it was parsed.
+    """A Bundle's entries that were read one by one, so that the parsed entries are not all in memory at once.
 
-    `entries` are the first ones, as many as a submission may have and one more; `outlines` show what the entries ask for and of
-    what kind and code their resources are, once for all that are alike.
+    - `entries`: the first ones, at most one more than a submission may have.
+    - `outlines`: each distinct combination of `request`, `resourceType`, `meta` and `code`, once, in the form of an entry.
     """
 
     __slots__ = ("entries", "outlines")
@@ -73,7 +81,7 @@ class ParsedEntries:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A parsed submission. Only a tagged `transaction` is atomic; the operation stores a subset (guide, 1.0.0)."""
+    """A parsed submission."""
 
     dialect: Dialect
     interaction: Interaction
@@ -81,223 +89,139 @@ class Submission:
     patient: str | None
     """The patient whom most entries are about, as `Patient/id`."""
     internal_references: Mapping[str, int]
-    """The references between its entries: each with the index of the entry that it means."""
+    """The references between entries: each with the index of the entry that it means."""
 
     @property
     def atomic(self) -> bool:
-        """Whether one refused entry refuses all."""
+        """Whether one refused entry refuses the whole submission.
+
+        Only a tagged transaction is atomic; the operation may store a subset of its entries (guide, 1.0.0).
+        """
         return self.interaction == "transaction"
 
     def fingerprint(self) -> str:
-        """Give a hash of all its resources, to know it by if it is sent again."""
-        found = hashlib.sha256()
+        """Return a SHA-256 of all resources, by which a submission that is sent again is recognised."""
+        digest = hashlib.sha256()
         for entry in self.entries:
-            found.update(entry.encoded)
-        return found.hexdigest()
+            digest.update(entry.encoded)
+        return digest.hexdigest()
 
     def referenced_entries(self, entry: Entry) -> AbstractSet[int]:
-        """Give the indices of the entries that an entry references."""
+        """Return the indices of the entries that `entry` references."""
         if not self.internal_references:
             return frozenset()
-        return {
-            self.internal_references[reference]
-            for reference in entry.references
-            if reference in self.internal_references
-        }
-
-
-def operation_bundle(document: JsonObject) -> JsonObject:
-    """Take the Bundle out of a Parameters resource, where the operation was called with one.
-
-    Raises `RequestRefused` (400) where neither is a Bundle, and where there are several: only one would be stored.
-    """
-    found: Any = document
-    if document.get("resourceType") == "Parameters":
-        given = [one.get("resource") for one in objects(document.get("parameter")) if one.get("name") == "resource"]
-        found = given[0] if len(given) == 1 else None
-    if not isinstance(found, dict) or found.get("resourceType") != "Bundle":
-        text = '$submit-cgm-bundle takes one Bundle of type transaction, alone or as the parameter "resource"'
-        raise refuse(400, "bundle-expected", text, code="structure")
-    return found
+        return {self.internal_references[name] for name in entry.references if name in self.internal_references}
 
 
 class EntryLimits(Protocol):
-    """How many entries a submission may have; `settings.Limits` is one."""
+    """How many entries a submission may have; implemented by `settings.loading.LimitSettings`."""
 
     @property
     def entries(self) -> int:
-        """Most entries of any submission."""
+        """The limit for any submission."""
 
     @property
     def atomic_entries(self) -> int:
-        """Most entries of one that is stored whole or not at all."""
+        """The limit for an atomic submission."""
+
+
+def operation_bundle(document: JsonObject) -> JsonObject:
+    """Return the Bundle that the operation was called with: the document, or the parameter `resource` in it.
+
+    Raises `RequestRefused` (400) if there is no Bundle, or several of them, because only one would be stored.
+    """
+    candidate: Any = document
+    if document.get("resourceType") == "Parameters":
+        parameters = objects(document.get("parameter"))
+        resources = [each.get("resource") for each in parameters if each.get("name") == "resource"]
+        candidate = resources[0] if len(resources) == 1 else None
+    if not isinstance(candidate, dict) or candidate.get("resourceType") != "Bundle":
+        text = (
+            "the body holds no Bundle, or several; $submit-cgm-bundle expects one Bundle of type transaction: "
+            'send it as the body, or in a Parameters resource as its only parameter "resource"'
+        )
+        raise refuse(400, "bundle-expected", text, code="structure")
+    return candidate
 
 
 def submission_from_bundle(
-    bundle: JsonObject, dialect: Dialect, target: str, localize: Callable[[str], str], limits: EntryLimits
+    bundle: JsonObject, dialect: Dialect, endpoint: str, localize: Callable[[str], str], limits: EntryLimits
 ) -> Submission:
-    """Make the submission of a Bundle that was posted to `target` ("base" or "operation").
+    """Return the submission in a Bundle that was posted to `endpoint` ("base" or "operation").
 
-    `localize` turns an absolute reference to this server into a relative one and leaves any other as it is.
-    Raises `RequestRefused`: 400 for a wrong type, no entries or no list of them, 413 for too many.
+    `localize` turns an absolute reference to this server into a relative one and leaves others unchanged.
+    Raises `RequestRefused`: 400 for a wrong type, a missing or empty list of entries, 413 for too many entries.
     """
-    kind = bundle.get("type")
-    if kind not in BUNDLE_TYPES[target]:
-        wanted = BUNDLE_TYPES[target][0]
-        text = f'Bundle.type is {preview(kind)}; a CGM submission posted here is a "{wanted}", with a request in each entry'
-        raise refuse(400, "bundle-type", text, code="value")
-    found = bundle.get("entry")
-    if not isinstance(found, ParsedEntries | list | None):
-        raise refuse(
-            400, "bundle-entry", f"Bundle.entry is {preview(found)}; it wants a list of entries", code="structure"
-        )
-    made = found.entries if isinstance(found, ParsedEntries) else list(_made(found, localize))
-    if not made:
-        raise refuse(400, "bundle-empty", "the submission has no entries; send at least one", code="required")
-    limit = limits.atomic_entries if target == "base" and kind == "transaction" else limits.entries
-    if len(made) > limit:
+    bundle_type, items = bundle.get("type"), bundle.get("entry")
+    if bundle_type not in BUNDLE_TYPES[endpoint]:
         text = (
-            f"the submission has more than {limit:,} entries, which is what this receiver takes in a {kind}; split it"
+            f'Bundle.type is {preview(bundle_type)}; a CGM submission to this endpoint must be a "{BUNDLE_TYPES[endpoint][0]}" '
+            "with a request in each entry"
+        )
+        raise refuse(400, "bundle-type", text, code="value")
+    if not isinstance(items, ParsedEntries | list | None):
+        raise refuse(
+            400, "bundle-entry", f"Bundle.entry is {preview(items)}; it must be a list of entries", code="structure"
+        )
+    if isinstance(items, ParsedEntries):
+        entries = items.entries
+    else:
+        entries = [parse_entry(index, item, localize) for index, item in enumerate(items or ())]
+    if not entries:
+        raise refuse(400, "bundle-empty", "the submission has no entries; send at least one", code="required")
+    interaction: Interaction = "operation" if endpoint == "operation" else bundle_type
+    limit = limits.atomic_entries if interaction == "transaction" else limits.entries
+    if len(entries) > limit:
+        text = (
+            f"the submission has more than {limit:,} entries, the most that this receiver accepts in a {bundle_type}; "
+            "split it into several submissions"
         )
         raise refuse(413, "too-many-entries", text, code="too-costly")
-    entries = _unique(tuple(made))
-    way: Interaction = "operation" if target == "operation" else kind
-    return Submission(dialect, way, entries, _patient(entries), internal_references(entries))
+    subjects = Counter(entry.subject for entry in entries if entry.subject)
+    patient = subjects.most_common(1)[0][0] if subjects else None
+    unique = _refuse_repeated_full_urls(entries)
+    return Submission(dialect, interaction, unique, patient, internal_references(unique))
 
 
 def submission_from_resource(
     resource: JsonObject, dialect: Dialect, localize: Callable[[str], str], if_none_exist: str | None
 ) -> Submission:
-    """Make the submission of one resource that is created by itself."""
+    """Return the submission of one resource that is created on its own."""
     request = {"method": "POST", "url": resource.get("resourceType")}
     if if_none_exist is not None:
         request["ifNoneExist"] = if_none_exist
-    made = parse_entry(0, {"resource": resource, "request": request}, localize)
-    return Submission(dialect, "create", (made,), made.subject, internal_references([made]))
+    entry = parse_entry(0, {"resource": resource, "request": request}, localize)
+    return Submission(dialect, "create", (entry,), entry.subject, internal_references([entry]))
 
 
-def _made(found: list[Any] | None, localize: Callable[[str], str]) -> Iterable[Entry]:
-    return (parse_entry(index, item, localize) for index, item in enumerate(found or ()))
+def parse_entry(index: int, item: Any, localize: Callable[[str], str], previous: Entry | None = None) -> Entry:
+    """Return the entry in an item of `Bundle.entry`; structural faults become its issues.
 
-
-def parse_entry(index: int, item: Any, localize: Callable[[str], str], before: Entry | None = None) -> Entry:
-    """Make one entry; what is structurally wrong with it becomes its issues.
-
-    What it has in common with the one `before` is kept once.
+    Values that are equal to those of the `previous` entry are shared with it, to save memory.
     """
     fields = item if isinstance(item, dict) else {}
     resource, request, full_url = fields.get("resource"), fields.get("request"), fields.get("fullUrl")
-    known = resource if isinstance(resource, dict) else {}
-    kind, name = known.get("resourceType"), known.get("id")
-    encoded = encode(known)
-    sound = isinstance(kind, str) and isinstance(request, dict) and (full_url is None or isinstance(full_url, str))
+    members = resource if isinstance(resource, dict) else {}
+    resource_type, resource_id = members.get("resourceType"), members.get("id")
+    encoded = encode(members)
+    sound = (
+        isinstance(resource_type, str) and isinstance(request, dict) and (full_url is None or isinstance(full_url, str))
+    )
     return Entry(
         index=index,
         encoded=encoded,
-        type=_kept(before.type if before else None, kind if isinstance(kind, str) else ""),
-        id=name if isinstance(name, str) else None,
+        type=_shared(previous.type if previous else None, resource_type if isinstance(resource_type, str) else ""),
+        id=resource_id if isinstance(resource_id, str) else None,
         full_url=full_url if isinstance(full_url, str) else None,
         request=request if isinstance(request, dict) else {},
-        subject=_kept(before.subject if before else None, _subject(known, localize)),
-        references=_kept(before.references if before else None, literal_references(encoded)),
-        issues=() if sound else tuple(_structure(item, resource, request, full_url)),
+        subject=_shared(previous.subject if previous else None, _subject(members, localize)),
+        references=_shared(previous.references if previous else None, literal_references(encoded)),
+        issues=() if sound else tuple(_structural_issues(item, resource, request, full_url)),
     )
 
 
-def _kept(before: T | None, found: T) -> T:
-    return before if before == found and before is not None else found
-
-
-def literal_references(encoded: bytes) -> tuple[str, ...]:
-    """List the literal references in a canonical serialisation, without those to contained resources and without repeats."""
-    found = dict.fromkeys(REFERENCE_MEMBER.findall(encoded))
-    return tuple([unescape(text) for text in found if text[:1] != b"#"])
-
-
-def reference_paths(entry: Entry) -> dict[str, str]:
-    """Map each literal reference to the path of the first element that makes it: `Observation.hasMember[2].reference`."""
-    found: dict[str, str] = {}
-    for reference, path in _referring(entry.resource, entry.type):
-        found.setdefault(reference, path)
-    return found
-
-
-def _referring(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        if isinstance(reference := value.get("reference"), str):
-            yield reference, f"{path}.reference"
-        for name, part in value.items():
-            if ELEMENT_NAME.fullmatch(name):
-                yield from _referring(part, f"{path}.{name}")
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            yield from _referring(part, f"{path}[{index}]")
-
-
-def unescape(text: bytes) -> str:
-    """Give the string that stands between quotes in a serialisation."""
-    return decode_text(b'"%b"' % text) if b"\\" in text else text.decode()
-
-
-def index_by_reference(entries: Iterable[Entry]) -> dict[str, int]:
-    """Map each reference by which an entry can be meant to its index: its fullUrl, and its type and id in the submission.
-
-    Inside a Bundle a reference means an entry before it means what is stored (https://hl7.org/fhir/R4/bundle.html#references).
-    """
-    found: dict[str, int] = {}
-    for entry in entries:
-        if entry.id is not None:
-            found.setdefault(f"{entry.type}/{entry.id}", entry.index)
-        if entry.full_url:
-            found[entry.full_url] = entry.index
-            if (place := "/".join(entry.full_url.rsplit("/", 2)[1:])).startswith(f"{entry.type}/"):
-                found.setdefault(place, entry.index)
-    return found
-
-
-def internal_references(entries: Collection[Entry]) -> dict[str, int]:
-    """Map the references between entries to the index of the entry that each means."""
-    named = index_by_reference(entries)
-    return {r: named[r] for r in {r for entry in entries for r in entry.references} if r in named}
-
-
-def _structure(item: Any, resource: Any, request: Any, full_url: Any) -> list[Issue]:
-    if not isinstance(item, dict):
-        return [Issue("entry-object", f"the entry is {preview(item)}; it wants an object", code="structure")]
-    issues = []
-    if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
-        issues.append(
-            Issue(
-                "entry-resource", "the entry has no resource with a resourceType; add one", "resource", code="required"
-            )
-        )
-    if not isinstance(request, dict):
-        issues.append(
-            Issue(
-                "entry-request",
-                "the entry has no request; add method POST and the type as url",
-                "request",
-                code="required",
-            )
-        )
-    if full_url is not None and not isinstance(full_url, str):
-        issues.append(
-            Issue("entry-full-url", f"fullUrl is {preview(full_url)}; it wants a string", "fullUrl", code="value")
-        )
-    return issues
-
-
-def _unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    count = Counter(entry.full_url for entry in entries)
-    if all(seen == 1 or url is None for url, seen in count.items()):
-        return entries
-    return tuple(_refuse_twin(entry) if entry.full_url and count[entry.full_url] > 1 else entry for entry in entries)
-
-
-def _refuse_twin(entry: Entry) -> Entry:
-    text = f"fullUrl {preview(entry.full_url)} stands in several entries, so references to it are ambiguous; make each unique"
-    issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
-    return msgspec.structs.replace(entry, issues=(*entry.issues, issue))
+def _shared(previous: T | None, value: T) -> T:
+    return previous if previous == value and previous is not None else value
 
 
 def _subject(resource: JsonObject, localize: Callable[[str], str]) -> str | None:
@@ -307,12 +231,98 @@ def _subject(resource: JsonObject, localize: Callable[[str], str]) -> str | None
     return local if PATIENT_REFERENCE.fullmatch(local) else None
 
 
-def _patient(entries: tuple[Entry, ...]) -> str | None:
-    subjects = Counter(entry.subject for entry in entries if entry.subject)
-    return subjects.most_common(1)[0][0] if subjects else None
+def _structural_issues(item: Any, resource: Any, request: Any, full_url: Any) -> Iterator[Issue]:
+    if not isinstance(item, dict):
+        text = f"the entry is {preview(item)}; it must be an object with a resource and a request"
+        yield Issue("entry-object", text, code="structure")
+        return
+    if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
+        text = "the entry has no resource with a resourceType; add one"
+        yield Issue("entry-resource", text, "resource", code="required")
+    if not isinstance(request, dict):
+        text = 'the entry has no request; add one with the method "POST" and the resource\'s type as url'
+        yield Issue("entry-request", text, "request", code="required")
+    if full_url is not None and not isinstance(full_url, str):
+        text = f"fullUrl is {preview(full_url)}; it must be a string"
+        yield Issue("entry-full-url", text, "fullUrl", code="value")
+
+
+def _refuse_repeated_full_urls(entries: Collection[Entry]) -> tuple[Entry, ...]:
+    """Add an issue to each entry whose fullUrl another entry has as well."""
+    counts = Counter(entry.full_url for entry in entries)
+    if all(count == 1 or url is None for url, count in counts.items()):
+        return tuple(entries)
+    checked = []
+    for entry in entries:
+        if entry.full_url and counts[entry.full_url] > 1:
+            text = (
+                f"several entries have the fullUrl {preview(entry.full_url)}, so references to it are ambiguous; "
+                "give each entry a fullUrl of its own"
+            )
+            issue = Issue("entry-full-url-unique", text, "fullUrl", code="duplicate")
+            checked.append(msgspec.structs.replace(entry, issues=(*entry.issues, issue)))
+        else:
+            checked.append(entry)
+    return tuple(checked)
+
+
+def literal_references(encoded: bytes) -> tuple[str, ...]:
+    """Return the distinct literal references in a compact serialisation, except those to contained resources."""
+    found = dict.fromkeys(REFERENCE_MEMBER.findall(encoded))
+    return tuple([unescape(text) for text in found if text[:1] != b"#"])
+
+
+def unescape(text: bytes) -> str:
+    """Return the string of a JSON string's content, without its quotes."""
+    return decode_text(b'"%b"' % text) if b"\\" in text else text.decode()
+
+
+def index_by_reference(entries: Iterable[Entry]) -> dict[str, int]:
+    """Map each reference that can mean an entry to the entry's index.
+
+    These are its fullUrl, the `Type/id` at the end of its fullUrl, and its type and id in the submission. A reference in a
+    Bundle means an entry before it means a stored resource (https://hl7.org/fhir/R4/bundle.html#references).
+    """
+    found: dict[str, int] = {}
+    for entry in entries:
+        if entry.id is not None:
+            found.setdefault(f"{entry.type}/{entry.id}", entry.index)
+        if entry.full_url:
+            found[entry.full_url] = entry.index
+            if (relative := "/".join(entry.full_url.rsplit("/", 2)[1:])).startswith(f"{entry.type}/"):
+                found.setdefault(relative, entry.index)
+    return found
+
+
+def internal_references(entries: Collection[Entry]) -> dict[str, int]:
+    """Map the references that occur in entries and mean an entry to that entry's index."""
+    indices = index_by_reference(entries)
+    occurring = {reference for entry in entries for reference in entry.references}
+    return {reference: indices[reference] for reference in occurring if reference in indices}
+
+
+def reference_paths(entry: Entry) -> dict[str, str]:
+    """Map each literal reference to the path of its first occurrence, such as `Observation.hasMember[2].reference`."""
+    paths: dict[str, str] = {}
+    for reference, path in _occurrences(entry.resource, entry.type):
+        paths.setdefault(reference, path)
+    return paths
+
+
+def _occurrences(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield each literal reference in a JSON value with its path."""
+    if isinstance(value, dict):
+        if isinstance(reference := value.get("reference"), str):
+            yield reference, f"{path}.reference"
+        for name, member in value.items():
+            if ELEMENT_NAME.fullmatch(name):
+                yield from _occurrences(member, f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _occurrences(item, f"{path}[{index}]")
 
 
 def preview(value: Any) -> str:
-    """Show a value in a message, in JSON's words and cut short; what isn't there is null."""
+    """Return a value as JSON for a message, cut to 60 characters; a missing value is `null`."""
     text = encode(value).decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,8 @@
-"""What judging takes and gives: the rules and policies it asks, the context it depends on, verdicts and the judgement."""
+"""What judging needs and what it returns.
+
+`Rules` and `Policies` are the interfaces that the judge uses, `JudgingContext` is everything a verdict depends on besides the
+submission, `Verdict` is the result for an entry, and `Judgement` the result for a submission.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +17,12 @@ from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import StandingOrder
 
+#: What a finding about orders leads to: nothing, an issue of severity information, or a refusal.
 Policy = Literal["accept", "warn", "reject"]
 
 
 class Profile(Protocol):
-    """What the judge asks of a profile."""
+    """A profile as the judge sees it."""
 
     @property
     def dialect(self) -> str:
@@ -25,16 +30,16 @@ class Profile(Protocol):
 
 
 class Rules(Protocol):
-    """What the judge asks of the rules; `core.rules.RuleBook` answers it."""
+    """The rules as the judge uses them; implemented by `core.rules.rulebook.RuleBook`."""
 
     def profile(self, url: str, dialect: str) -> Profile | None:
-        """Give a profile of the dialect by its canonical."""
+        """Return the dialect's profile with the canonical URL `url`."""
 
     def implied(self, resource: JsonObject, dialect: str) -> tuple[str, ...]:
-        """List the profiles that its type, code and unit imply."""
+        """Return the profiles that a resource's type, code and unit imply."""
 
     def made_of(self, profile: str) -> frozenset[str]:
-        """List the profiles of what a profile's resource consists of."""
+        """Return the profiles of the resources that a profile's resource consists of, such as a summary's members."""
 
     def examine(
         self,
@@ -45,11 +50,11 @@ class Rules(Protocol):
         dialect: str,
         encoded: bytes | None = None,
     ) -> tuple[Issue, ...]:
-        """List what is wrong with a resource by base R4 and by the profiles."""
+        """Return what is wrong with a resource by base R4 and by `profiles`; `encoded` is the serialised resource."""
 
 
 class Policies(Protocol):
-    """What each finding about orders does; `settings.Policies` is one."""
+    """What each finding about orders leads to; implemented by `settings.loading.PolicySettings`."""
 
     @property
     def no_order(self) -> Policy:
@@ -57,67 +62,73 @@ class Policies(Protocol):
 
     @property
     def incomplete(self) -> Policy:
-        """No schedule is satisfied whole."""
+        """The submission satisfies no schedule completely."""
 
     @property
     def unsolicited(self) -> Policy:
-        """No order asks for the entry's profile."""
+        """No order asks for the entry."""
 
     @property
     def outside_lookback(self) -> Policy:
-        """The entry is older than the order reaches back."""
+        """The entry is older than the order's lookback period."""
 
     @property
     def too_often(self) -> Policy:
-        """The order's period since the last submission is not over."""
+        """The order's submission period has not passed since the last submission."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgingContext:
-    """All that a verdict depends on beside the submission: orders, what is stored, policies, rules and the time."""
+    """Everything that a verdict depends on besides the submission."""
 
     rules: Rules
     policies: Policies
     allowed_types: tuple[str, ...]
+    """The resource types that a submission may create."""
     now: datetime
     max_depth: int
+    """How deep a resource may be nested."""
     patient_known: bool = True
     """Whether the upstream has the submission's patient."""
     orders: tuple[StandingOrder, ...] = ()
+    """The patient's active orders, of any dialect."""
     stored_resources: Mapping[str, JsonObject] | None = None
-    """Stored resources that entries reference, by reference."""
+    """Resources that entries reference and the upstream has, by reference."""
     last_submission: datetime | None = None
-    """When something new of the patient was last stored, by another submission than this one."""
+    """When an entry of another submission was last stored for the patient."""
     fingerprint: str = ""
-    """The submission's, where it matters whether it is the last one once more."""
+    """The submission's fingerprint, if it is needed to recognise a repetition of the last submission."""
     observe: bool = False
+    """Whether nothing is refused: refusals become warnings (`mode: observe`)."""
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What was found about one entry. It is accepted unless an issue refuses it."""
+    """What was found about one entry."""
 
     entry: Entry
     profiles: tuple[str, ...]
+    """The profiles it was judged by; none if it was refused before that."""
     issues: tuple[Issue, ...] = ()
 
     @property
     def accepted(self) -> bool:
-        """Whether the entry may be stored."""
+        """Whether the entry may be stored: no issue refuses it."""
         return not self.issues or not any(issue.refuses for issue in self.issues)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdicts in the entries' order, and the issues of the submission as a whole."""
+    """The verdicts in the order of the entries, and the issues of the submission as a whole."""
 
     submission: Submission
     verdicts: tuple[Verdict, ...]
     issues: tuple[Issue, ...] = ()
     retry_after: timedelta | None = None
-    """How long to wait, where it came too often and the policy rejects that."""
+    """How long to wait, if the submission came too soon after the last one and the policy rejects that."""
 
     @property
     def accepted(self) -> bool:
-        """Whether the submission goes on, with those of its entries that are accepted."""
-        whole = not any(issue.refuses for issue in self.issues)
-        return whole and not (self.submission.atomic and any(not verdict.accepted for verdict in self.verdicts))
+        """Whether the accepted entries of the submission may be stored."""
+        if any(issue.refuses for issue in self.issues):
+            return False
+        return not self.submission.atomic or all(verdict.accepted for verdict in self.verdicts)

@@ -139,7 +139,7 @@ def test_what_fits_is_stored_whole(send: str, entries: int, group: int, fits: bo
 
 
 def planned(*entries: Any, settled: Any = None) -> Plan:
-    taken = submitted(*entries, kind="batch", target="base")
+    taken = submitted(*entries, kind="batch", endpoint="base")
     return plan(identified_entries(taken), settled or {}, taken, 500, localize)
 
 

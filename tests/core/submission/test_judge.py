@@ -201,7 +201,7 @@ def test_what_the_rules_find_refuses_or_warns() -> None:
 def test_one_refused_entry_refuses_an_atomic_submission(kind: str, target: str, whole: bool) -> None:
     rules = FakeRules({"bad": Issue("bad", "b")})
     items = entry(reading(id="bad")), entry(reading(1))
-    assert judged(*items, kind=kind, target=target, rules=rules).accepted == whole
+    assert judged(*items, kind=kind, endpoint=target, rules=rules).accepted == whole
     assert judged(*items, rules=rules).accepted
 
 
@@ -268,7 +268,7 @@ def test_what_references_a_refused_entry_is_refused_with_it_and_says_which() -> 
     )
     assert rules_found(judgement) == [["reference-refused"], ["reference-refused"], ["bad"], []]
     texts = [verdict.issues[0].text for verdict in judgement.verdicts[:2]]
-    assert [text.split(",")[0] for text in texts] == ["it references entry 1", "it references entry 2"]
+    assert [text.split(",")[0] for text in texts] == ["the entry references entry 1", "the entry references entry 2"]
     paths = [verdict.issues[0].expression for verdict in judgement.verdicts[:2]]
     assert paths == ["DiagnosticReport.result[0].reference", "Observation.hasMember[0].reference"]
 
@@ -542,7 +542,7 @@ def test_too_often_is_within_the_shortest_period(schedules: Any, last: Any, wait
 
 
 def test_the_wait_is_told_in_hours_or_days() -> None:
-    for period, text in ((days(1), "ends in 24.0 hours"), (days(14), "ends in 14.0 days")):
+    for period, text in ((days(1), "again in 24.0 hours"), (days(14), "again in 14.0 days")):
         orders = ordered(asks(READING, period=period))
         assert judged(entry(reading()), orders=orders, last_submission=NOW).issues[0].text.endswith(text)
 
@@ -557,7 +557,7 @@ def test_observing_rejects_nothing_and_loses_no_finding() -> None:
     ]
     rules = FakeRules({"bad": Issue("bad", "b", severity="fatal")})
     for kind in ("batch", "transaction"):
-        taken = submitted(*items, kind=kind, target="base")
+        taken = submitted(*items, kind=kind, endpoint="base")
         observed = judge(taken, context(rules=rules, observe=True))
         enforced = judge(taken, context(rules=rules))
         assert rules_found(observed) == rules_found(enforced)

@@ -78,7 +78,7 @@ def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
 def test_entries_that_are_no_list_are_told_so() -> None:
     with pytest.raises(RequestRefused) as refused:
         submission_from_bundle(bundle() | {"entry": {"fullUrl": "x"}}, DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
-    assert refused.value.issues[0].text == 'Bundle.entry is {"fullUrl":"x"}; it wants a list of entries'
+    assert refused.value.issues[0].text == 'Bundle.entry is {"fullUrl":"x"}; it must be a list of entries'
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, 
     ],
 )
 def test_only_a_tagged_transaction_is_atomic(kind: str, target: str, expected: str, atomic: bool) -> None:
-    made = submitted(entry(reading()), kind=kind, target=target)
+    made = submitted(entry(reading()), kind=kind, endpoint=target)
     assert (made.interaction, made.atomic) == (expected, atomic)
 
 

@@ -40,7 +40,7 @@ def planned(
     largest: int = 500,
     kind: str = "batch",
 ) -> Plan:
-    taken = submitted(*entries, kind=kind, target="base")
+    taken = submitted(*entries, kind=kind, endpoint="base")
     return plan(identified_entries(taken), settled or {}, taken, largest, localize)
 
 

@@ -21,7 +21,7 @@ BAD = FakeRules({"bad": Issue("bad", "b", "Observation.code"), "odd": Issue("odd
 
 
 def judgement(*items: Any, kind: str = "transaction", target: str = "operation", **more: Any) -> Judgement:
-    return judge(submitted(*items, kind=kind, target=target), context(**{"rules": BAD, **more}))
+    return judge(submitted(*items, kind=kind, endpoint=target), context(**{"rules": BAD, **more}))
 
 
 def bundle(judgement: Judgement, made: Sequence[EntryResponse], preferred: reply.Return) -> dict[str, Any]:
