@@ -1,1 +1,1 @@
-"""What operators see: metrics, structured logs and the counters of streamed traffic."""
+"""What operators see of a running proxy: metrics, structured logs, and statistics of the streamed requests."""

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, with the request's id and never with patient data or URLs."""
+"""Structured logs: each line is a JSON object. Lines carry the id of a request, but never patient data or URLs."""
 
 import json
 import logging
@@ -11,12 +11,13 @@ LOGGER = logging.getLogger("cgm_proxy")
 
 
 class JsonLines(logging.Formatter):
-    """Write a record as one JSON object: time (UTC), level, event and the fields given with it."""
+    """Formats a record as a JSON object of time (UTC), level, event and the fields that were passed with it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Serialise a record; of an exception only its type and way are told, since its text may quote a body.
+        """Return the record as a line of JSON.
 
-        So may all but the first line of a message: asyncio shows there the task that failed, with its exception.
+        Of an exception only the type and the trace are logged, because its text may quote a body. For the same reason
+        only the first line of a message is logged: asyncio appends the failed task with its exception.
         """
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -31,7 +32,7 @@ class JsonLines(logging.Formatter):
 
 
 def start(level: str) -> None:
-    """Write log lines of at least this level to standard error."""
+    """Write log lines of this level and above to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -39,5 +40,5 @@ def start(level: str) -> None:
 
 
 def log(event: str, level: int = logging.INFO, *, exc_info: bool = False, **fields: Any) -> None:
-    """Write one line; fields hold counts, codes and ids of requests, never what a submission says."""
+    """Log an event. Fields hold counts, codes and ids of requests, never content of a submission."""
     LOGGER.log(level, event, exc_info=exc_info, extra={"fields": fields})

@@ -1,6 +1,6 @@
-"""Counts of the streamed traffic: plain numbers, which cost nothing to keep and are read when somebody asks.
+"""Statistics of the streamed requests: plain numbers, which cost the relay next to nothing to count.
 
-One event loop writes them. A metrics endpoint reads them as they are; nothing here knows of its format.
+One event loop writes them; `metrics.py` converts them to metrics when these are read.
 """
 
 import math
@@ -8,14 +8,12 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final
 
-T = TypeVar("T")
-
-#: Upper bounds of the latency histogram's buckets (seconds); one more bucket holds what is slower.
+#: Upper bounds of the latency histogram's buckets (seconds); one more bucket holds slower responses.
 LATENCY_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-#: How long after its answer a streamed request counts as one of several (seconds).
+#: How long after the last response the proxy still counts as streaming (seconds).
 RECENT = 0.1
 
 
@@ -23,10 +21,13 @@ RECENT = 0.1
 class StreamStats:
     """What has been streamed since the start.
 
-    `responses` counts responses by status, `faults` refusals and broken answers by rule id, `bytes_up` and `bytes_down`
-    what was sent to the upstream and to clients (with heads and framing), `latency` the answers by the time to their head
-    (see `LATENCY_BOUNDS`), `latency_sum` that time (seconds), `in_flight` the requests under way, `last_response` when the last
-    answer came (`time.monotonic`).
+    - `responses`: responses, by status.
+    - `faults`: requests that were refused and responses that broke off, by rule id.
+    - `bytes_up`, `bytes_down`: bytes sent to the upstream and to clients, headers and framing included.
+    - `latency`: responses by the time until they began, in the buckets of `LATENCY_BOUNDS`; `latency_sum` is the sum
+      of these times (seconds).
+    - `in_flight`: requests in flight.
+    - `last_response`: when the last response began (`time.monotonic`).
     """
 
     responses: Counter[int] = field(default_factory=Counter)
@@ -39,7 +40,7 @@ class StreamStats:
     last_response: float = -math.inf
 
     def count_response(self, status: int, seconds: float) -> None:
-        """Count the head of an answer that the upstream gave after `seconds`."""
+        """Count a response that began `seconds` after its request."""
         self.responses[status] += 1
         self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.latency_sum += seconds
@@ -47,5 +48,8 @@ class StreamStats:
 
     @property
     def streaming(self) -> bool:
-        """Whether requests stream through now: by their answers, since a client that never reads one waits for nothing."""
+        """Whether requests are being streamed now.
+
+        Recent responses decide this, not requests in flight: a client that does not read its response waits for nothing.
+        """
         return monotonic() - self.last_response < RECENT

@@ -1,4 +1,4 @@
-"""What is logged and counted of a submission, and what never is."""
+"""What is logged and counted of a submission, and that patient data never is."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def lines_of(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any
     return [line for line in logged(caplog) if line["event"] == event]
 
 
-async def test_nothing_of_a_patient_is_logged_or_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_patient_data_is_logged_or_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with proxying(upstream__retries=0) as world:
         world.about = f"Patient/{SECRET}"
@@ -39,14 +39,14 @@ async def test_nothing_of_a_patient_is_logged_or_counted(caplog: pytest.LogCaptu
         three["valueQuantity"]["value"] = Decimal("271.82818")
         four |= {"identifier": [{"system": f"http://{SECRET}.example", "value": SECRET}], SECRET: SECRET}
         bundle["entry"][5]["request"]["ifNoneExist"] = f"{SECRET}={SECRET}"
-        words = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "diagnostics": SECRET}]}
+        outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "diagnostics": SECRET}]}
         for act in (
-            before(422, words),
-            before(500, words),
+            before(422, outcome),
+            before(500, outcome),
             reset(committed=False),
             before(200, b"{" + SECRET.encode()),
         ):
-            world.fake.script(lambda asked: transactions(asked) and SECRET in asked.body.decode(), act)
+            world.fake.script(lambda request: transactions(request) and SECRET in request.body.decode(), act)
             answer = await world.submit(bundle, Authorization=f"Bearer {SECRET}", Cookie=SECRET)
             assert SECRET in answer.data.decode()
         world.fake.script(gets("Patient/"), reset(committed=False), reset(committed=False))
@@ -57,12 +57,12 @@ async def test_nothing_of_a_patient_is_logged_or_counted(caplog: pytest.LogCaptu
         metrics = await world.metrics()
     text = json.dumps(logged(caplog)) + caplog.text
     assert lines_of(caplog, "submission")
-    for kept_back in (SECRET, "271.8", SECRET.lower()):
-        assert kept_back not in text
-        assert kept_back not in metrics
+    for secret in (SECRET, "271.8", SECRET.lower()):
+        assert secret not in text
+        assert secret not in metrics
 
 
-async def test_a_submissions_log_line_says_what_became_of_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_line_of_a_submission_has_its_outcome(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with proxying(upstream__retries=0, policies__no_order="accept") as world:
         bundle = world.readings(3)
@@ -88,13 +88,13 @@ async def test_a_submissions_log_line_says_what_became_of_it(caplog: pytest.LogC
 
 BROKEN = {
     "no HTTP": (b"GET / HTTP/9\r\n\r\n", "BadStatusLine"),
-    "a field that is none": (b"GET / HTTP/1.1\r\nHost: x\r\n: x\r\n\r\n", "BadHttpMessage"),
+    "a field without a name": (b"GET / HTTP/1.1\r\nHost: x\r\n: x\r\n\r\n", "BadHttpMessage"),
     "a long target": (b"GET /" + b"x" * 2 * MAX_LINE + b" HTTP/1.1\r\n\r\n", "LineTooLong"),
 }
 
 
 @pytest.mark.parametrize(("sent", "kind"), BROKEN.values(), ids=BROKEN)
-async def test_what_a_client_breaks_is_no_error_and_does_not_name_the_client(
+async def test_a_malformed_request_is_logged_as_info_and_without_the_clients_address(
     sent: bytes, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -108,7 +108,7 @@ async def test_what_a_client_breaks_is_no_error_and_does_not_name_the_client(
     assert "127.0.0.1" not in json.dumps(logged(caplog))
 
 
-def test_a_client_that_hangs_up_is_no_error_and_a_fault_of_the_server_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_client_is_logged_as_info_and_a_fault_of_the_proxy_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     for fault in (ConnectionResetError(SECRET), ValueError(SECRET)):
         LOG.error("Error handling request from %s", "10.1.2.3", exc_info=fault)
@@ -139,8 +139,8 @@ async def test_every_submission_and_entry_is_counted() -> None:
         await world.submit(world.readings(1), Authorization="Bearer y")
         await world.submit(bundle | {"type": "transaction"})
         later = await counts()
-        grown = {name: later[name] - earlier[name] for name in later if later[name] != earlier[name]}
-        assert grown == {
+        growth = {name: later[name] - earlier[name] for name in later if later[name] != earlier[name]}
+        assert growth == {
             "submissions partly": 1,
             "submissions duplicate": 1,
             "submissions failed": 2,
@@ -156,9 +156,9 @@ OUTCOMES = ("stored", "duplicate", "partly", "refused", "failed")
 VERDICTS = ("created", "duplicate", "refused", "unknown")
 
 
-def test_of_a_task_that_failed_unseen_the_exceptions_text_is_not_logged() -> None:
-    said = f"Task exception was never retrieved\nfuture: <Task finished exception=ValueError('{SECRET}')>"
-    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, said, (), (ValueError, ValueError(SECRET), None))
+def test_the_exceptions_text_of_a_failed_task_is_not_logged() -> None:
+    message = f"Task exception was never retrieved\nfuture: <Task finished exception=ValueError('{SECRET}')>"
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, message, (), (ValueError, ValueError(SECRET), None))
     line = JsonLines().format(record)
     assert SECRET not in line
     assert json.loads(line)["exception"] == "ValueError"
