@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.r4 import FHIR_XML
 
-from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.sandbox.simulation.submissions import faulty_submission, submission
 
@@ -42,7 +42,7 @@ def test_the_demo_shows_the_main_job_from_orders_to_metrics() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["argo", "0.1.0", "1.0.0-ballot", "1.0.0"])
-@pytest.mark.parametrize("write", [encode, fhir_xml.to_xml], ids=["json", "xml"])
+@pytest.mark.parametrize("write", [encode, FHIR_XML.to_xml], ids=["json", "xml"])
 def test_check_passes_a_good_submission_of_each_dialect(dialect, write, tmp_path: Path) -> None:
     file = tmp_path / "submission"
     bundle = submission(dialect, "Patient/1", readings=3)

@@ -11,6 +11,7 @@ import msgspec
 
 from cgm_proxy.commands.check_lines import Checked, check_line
 from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.reference_scope import resolver_among
@@ -26,20 +27,22 @@ from cgm_proxy.settings.loading import Settings
 
 def check_file(name: str, data: bytes, book: RuleBook, settings: Settings) -> Iterator[Checked]:
     """Judge a file's content, told apart by what it is; `name` is the id of what can't be read at all."""
+    xml = FhirXml(book.model(None), settings.limits.depth)
     lines = [line for line in data.splitlines() if line.strip()]
     if len(lines) > 1 and _is_object(lines[0]):
         for number, line in enumerate(lines, 1):
-            yield from _check_line(f"{name}:{number}", line, book, settings)
+            yield from _check_line(f"{name}:{number}", line, book, settings, xml)
     else:
-        yield from _check_line(name, data, book, settings)
+        yield from _check_line(name, data, book, settings, xml)
 
 
 def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, settings: Settings) -> Iterator[Checked]:
     """Judge each file's resource by what it claims and by the profile that a dialect implies; they may refer to one another."""
+    xml = FhirXml(book.model(None), settings.limits.depth)
     read: dict[str, JsonObject | RequestRefused] = {}
     for name, data in files.items():
         try:
-            read[name] = json_body.parse(data, settings.limits.depth)
+            read[name] = json_body.parse(data, xml)
         except RequestRefused as refused:
             read[name] = refused
     resolve = resolver_among(one for one in read.values() if isinstance(one, dict))
@@ -50,9 +53,9 @@ def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, se
             yield Checked(name, book.examine(one, book.implied(one, dialect), resolve, dialect=dialect))
 
 
-def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings) -> Iterator[Checked]:
+def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings, xml: FhirXml) -> Iterator[Checked]:
     try:
-        document = json_body.parse(data, settings.limits.depth)
+        document = json_body.parse(data, xml)
         if "resource" in document and "resourceType" not in document:
             yield check_line(data, book)
         else:

@@ -7,14 +7,11 @@ A line is `{"id", "profile", "resource"}`, with `"context"` (a list of resources
 from dataclasses import dataclass
 from typing import Any
 
-from cgm_proxy.core.codec.json_body import encode, parse
+from cgm_proxy.core.codec.json_body import encode, parse_json
 from cgm_proxy.core.issues import Issue, RequestRefused
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.reference_scope import resolver_among
 from cgm_proxy.core.rules.rulebook import RuleBook
-
-#: Deepest nesting of a line, as of a submission.
-DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class Checked:
 def check_line(line: bytes, book: RuleBook) -> Checked:
     """Judge one line; a line that cannot be read fails like any other."""
     try:
-        asked = parse(line, DEPTH)
+        asked = parse_json(line)
     except RequestRefused as refusal:
         return Checked(None, refusal.issues)
     resource, profile, dialect = asked.get("resource"), asked.get("profile"), asked.get("dialect")

@@ -3,6 +3,7 @@
 import asyncio
 
 from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.json_values import JsonObject
@@ -15,8 +16,9 @@ from cgm_proxy.settings.loading import Settings
 class BodyParser:
     """Inflates and parses the bodies of submissions."""
 
-    def __init__(self, settings: Settings, stats: StreamStats) -> None:
+    def __init__(self, settings: Settings, xml: FhirXml, stats: StreamStats) -> None:
         self._limits = settings.limits
+        self._xml = xml
         self._stats = stats
         self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
 
@@ -31,4 +33,4 @@ class BodyParser:
         return self._read(inflated, Throttle(self._stats))
 
     def _read(self, data: Buffer, throttle: Throttle | None = None) -> JsonObject:
-        return reader.read_document(data, self._limits.depth, self._localize, self._limits.entries, throttle)
+        return reader.read_document(data, self._xml, self._localize, self._limits.entries, throttle)

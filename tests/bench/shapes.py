@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from bench.figures import Runs
 
+from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission import reader
@@ -29,7 +30,8 @@ def different(readings: int) -> Submission:
         if number % 2:
             entry["resource"]["valueQuantity"]["unit"] = "mg/dL"
     limits = Settings().limits
-    read = reader.read_document(encode(bundle), limits.depth, str, limits.entries)
+    xml = FhirXml(RuleBook.load(shipped_rules()).model(None), limits.depth)
+    read = reader.read_document(encode(bundle), xml, str, limits.entries)
     return submission_from_bundle(read, DIALECTS_BY_ID["argo"], "base", str, limits)
 
 

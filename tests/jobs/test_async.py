@@ -8,8 +8,8 @@ from support.fake_upstream import Gate, before, gets, transactions
 from support.later import ASYNC, files, keep, place, result, rules, status, statuses, told
 from support.proxying import OTHER, locations, metric, proxying
 from support.proxying import statuses as now
+from support.r4 import FHIR_XML
 
-from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rest.capability_statement import EITHER
 from cgm_proxy.jobs import job_queue
@@ -23,7 +23,7 @@ WAYS = {
     "a tagged batch of 0.1.0": ("0.1.0", encode, {}),
     "the operation": ("1.0.0", encode, {}),
     "the operation of the ballot": ("1.0.0-ballot", encode, {}),
-    "XML": ("argo", fhir_xml.to_xml, {"Content_Type": XML}),
+    "XML": ("argo", FHIR_XML.to_xml, {"Content_Type": XML}),
 }
 
 
@@ -225,14 +225,14 @@ async def test_an_upstream_that_goes_on_failing_is_told_in_the_result(keeping) -
 
 async def test_a_fault_of_our_own_ends_one_submission_and_not_the_others(keeping, monkeypatch) -> None:
     async with keeping(jobs__at_once=1) as world:
-        taken = world.proxy._submissions.take
+        taken = world.proxy._receiver.receive
 
         async def broken(submission, *rest):
             if len(submission.entries) == 3:
                 raise KeyError("what no test had found")
             return await taken(submission, *rest)
 
-        monkeypatch.setattr(world.proxy._submissions, "take", broken)
+        monkeypatch.setattr(world.proxy._receiver, "receive", broken)
         places = [await keep(world, world.readings(n)) for n in (3, 2)]
         answer = await result(world, places[0])
         assert (status(answer), rules(answer)) == (500, ["async-failed"])

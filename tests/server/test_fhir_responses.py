@@ -7,8 +7,8 @@ import pytest
 from support.client import JSON, XML
 from support.fake_upstream import before, reset, searches
 from support.proxying import proxying, statuses
+from support.r4 import FHIR_XML
 
-from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import encode
 
 FORMATS = [
@@ -46,7 +46,7 @@ async def test_the_answer_is_in_the_format_that_is_asked_for() -> None:
     async with proxying() as world:
         for accept, query, content_type, wanted in FORMATS:
             bundle = world.readings(2)
-            data = fhir_xml.to_xml(bundle) if content_type == XML else encode(bundle)
+            data = FHIR_XML.to_xml(bundle) if content_type == XML else encode(bundle)
             headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
             for path, status in ((query, 200), (f"$submit-cgm-bundle{query}", 400)):
                 answer = await world._request(world.url, "POST", path, data if status == 200 else b"{}", headers)

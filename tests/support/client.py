@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from cgm_proxy.core.codec import fhir_xml
+from support.r4 import FHIR_XML
+
 from cgm_proxy.core.codec.json_body import encode
 
 JSON = "application/fhir+json"
@@ -25,7 +26,7 @@ class Answer:
     def body(self) -> Any:
         """The resource that was answered, of either format; its decimals keep their digits."""
         if self.data.lstrip().startswith(b"<"):
-            return fhir_xml.to_json(self.data, depth=64)
+            return FHIR_XML.to_json(self.data)
         return json.loads(self.data, parse_float=Decimal)
 
     @property
@@ -69,7 +70,7 @@ class Client:
         return self.post(self.where(dialect), body, **headers)
 
     def submit_xml(self, dialect: str, bundle: Any) -> Answer:
-        return self.request("POST", self.where(dialect), fhir_xml.to_xml(bundle), Content_Type=XML)
+        return self.request("POST", self.where(dialect), FHIR_XML.to_xml(bundle), Content_Type=XML)
 
     def total(self, search: str) -> int:
         return self.get(f"{search}&_summary=count", Cache_Control="no-cache").body["total"]

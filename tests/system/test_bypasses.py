@@ -16,9 +16,9 @@ from uuid import uuid4
 
 import pytest
 from support.client import JSON, XML, Client
+from support.r4 import FHIR_XML
 from support.servers import Running, proxy
 
-from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.sandbox.simulation.submissions import patient, submission
 
@@ -109,9 +109,9 @@ WAYS: dict[str, Way] = {
     "deflate": encoded("deflate", zlib.compress),
     "a coding that is not known": encoded("br", lambda data: data),
     "identity": encoded("identity", lambda data: data),
-    "XML": lambda bundle: Sent("/fhir", fhir_xml.to_xml(bundle), {"Content-Type": XML}),
-    "XML that claims to be JSON": lambda bundle: Sent("/fhir", fhir_xml.to_xml(bundle), {"Content-Type": JSON}),
-    "XML with a prefix": lambda bundle: Sent("/fhir", prefixed(fhir_xml.to_xml(bundle)), {"Content-Type": XML}),
+    "XML": lambda bundle: Sent("/fhir", FHIR_XML.to_xml(bundle), {"Content-Type": XML}),
+    "XML that claims to be JSON": lambda bundle: Sent("/fhir", FHIR_XML.to_xml(bundle), {"Content-Type": JSON}),
+    "XML with a prefix": lambda bundle: Sent("/fhir", prefixed(FHIR_XML.to_xml(bundle)), {"Content-Type": XML}),
     "UTF-16": lambda bundle: Sent(
         "/fhir", encode(bundle).decode().encode("utf-16"), {"Content-Type": f"{JSON}; charset=utf-16"}
     ),

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from cgm_proxy.core.codec import fhir_xml
+from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.issues import refuse
 from cgm_proxy.core.json_values import JsonObject
 
@@ -132,7 +132,7 @@ def sniff(data: Buffer) -> Format | None:
     return {b"{": "json", b"[": "json", b"<": "xml"}.get(start[1] if start else b"")  # type: ignore[return-value]
 
 
-def parse(data: bytes, depth: int) -> JsonObject:
+def parse(data: bytes, xml: FhirXml) -> JsonObject:
     """Parse a body of either format, told apart by its content, not by what its header claims.
 
     Raises `RequestRefused` (400) for anything that two readers could read differently.
@@ -141,7 +141,7 @@ def parse(data: bytes, depth: int) -> JsonObject:
         case "json":
             return parse_json(data)
         case "xml":
-            return fhir_xml.to_json(data, depth=depth)
+            return xml.to_json(data)
     raise unreadable()
 
 

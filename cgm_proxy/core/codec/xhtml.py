@@ -1,18 +1,27 @@
-"""XHTML of a narrative as text, from and to XML (https://hl7.org/fhir/R4/narrative.html)."""
+"""The XHTML of a narrative: from a parser's events to text, and from text to XML.
+
+https://hl7.org/fhir/R4/narrative.html
+"""
 
 from lxml import etree
 
-from cgm_proxy.core.codec.xml_schema import XHTML
+from cgm_proxy.core.r4.narrative import XHTML, XHTML_TAG, XML_TAG
 
-#: How XML 1.0 writes what text and attributes cannot hold as it is; white space in an attribute would become a blank.
-TEXT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
-ATTRIBUTE = TEXT | str.maketrans({'"': "&quot;", "\n": "&#10;", "\t": "&#9;"})
+#: Characters that text and attributes must escape. XML parsers turn white space in an attribute into blanks unless it is
+#: escaped (XML 1.0, 3.3.3).
+TEXT_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
+ATTRIBUTE_ESCAPES = TEXT_ESCAPES | str.maketrans({'"': "&quot;", "\n": "&#10;", "\t": "&#9;"})
 
-XML = "{http://www.w3.org/XML/1998/namespace}"
+#: Characters that XML 1.0 cannot hold at all (2.2): control characters except tab, line feed and carriage return,
+#: surrogates, and two non-characters.
+_ILLEGAL = dict.fromkeys(
+    [*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF],
+    "\N{REPLACEMENT CHARACTER}",
+)
 
 
-class Narrative:
-    """Writes a `div` of which a parser reports start, text and end; `depth` is how many elements are open."""
+class DivWriter:
+    """Writes a `div` as text while a parser reports its elements and text."""
 
     __slots__ = ("_open", "_parts", "_pending")
 
@@ -24,15 +33,15 @@ class Narrative:
 
     @property
     def depth(self) -> int:
-        """Count the open elements."""
+        """The number of open elements."""
         return len(self._open)
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        """Open an element; its namespace is declared where it is not its parent's."""
+        """Open an element; declare its namespace if it is not its parent's."""
         self._flush()
         namespace, _, name = tag.rpartition("}")
-        declared = self._open[-1][1] if self._open else None
-        xmlns = "" if namespace == declared else f' xmlns="{namespace[1:].translate(ATTRIBUTE)}"'
+        inherited = self._open[-1][1] if self._open else None
+        xmlns = "" if namespace == inherited else f' xmlns="{namespace[1:].translate(ATTRIBUTE_ESCAPES)}"'
         written = "".join(_attribute(number, *item) for number, item in enumerate(attributes.items()))
         self._parts.append(f"<{name}{xmlns}{written}")
         self._pending = "/>"
@@ -41,16 +50,16 @@ class Narrative:
     def data(self, text: str) -> None:
         """Add text."""
         self._flush()
-        self._parts.append(text.translate(TEXT))
+        self._parts.append(text.translate(TEXT_ESCAPES))
 
-    def end(self, _tag: str) -> None:
-        """Close the element opened last."""
+    def end(self) -> None:
+        """Close the element that was opened last."""
         name, _ = self._open.pop()
         self._parts.append(self._pending or f"</{name}>")
         self._pending = ""
 
     def text(self) -> str:
-        """Give all that was written."""
+        """Return the `div` as text."""
         return "".join(self._parts)
 
     def _flush(self) -> None:
@@ -61,34 +70,27 @@ class Narrative:
 
 def _attribute(number: int, name: str, value: str) -> str:
     namespace, _, local = name.rpartition("}")
-    quoted = f'="{value.translate(ATTRIBUTE)}"'
+    quoted = f'="{value.translate(ATTRIBUTE_ESCAPES)}"'
     if not namespace:
         return f" {name}{quoted}"
-    if namespace + "}" == XML:
+    if namespace + "}" == XML_TAG:
         return f" xml:{local}{quoted}"
-    return f' xmlns:a{number}="{namespace[1:].translate(ATTRIBUTE)}" a{number}:{local}{quoted}'
+    return f' xmlns:a{number}="{namespace[1:].translate(ATTRIBUTE_ESCAPES)}" a{number}:{local}{quoted}'
 
 
-def as_xml(div: str) -> str:
-    """Give a narrative's `div` as it stands in XML; what is no XHTML element is shown as its text."""
+def div_as_xml(div: str) -> str:
+    """Return a narrative's `div` as XML; text that is no XHTML element is shown as text."""
     try:
         parser = etree.XMLParser(load_dtd=False, no_network=True, remove_pis=True)
-        # A document type cannot follow the element that text in XML begins with.
+        # No document type can be in `div`: XML allows one only before the first element, which is <x> here.
         root = etree.fromstring(f"<x>{div}</x>", parser)
     except (etree.XMLSyntaxError, ValueError):
         root = None
-    if root is None or len(root) != 1 or root[0].tag != f"{{{XHTML}}}div":
-        return f'<div xmlns="{XHTML}">{legal(div).translate(TEXT)}</div>'
+    if root is None or len(root) != 1 or root[0].tag != f"{XHTML_TAG}div":
+        return f'<div xmlns="{XHTML}">{legal(div).translate(TEXT_ESCAPES)}</div>'
     return etree.tostring(root[0], encoding="unicode", with_tail=False)
 
 
 def legal(text: str) -> str:
-    """Replace the characters that XML 1.0 cannot hold at all (2.2), such as NUL."""
+    """Return the text with U+FFFD for each character that XML cannot hold, such as NUL."""
     return text if text.isprintable() else text.translate(_ILLEGAL)
-
-
-#: Control characters but tab, line feed and carriage return; surrogates; the two non-characters.
-_ILLEGAL = dict.fromkeys(
-    [*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF],
-    "\N{REPLACEMENT CHARACTER}",
-)

@@ -1,245 +1,219 @@
-"""Builds FHIR JSON of what an XML parser reports; `xml.py` says by which laws."""
+"""Builds FHIR JSON from the events of an XML parser; `fhir_xml.py` states the rules that it follows."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from cgm_proxy.core.codec.xhtml import Narrative
-from cgm_proxy.core.codec.xml_schema import FHIR, TYPES, XHTML, Kind, XmlElement, elements
+from cgm_proxy.core.codec.xhtml import DivWriter
+from cgm_proxy.core.codec.xml_schema import FHIR, FHIR_TAG, NO_ELEMENTS, Kind, XmlElement, XmlSchema
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject
 
-FHIR_TAG = f"{{{FHIR}}}"
+#: Misplaced text is cut to this many characters: enough for a message.
+MISPLACED_TEXT = 200
 
-#: Characters that are kept of text that should not be there.
-SHOWN = 200
-
-#: Attributes that say nothing about the resource.
+#: Attributes without meaning for the resource.
 IGNORED = frozenset({"{http://www.w3.org/2001/XMLSchema-instance}schemaLocation"})
 
+#: The document around the outermost resource.
+DOCUMENT = XmlElement("document", Kind.RESOURCE)
 
-class _Frame:
-    """An element that is being read: what it is in its parent, what its children may be, and what was found so far."""
 
-    __slots__ = ("content", "element", "gaps", "known", "text", "value")
+class _OpenElement:
+    """An element that is being read: its definition, its children's definitions by tag, and its JSON so far."""
 
-    def __init__(self, element: XmlElement, known: dict[str, XmlElement], content: JsonObject) -> None:
-        self.element = element
-        self.known = known
+    __slots__ = ("children", "content", "definition", "text", "uneven", "value")
+
+    def __init__(self, definition: XmlElement, children: Mapping[str, XmlElement], content: JsonObject) -> None:
+        self.definition = definition
+        self.children = children
         self.content = content
         self.value: str | None = None
         self.text = ""
-        self.gaps: set[str] | None = None
+        self.uneven: set[str] | None = None
+        """Names of lists whose `name` and `_name` may differ in length."""
 
 
-class Reader:
-    """Receives the parser's events and builds the JSON: a target of lxml's parser, which calls the methods by their names."""
+class ResourceReader:
+    """The target of an lxml parser, which calls `start`, `data`, `end`, `doctype` and `close`."""
 
-    def __init__(self, depth: int, pack: Callable[[JsonObject], object] | None = None) -> None:
-        self.depth = depth
-        self.pack = pack
-        self.stack = [_Frame(DOCUMENT, {}, {})]
-        self.narrative: Narrative | None = None
+    def __init__(self, schema: XmlSchema, depth: int, pack: Callable[[JsonObject], object] | None = None) -> None:
+        self._schema = schema
+        self._depth = depth
+        self._pack = pack
+        self._open = [_OpenElement(DOCUMENT, NO_ELEMENTS, {})]
+        self._div: DivWriter | None = None
+        self._primitive_children = schema.elements_by_tag("Element")
+        self._entry = schema.entry
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         """Begin an element."""
-        if len(self.stack) > self.depth:
-            raise _too_deep(self.depth)
-        if self.narrative:
-            self.narrative.start(tag, attributes)
-            if self.narrative.depth + len(self.stack) > self.depth:
-                raise _too_deep(self.depth)
+        if len(self._open) > self._depth:
+            raise _too_deep(self._depth)
+        if self._div:
+            self._div.start(tag, attributes)
+            if self._div.depth + len(self._open) > self._depth:
+                raise _too_deep(self._depth)
             return
-        parent = self.stack[-1]
-        element = parent.known.get(tag) or _unlisted(parent, tag)
-        if element.kind is Kind.XHTML:
-            self.narrative = Narrative(tag, attributes)
-            frame = _Frame(element, {}, {})
-        elif parent.element.kind is Kind.RESOURCE:
-            frame = _Frame(element, _children(element.name), {"resourceType": element.name})
+        parent = self._open[-1]
+        definition = parent.children.get(tag) or self._unlisted(parent, tag)
+        kind = definition.kind
+        if kind is Kind.XHTML:
+            self._div = DivWriter(tag, attributes)
+            self._open.append(_OpenElement(definition, NO_ELEMENTS, {}))
+            return
+        if kind is Kind.PRIMITIVE:
+            element = _OpenElement(definition, self._primitive_children, {})
+        elif kind is Kind.COMPLEX:
+            content = {"resourceType": definition.name} if parent.definition.kind is Kind.RESOURCE else {}
+            element = _OpenElement(definition, self._schema.elements_by_tag(definition.type), content)
         else:
-            frame = _Frame(element, CHILDREN.get(element.kind) or _children(element.type), {})
-        if attributes and element.kind is not Kind.XHTML:
-            _take_attributes(frame, attributes)
-        self.stack.append(frame)
+            element = _OpenElement(definition, NO_ELEMENTS, {})
+        if attributes:
+            _take_attributes(element, attributes)
+        self._open.append(element)
 
     def data(self, text: str) -> None:
-        """Take text; between elements only white space may stand."""
-        if self.narrative:
-            self.narrative.data(text)
-        elif not text.isspace() and len(self.stack[-1].text) < SHOWN:
-            self.stack[-1].text += text
+        """Add text. Outside a narrative only white space belongs between elements; other text is kept as `#text`."""
+        if self._div:
+            self._div.data(text)
+        elif not text.isspace() and len(self._open[-1].text) < MISPLACED_TEXT:
+            self._open[-1].text += text
 
-    def end(self, tag: str) -> None:
+    def end(self, _tag: str) -> None:
         """Finish an element and put it into its parent."""
-        if self.narrative:
-            self.narrative.end(tag)
-            if self.narrative.depth:
-                return
-            text, self.narrative = self.narrative.text(), None
-            self.stack.pop()
-            _put(self.stack[-1], "div", text, None)
+        if self._div:
+            self._div.end()
+            if not self._div.depth:
+                self._open.pop()
+                _put(self._open[-1], "div", self._div.text(), None)
+                self._div = None
             return
-        frame, parent = self.stack.pop(), self.stack[-1]
-        if frame.gaps:
-            _close_gaps(frame.content, frame.gaps)
-        if frame.text:
-            frame.content["#text"] = frame.text.strip()[:SHOWN]
-        FINISH[frame.element.kind](parent, frame)
-        if self.pack and frame.element is ENTRY:
-            parent.content["entry"][-1] = self.pack(frame.content)
+        element = self._open.pop()
+        parent, content, definition = self._open[-1], element.content, element.definition
+        if element.uneven:
+            _even_out(content, element.uneven)
+        if element.text:
+            content["#text"] = element.text.strip()[:MISPLACED_TEXT]
+        kind = definition.kind
+        if kind is Kind.PRIMITIVE:
+            _finish_primitive(parent, element)
+        elif kind is Kind.COMPLEX:
+            if parent.definition.kind is Kind.RESOURCE:
+                _put(parent, "resource", content, None)
+            else:
+                _put(parent, definition.name, content, definition)
+                if self._pack and definition is self._entry:
+                    parent.content["entry"][-1] = self._pack(content)
+        elif kind is Kind.RESOURCE:
+            # Without exactly one resource inside, everything that is there stays visible.
+            _put(
+                parent, definition.name, content["resource"] if content.keys() == {"resource"} else content, definition
+            )
+        else:
+            bare = kind is Kind.UNKNOWN and content.keys() == {"@value"}
+            _put(parent, definition.name, content["@value"] if bare else content, definition)
 
     def doctype(self, name: str, _public: str | None, _system: str | None) -> None:
-        """Refuse a document type, which `to_json` has refused before."""
+        """Refuse a document type; `FhirXml.to_json` refuses it before it parses the body."""
         raise refuse(400, "xml-doctype", f"the body has a document type declaration ({name[:40]}); leave it out")
 
     def close(self) -> JsonObject | None:
-        """Give the document's resource; None where the parser gave up before there was one."""
-        return self.stack[0].content.get("resource")
+        """Return the document's resource; None if the parser failed before the resource was complete."""
+        return self._open[0].content.get("resource")
+
+    def _unlisted(self, parent: _OpenElement, tag: str) -> XmlElement:
+        """Return a definition for a resource, or for an element that its parent's type does not have.
+
+        Raise `RequestRefused` (400) for another namespace.
+        """
+        if not tag.startswith(FHIR_TAG):
+            namespace, _, name = tag.rpartition("}")
+            text = (
+                f'<{name[:40]}> is in namespace "{namespace[1:][:60]}"; FHIR\'s is "{FHIR}" '
+                "(and XHTML for Narrative.div)"
+            )
+            raise refuse(400, "xml-namespace", text, code="structure")
+        name = tag.removeprefix(FHIR_TAG)
+        if parent.definition.kind is Kind.RESOURCE:
+            return XmlElement(name, Kind.COMPLEX, type=name if self._schema.is_resource(name) else "")
+        return XmlElement(name, Kind.UNKNOWN)
 
 
-def _take_attributes(frame: _Frame, attributes: dict[str, str]) -> None:
-    kind, content = frame.element.kind, frame.content
+def _take_attributes(element: _OpenElement, attributes: dict[str, str]) -> None:
+    kind, content = element.definition.kind, element.content
     for name, value in attributes.items():
         if name == "value" and kind is Kind.PRIMITIVE:
-            frame.value = value
-        elif (known := frame.known.get(FHIR_TAG + name)) and known.kind is Kind.ATTRIBUTE:
+            element.value = value
+        elif (known := element.children.get(FHIR_TAG + name)) and known.kind is Kind.ATTRIBUTE:
             content[name] = value
         elif name not in IGNORED:
             content["@" + name] = value
 
 
-def _unlisted(parent: _Frame, tag: str) -> XmlElement:
-    """Make the element of a name that the parent's type does not have, or refuse another namespace."""
-    if not tag.startswith(FHIR_TAG):
-        namespace, _, name = tag.rpartition("}")
-        text = (
-            f'<{name[:40]}> is in namespace "{namespace[1:][:60]}"; FHIR\'s is "{FHIR}" (and XHTML for Narrative.div)'
-        )
-        raise refuse(400, "xml-namespace", text, code="structure")
-    name = tag.removeprefix(FHIR_TAG)
-    if parent.element.kind is Kind.RESOURCE:
-        return XmlElement(name, Kind.COMPLEX, type=name)
-    return XmlElement(name, Kind.UNKNOWN)
-
-
-def _finish_primitive(parent: _Frame, frame: _Frame) -> None:
-    element = frame.element
-    value = None if frame.value is None else element.read(frame.value)
-    extras = frame.content or (None if frame.value is not None else {})
-    if element.many or extras is not None:
-        _put_primitive(parent, element, value, extras)
+def _finish_primitive(parent: _OpenElement, element: _OpenElement) -> None:
+    definition = element.definition
+    value = None if element.value is None else definition.read(element.value)
+    companion = element.content or (None if element.value is not None else {})
+    if definition.many or companion is not None:
+        _put_primitive(parent, definition, value, companion)
     else:
-        _put(parent, element.name, value, element)
+        _put(parent, definition.name, value, definition)
 
 
-def _put_primitive(parent: _Frame, element: XmlElement, value: Any, extras: JsonObject | None) -> None:
-    """Put a value with its id and extensions, or into a list: `name` and `_name`, which run parallel."""
-    name, content = element.name, parent.content
-    if not element.many and name not in content and f"_{name}" not in content:
+def _put_primitive(parent: _OpenElement, definition: XmlElement, value: Any, companion: JsonObject | None) -> None:
+    """Put a value with its id and extensions, or into a list; `name` and `_name` are parallel lists.
+
+    https://hl7.org/fhir/R4/json.html#primitive
+    """
+    name, content = definition.name, parent.content
+    if not definition.many and name not in content and f"_{name}" not in content:
         if value is not None:
             content[name] = value
-        content[f"_{name}"] = extras
+        content[f"_{name}"] = companion
         return
-    values, extra = _as_list(content, name), content.get(f"_{name}")
-    if extra is not None and not isinstance(extra, list):
-        content[f"_{name}"] = [extra]
-        values = values or _fill(content, name, [None])
-    if extras is not None:
-        more = content.setdefault(f"_{name}", [])
-        more.extend([None] * (len(values) - len(more)))
-        more.append(extras)
-        parent.gaps = parent.gaps or set()
-        parent.gaps.add(name)
+    values, companions = _make_list(content, name), content.get(f"_{name}")
+    if companions is not None and not isinstance(companions, list):
+        content[f"_{name}"] = [companions]
+        if not values:
+            values.append(None)
+    if companion is not None:
+        companions = content.setdefault(f"_{name}", [])
+        companions.extend([None] * (len(values) - len(companions)))
+        companions.append(companion)
+        parent.uneven = parent.uneven or set()
+        parent.uneven.add(name)
     values.append(value)
 
 
-def _as_list(content: JsonObject, name: str) -> list[Any]:
-    known = content.get(name)
-    if isinstance(known, list):
-        return known
-    return _fill(content, name, [] if known is None else [known])
-
-
-def _fill(content: JsonObject, name: str, values: list[Any]) -> list[Any]:
-    content[name] = values
-    return values
-
-
-def _close_gaps(content: JsonObject, names: set[str]) -> None:
-    """Make `name` and `_name` equally long, and leave out the one that holds nothing."""
+def _even_out(content: JsonObject, names: set[str]) -> None:
+    """Make `name` and `_name` equally long, and leave out a `name` without any value."""
     for name in names:
-        values, extras = content[name], content[f"_{name}"]
-        extras.extend([None] * (len(values) - len(extras)))
+        values, companions = content[name], content[f"_{name}"]
+        companions.extend([None] * (len(values) - len(companions)))
         if all(value is None for value in values):
             del content[name]
 
 
-def _put(parent: _Frame, name: str, value: Any, element: XmlElement | None) -> None:
-    """Put a value under its name; a second one makes a list of what may stand once, which the rules then refuse."""
+def _put(parent: _OpenElement, name: str, value: Any, definition: XmlElement | None) -> None:
+    """Put a value under its name; where only one is allowed, a second one makes a list, which the rules refuse."""
     content = parent.content
-    if element is not None and element.many:
+    if definition is not None and definition.many:
         content.setdefault(name, []).append(value)
     elif name not in content and f"_{name}" not in content:
         content[name] = value
-    elif element is not None and element.kind is Kind.PRIMITIVE:
-        _put_primitive(parent, element, value, None)
+    elif definition is not None and definition.kind is Kind.PRIMITIVE:
+        _put_primitive(parent, definition, value, None)
     else:
-        _as_list(content, name).append(value)
+        _make_list(content, name).append(value)
 
 
-def _finish_complex(parent: _Frame, frame: _Frame) -> None:
-    if parent.element.kind is Kind.RESOURCE:
-        _put(parent, "resource", frame.content, None)
-    else:
-        _put(parent, frame.element.name, frame.content, frame.element)
-
-
-def _finish_resource(parent: _Frame, frame: _Frame) -> None:
-    """Put the one resource inside; where it is not one, or something stands beside it, all of it."""
-    inside = frame.content
-    alone = inside["resource"] if inside.keys() == {"resource"} else inside
-    _put(parent, frame.element.name, alone, frame.element)
-
-
-def _finish_unknown(parent: _Frame, frame: _Frame) -> None:
-    content: Any = frame.content
-    if content.keys() == {"@value"} and frame.element.kind is Kind.UNKNOWN:
-        content = content["@value"]
-    _put(parent, frame.element.name, content, frame.element)
-
-
-def _children(type_name: str) -> dict[str, XmlElement]:
-    return _tags(type_name) if type_name in TYPES else {}  # so that no submitter's names fill the cache
-
-
-@cache
-def _tags(type_name: str) -> dict[str, XmlElement]:
-    """Map the tags of a type's children to what they are; a `div` of FHIR's own namespace is as misplaced as an `id`."""
-    known = {FHIR_TAG + element.name: element for element in elements(type_name).values()}
-    for element in elements(type_name).values():
-        if element.kind is Kind.XHTML:
-            known[f"{{{XHTML}}}{element.name}"] = element
-            known[FHIR_TAG + element.name] = XmlElement(element.name, Kind.ATTRIBUTE)
-    return known
+def _make_list(content: JsonObject, name: str) -> list[Any]:
+    """Return a member as the list that it is from now on."""
+    values = content.get(name)
+    if not isinstance(values, list):
+        values = content[name] = [] if values is None else [values]
+    return values
 
 
 def _too_deep(depth: int) -> RequestRefused:
     return refuse(400, "too-deep", f"the XML is nested deeper than {depth} elements; flatten it", code="too-costly")
-
-
-DOCUMENT = XmlElement("document", Kind.RESOURCE)
-
-#: An entry of a Bundle.
-ENTRY = elements("Bundle")["entry"]
-
-#: What stands in a primitive is what stands in any element; nothing is known of what stands in an unknown one.
-CHILDREN = {Kind.PRIMITIVE: _children("Element"), Kind.RESOURCE: {}, Kind.UNKNOWN: {}, Kind.ATTRIBUTE: {}}
-
-FINISH = {
-    Kind.PRIMITIVE: _finish_primitive,
-    Kind.COMPLEX: _finish_complex,
-    Kind.RESOURCE: _finish_resource,
-    Kind.UNKNOWN: _finish_unknown,
-    Kind.ATTRIBUTE: _finish_unknown,
-}

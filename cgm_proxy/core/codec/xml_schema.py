@@ -1,31 +1,33 @@
-"""What FHIR R4 says of each type's elements, as far as XML and JSON differ: read once from the models of fhir.resources.
+"""What an XML reader and writer need to know of R4's types: which elements are lists, numbers, resources or attributes.
 
-In XML everything is an element with attributes; JSON knows lists, numbers and booleans. Only the type of an element tells
-which (https://hl7.org/fhir/R4/json.html, https://hl7.org/fhir/R4/xml.html).
+XML has only elements with attributes, JSON has lists, numbers and booleans. Only the definition of an element tells them
+apart (https://hl7.org/fhir/R4/json.html, https://hl7.org/fhir/R4/xml.html). The definitions are those of `core/r4/model.py`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, auto
-from functools import cache
-from typing import Any, get_args, get_origin
+from functools import cached_property
+from typing import Any
 
-from fhir.resources.R4B import fhirtypes, get_fhir_model_class
-from fhir_core.types import FhirBase, Xhtml
+from cgm_proxy.core.r4.model import PRIMITIVES, Model
+from cgm_proxy.core.r4.narrative import XHTML_TAG
 
 FHIR = "http://hl7.org/fhir"
-XHTML = "http://www.w3.org/1999/xhtml"
 
-#: How R4 writes numbers (https://hl7.org/fhir/R4/datatypes.html). Anything else stays text, which the rules refuse by name.
-#: Python's own limit on the digits of an int is 4,300; no one means more than 1,000.
+#: What the names begin with that an XML parser reports: the namespace in braces.
+FHIR_TAG = f"{{{FHIR}}}"
+
+#: How R4 writes numbers (https://hl7.org/fhir/R4/datatypes.html). Other text stays text, and the rules refuse it.
+#: Python converts at most 4,300 digits to an int; 1,000 are plenty.
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,999})")
 DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,999})(?:\.[0-9]{1,999}|(?:\.[0-9]{1,999})?[eE][+-]?[0-9]{1,6})")
 
-
-#: Every type and backbone type of R4 that there is a model of.
-TYPES = frozenset(name.removesuffix("Type") for name in dir(fhirtypes) if name.endswith("Type"))
+#: FHIRPath's System.String, the type of a resource's `id`, and of an element's `id` and an extension's `url`, which are
+#: R4's only attributes besides `value`.
+SYSTEM_STRING = "String"
 
 
 class Kind(Enum):
@@ -34,82 +36,114 @@ class Kind(Enum):
     PRIMITIVE = auto()
     COMPLEX = auto()
     RESOURCE = auto()
-    """Another element, whose name is the resource's type: `contained`, `Bundle.entry.resource`."""
+    """Another element that is named by a resource type: `contained`, `Bundle.entry.resource`."""
     XHTML = auto()
     ATTRIBUTE = auto()
-    """No element in XML but an attribute: the `id` of an element, the `url` of an extension."""
+    """An attribute in XML: the `id` of an element, the `url` of an extension."""
     UNKNOWN = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class XmlElement:
-    """An element as its parent's type defines it; `type` is the type of a complex one."""
+    """An element as its parent's type defines it; `type` names the type of a complex one."""
 
     name: str
     kind: Kind
     many: bool = False
     type: str = ""
     read: Callable[[str], Any] = str
-    """Makes a primitive's JSON value of its text in XML."""
+    """Converts a primitive's text in XML to its JSON value."""
 
 
-def elements(type_name: str) -> dict[str, XmlElement]:
-    """Map the names of a type's elements to what they are, in the order of the specification; empty for unknown types."""
-    return _elements(type_name) if type_name in TYPES else {}  # so that no submitter's names fill the cache
+#: The elements of a type that R4 does not have.
+NO_ELEMENTS: Mapping[str, XmlElement] = {}
 
 
-@cache
-def _elements(type_name: str) -> dict[str, XmlElement]:
-    model = get_fhir_model_class(type_name)
-    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-    resource = "meta" in fields and "implicitRules" in fields
-    attributes = frozenset() if resource else frozenset({"id", "url"} if type_name == "Extension" else {"id"})
-    return {
-        name: XmlElement(name, Kind.ATTRIBUTE) if name in attributes else _element(name, fields[name])
-        for name in model.elements_sequence()
-    }
+class XmlSchema:
+    """The elements of R4's types, each type read from the definitions when it is first needed."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._elements: dict[str, Mapping[str, XmlElement]] = {}
+        self._by_tag: dict[str, Mapping[str, XmlElement]] = {}
+
+    def is_resource(self, type_name: str) -> bool:
+        """Whether R4 has a resource type of this name."""
+        return type_name in self._model.resources
+
+    def elements(self, type_name: str) -> Mapping[str, XmlElement]:
+        """Return a type's elements by JSON name, in the order of the specification; none for unknown types."""
+        elements = self._elements.get(type_name)
+        if elements is None:
+            definition = self._model.type(type_name)
+            if definition is None:
+                return NO_ELEMENTS  # not cached: unknown names come from submitters, without bound
+            in_resource = "implicitRules" in definition.elements
+            elements = self._elements[type_name] = {
+                name: _xml_element(name, type_, many=element.many, in_resource=in_resource)
+                for name, (element, type_) in definition.members.items()
+            }
+        return elements
+
+    def elements_by_tag(self, type_name: str) -> Mapping[str, XmlElement]:
+        """Return a type's elements by `{namespace}name`; none for unknown types.
+
+        A `div` in FHIR's own namespace is as misplaced as an attribute that is written as an element.
+        """
+        by_tag = self._by_tag.get(type_name)
+        if by_tag is None:
+            elements = self.elements(type_name)
+            if not elements:
+                return NO_ELEMENTS
+            by_tag = {FHIR_TAG + name: element for name, element in elements.items()}
+            for name, element in elements.items():
+                if element.kind is Kind.XHTML:
+                    by_tag[FHIR_TAG + name] = XmlElement(name, Kind.ATTRIBUTE)
+                    by_tag[XHTML_TAG + name] = element
+            self._by_tag[type_name] = by_tag
+        return by_tag
+
+    @cached_property
+    def entry(self) -> XmlElement:
+        """An entry of a Bundle."""
+        return self.elements("Bundle")["entry"]
 
 
-def _element(name: str, annotation: Any) -> XmlElement:
-    many = _is_list(annotation)
-    leaves = tuple(_leaves(annotation))
-    for leaf in leaves:
-        if isinstance(leaf, type) and issubclass(leaf, FhirBase):
-            type_name = leaf.__name__.removesuffix("Type")
-            return XmlElement(name, Kind.RESOURCE if type_name == "Resource" else Kind.COMPLEX, many, type_name)
-    if any(isinstance(leaf, Xhtml) for leaf in leaves):
+def _xml_element(name: str, type_: str, *, many: bool, in_resource: bool) -> XmlElement:
+    if type_ == SYSTEM_STRING and not in_resource:
+        return XmlElement(name, Kind.ATTRIBUTE)
+    if type_ == "xhtml":
         return XmlElement(name, Kind.XHTML, many)
-    read = next((READERS[leaf] for leaf in leaves if isinstance(leaf, type) and leaf in READERS), str)
-    return XmlElement(name, Kind.PRIMITIVE, many, read=read)
-
-
-def _is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list or any(_is_list(part) for part in get_args(annotation))
-
-
-def _leaves(annotation: Any) -> Any:
-    if parts := get_args(annotation):
-        for part in parts:
-            yield from _leaves(part)
-    else:
-        yield annotation
+    if type_ == "Resource":
+        return XmlElement(name, Kind.RESOURCE, many)
+    if type_ in PRIMITIVES:
+        return XmlElement(name, Kind.PRIMITIVE, many, read=READERS.get(type_, str))
+    return XmlElement(name, Kind.COMPLEX, many, type_)
 
 
 def boolean(text: str) -> bool | str:
-    """Read a boolean; other text stays."""
+    """Return a boolean; other text comes back as it is."""
     return {"true": True, "false": False}.get(text, text)
 
 
 def integer(text: str) -> int | str:
-    """Read an integer; other text stays."""
+    """Return an integer; other text comes back as it is."""
     return int(text) if INTEGER.fullmatch(text) else text
 
 
 def decimal(text: str) -> int | Decimal | str:
-    """Read a decimal with its digits, as a JSON parser would: an int where it has neither fraction nor exponent."""
+    """Return a number with its digits, as a JSON parser does: an int if it has neither fraction nor exponent.
+
+    Other text comes back as it is.
+    """
     if DECIMAL.fullmatch(text):
         return Decimal(text)
     return integer(text) if text[:1] != "+" else text
 
 
-READERS: dict[type, Callable[[str], Any]] = {bool: boolean, int: integer, Decimal: decimal}
+#: Primitive types whose JSON is no string.
+READERS: Mapping[str, Callable[[str], Any]] = {
+    "boolean": boolean,
+    "decimal": decimal,
+    **dict.fromkeys(("integer", "positiveInt", "unsignedInt"), integer),
+}

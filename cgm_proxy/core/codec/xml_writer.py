@@ -1,102 +1,107 @@
-"""FHIR JSON to FHIR XML (https://hl7.org/fhir/R4/xml.html), for answers to submitters that read XML."""
+"""Writes FHIR JSON as FHIR XML (https://hl7.org/fhir/R4/xml.html), for responses to submitters that read XML."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from cgm_proxy.core.codec.xhtml import ATTRIBUTE, as_xml, legal
-from cgm_proxy.core.codec.xml_schema import FHIR, Kind, XmlElement, elements
+from cgm_proxy.core.codec.xhtml import ATTRIBUTE_ESCAPES, div_as_xml, legal
+from cgm_proxy.core.codec.xml_schema import FHIR, NO_ELEMENTS, Kind, XmlElement, XmlSchema
 from cgm_proxy.core.json_values import JsonObject
 
-#: Names of members that can be names of elements: what XML allows, within ASCII.
+#: Members whose names can name an XML element, within ASCII.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
+#: The JSON types that are not a single primitive value.
+COMPOUND = (list, dict, type(None))
 
-def to_xml(resource: JsonObject) -> bytes:
-    """Write a resource as XML in UTF-8, its elements in the order of the specification.
+#: What a member is that its type does not have.
+UNKNOWN = XmlElement("", Kind.UNKNOWN)
 
-    Members that the type does not have follow, where XML can name them; characters that XML cannot hold become U+FFFD.
-    """
-    parts = ['<?xml version="1.0" encoding="UTF-8"?>\n']
-    _resource(parts, resource, f' xmlns="{FHIR}"')
-    return "".join(parts).encode("utf-8")
-
-
-def _resource(parts: list[str], resource: JsonObject, xmlns: str = "") -> None:
-    kind = resource.get("resourceType")
-    name = kind if isinstance(kind, str) and NAME.fullmatch(kind) else "Basic"
-    parts.append(f"<{name}{xmlns}>")
-    _children(parts, resource, elements(name))
-    parts.append(f"</{name}>")
+#: Members that may be attributes.
+ATTRIBUTES = ("id", "url")
 
 
-def _children(parts: list[str], content: JsonObject, known: Mapping[str, XmlElement]) -> None:
-    for name in _in_order(content, known):
-        element = known.get(name) or UNKNOWN
-        value, extras = content.get(name), content.get(f"_{name}")
-        if extras is None and element.kind is Kind.PRIMITIVE and not isinstance(value, COMPOUND):
-            parts.append(f'<{name} value="{_text(value)}"/>')
-            continue
-        if element.kind is Kind.ATTRIBUTE or not NAME.fullmatch(name):
-            continue
-        for item, extra in zip_longest(_listed(value), _listed(extras)):
-            if item is not None or extra is not None:
-                _write(parts, name, element, item, extra)
+class ResourceWriter:
+    """Writes one resource."""
+
+    def __init__(self, schema: XmlSchema) -> None:
+        self._schema = schema
+        self._parts = ['<?xml version="1.0" encoding="UTF-8"?>\n']
+
+    def write(self, resource: JsonObject) -> bytes:
+        """Return the resource as XML in UTF-8, its elements in the order of the specification.
+
+        Members that the type does not have come last, if XML can name them; characters that XML cannot hold become U+FFFD.
+        """
+        self._resource(resource, f' xmlns="{FHIR}"')
+        return "".join(self._parts).encode("utf-8")
+
+    def _resource(self, resource: JsonObject, xmlns: str = "") -> None:
+        type_name = resource.get("resourceType")
+        name = type_name if isinstance(type_name, str) and NAME.fullmatch(type_name) else "Basic"
+        self._parts.append(f"<{name}{xmlns}>")
+        self._children(resource, self._schema.elements(name))
+        self._parts.append(f"</{name}>")
+
+    def _children(self, content: JsonObject, elements: Mapping[str, XmlElement]) -> None:
+        for name in _in_order(content, elements):
+            element = elements.get(name) or UNKNOWN
+            value, companion = content.get(name), content.get(f"_{name}")
+            if companion is None and element.kind is Kind.PRIMITIVE and not isinstance(value, COMPOUND):
+                self._parts.append(f'<{name} value="{_text(value)}"/>')
+                continue
+            if element.kind is Kind.ATTRIBUTE or not NAME.fullmatch(name):
+                continue
+            for item, item_companion in zip_longest(_as_list(value), _as_list(companion)):
+                if item is not None or item_companion is not None:
+                    self._element(name, element, item, item_companion)
+
+    def _element(self, name: str, element: XmlElement, value: Any, companion: Any) -> None:
+        """Write one element; `companion` holds a primitive's id and extensions (`_name` in JSON)."""
+        if element.kind is Kind.RESOURCE and isinstance(value, dict):
+            self._parts.append(f"<{name}>")
+            self._resource(value)
+            self._parts.append(f"</{name}>")
+        elif element.kind is Kind.XHTML and isinstance(value, str):
+            self._parts.append(div_as_xml(value))
+        elif isinstance(value, dict):
+            elements = self._schema.elements(element.type) if element.kind is Kind.COMPLEX else NO_ELEMENTS
+            self._complex(name, value, elements)
+        else:
+            attribute = "" if value is None else f' value="{_text(value)}"'
+            inside = companion if isinstance(companion, dict) else {}
+            self._complex(name, inside, self._schema.elements("Element"), attribute)
+
+    def _complex(
+        self, name: str, content: JsonObject, elements: Mapping[str, XmlElement], attributes: str = ""
+    ) -> None:
+        for name_of_attribute in ATTRIBUTES:
+            value, element = content.get(name_of_attribute), elements.get(name_of_attribute)
+            if isinstance(value, str) and element is not None and element.kind is Kind.ATTRIBUTE:
+                attributes = f' {name_of_attribute}="{_text(value)}"{attributes}'
+        if not content.keys() - {"id"}:
+            self._parts.append(f"<{name}{attributes}/>")
+            return
+        self._parts.append(f"<{name}{attributes}>")
+        self._children(content, elements)
+        self._parts.append(f"</{name}>")
 
 
-def _in_order(content: JsonObject, known: Mapping[str, XmlElement]) -> Iterable[str]:
-    """List the names of a type's elements in its order, then the others; `_name` goes with `name`."""
-    names = {name.removeprefix("_") for name in content if name != "resourceType"}
-    yield from (name for name in known if name in names)
-    if names - known.keys():
-        yield from dict.fromkeys(
-            name.removeprefix("_") for name in content if name.removeprefix("_") in names - known.keys()
-        )
+def _in_order(content: JsonObject, elements: Mapping[str, XmlElement]) -> list[str]:
+    """Return the members' names: those of the type in its order, then the others; `_name` counts as `name`."""
+    names = dict.fromkeys(name.removeprefix("_") for name in content if name != "resourceType")
+    listed = [name for name in elements if name in names]
+    if len(listed) < len(names):
+        listed += [name for name in names if name not in elements]
+    return listed
 
 
-def _write(parts: list[str], name: str, element: XmlElement, value: Any, extras: Any) -> None:
-    if element.kind is Kind.RESOURCE and isinstance(value, dict):
-        parts.append(f"<{name}>")
-        _resource(parts, value)
-        parts.append(f"</{name}>")
-    elif element.kind is Kind.XHTML and isinstance(value, str):
-        parts.append(as_xml(value))
-    elif isinstance(value, dict):
-        _open(parts, name, value, elements(element.type) if element.kind is Kind.COMPLEX else {})
-    else:
-        text = "" if value is None else f' value="{_text(value)}"'
-        _open(parts, name, extras if isinstance(extras, dict) else {}, elements("Element"), text)
-
-
-def _open(
-    parts: list[str], name: str, content: JsonObject, known: Mapping[str, XmlElement], attributes: str = ""
-) -> None:
-    for attribute, element in known.items():
-        if element.kind is Kind.ATTRIBUTE and isinstance(content.get(attribute), str):
-            attributes = f' {attribute}="{_text(content[attribute])}"{attributes}'
-    if not content.keys() - ATTRIBUTES:
-        parts.append(f"<{name}{attributes}/>")
-        return
-    parts.append(f"<{name}{attributes}>")
-    _children(parts, content, known)
-    parts.append(f"</{name}>")
-
-
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return legal(str(value)).translate(ATTRIBUTE)
-
-
-#: What is not one primitive value.
-COMPOUND = (list, dict, type(None))
-
-UNKNOWN = XmlElement("", Kind.UNKNOWN)
-
-#: Members that an element of attributes alone may have.
-ATTRIBUTES = frozenset({"id"})
+    return legal(str(value)).translate(ATTRIBUTE_ESCAPES)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree as ET
 
-XHTML = "{http://www.w3.org/1999/xhtml}"
-XML = "{http://www.w3.org/XML/1998/namespace}"
+XHTML = "http://www.w3.org/1999/xhtml"
+XHTML_TAG = f"{{{XHTML}}}"
+XML_TAG = "{http://www.w3.org/XML/1998/namespace}"
 
 
 def words(text: str) -> frozenset[str]:
@@ -80,9 +81,9 @@ def narrative_fault(text: str, ids: frozenset[str] = frozenset()) -> str | None:
         div = ET.fromstring(text)  # noqa: S314 -- no DOCTYPE, so no entity can expand
     except ET.ParseError:
         return "well-formed XHTML"
-    if div.tag != f"{XHTML}div":
+    if div.tag != f"{XHTML_TAG}div":
         return 'a <div xmlns="http://www.w3.org/1999/xhtml">'
-    if not "".join(div.itertext()).strip(SPACES) and not any(node.tag == f"{XHTML}img" for node in div.iter()):
+    if not "".join(div.itertext()).strip(SPACES) and not any(node.tag == f"{XHTML_TAG}img" for node in div.iter()):
         return "a div that is not empty"
     known = ids | {node.get(key, "") for node in div.iter() for key in ("id", "name")}
     return next(_faults(div, known), None)
@@ -95,7 +96,9 @@ def _faults(div: ET.Element, ids: frozenset[str]) -> Iterator[str]:
         node, depth, above = todo.pop()
         name = _name(node)
         own = ATTRIBUTES | OWN_ATTRIBUTES.get(name, frozenset())
-        if name not in ELEMENTS or any(key.removeprefix(XML) not in own for key in node.attrib if key != f"{XML}space"):
+        if name not in ELEMENTS or any(
+            key.removeprefix(XML_TAG) not in own for key in node.attrib if key != f"{XML_TAG}space"
+        ):
             yield "only the XHTML of R4's narrative, without scripts, forms or events"
         if depth > DEEPEST:
             yield f"elements nested {DEEPEST} deep at most"
@@ -143,4 +146,4 @@ def _has_text(node: ET.Element, wanted: frozenset[str]) -> bool:
 
 def _name(node: ET.Element) -> str:
     tag = str(node.tag)
-    return tag.removeprefix(XHTML) if tag.startswith(XHTML) else f"other {tag}"
+    return tag.removeprefix(XHTML_TAG) if tag.startswith(XHTML_TAG) else f"other {tag}"

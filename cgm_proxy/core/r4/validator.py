@@ -18,10 +18,11 @@ from typing import Any
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4 import contained, extensions
 from cgm_proxy.core.r4.datatypes import SPECIAL
+from cgm_proxy.core.r4.dates import not_after
 from cgm_proxy.core.r4.findings import Findings, Node, last
 from cgm_proxy.core.r4.model import CORE, PRIMITIVES, ElementDefinition, Invariant, Model
 from cgm_proxy.core.r4.narrative import narrative_fault
-from cgm_proxy.core.r4.primitives import NOTHING, fault, not_after, show
+from cgm_proxy.core.r4.primitives import BYTE_ORDER_MARK, fault, show
 from cgm_proxy.core.r4.reference_scope import Scope
 from cgm_proxy.core.r4.references import References
 from cgm_proxy.core.r4.terminology import Codes
@@ -195,7 +196,7 @@ class Walk:
             self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
             return
         if isinstance(value, str):
-            value = value.replace(NOTHING, "")
+            value = value.replace(BYTE_ORDER_MARK, "")
         if self._is_blank(node, element, type_, value) or (value == "" and self._is_extended(node, element, where)):
             self._codes.missing(element, where)
             return

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from cgm_proxy.core.issues import Issue, Severity
-from cgm_proxy.core.submission.dates import interval
+from cgm_proxy.core.r4.dates import interval
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import Schedule
 from cgm_proxy.core.submission.verdicts import JudgingContext, Policy, Verdict

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.submission.dates import FIRST, LAST, interval
+from cgm_proxy.core.r4.dates import FIRST, LAST, interval
 from cgm_proxy.core.submission.dialects import DIALECTS, Dialect
 
 #: Units of time, by their code in UCUM and in Timing. A month and a year have UCUM's mean length

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cgm_proxy.core.codec import fhir_xml
+from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import (
     BOM,
     Buffer,
@@ -38,7 +38,7 @@ _any_value = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def read_document(
-    data: Buffer, depth: int, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None = None
+    data: Buffer, xml: FhirXml, localize: Callable[[str], str], limit: int, between: Callable[[], None] | None = None
 ) -> JsonObject:
     """Parse a JSON or XML body, recognised by its content; a list in a Bundle's `entry` becomes `ParsedEntries`.
 
@@ -51,7 +51,7 @@ def read_document(
             if data.startswith(BOM):  # noqa: FURB188 -- bytearray.removeprefix copies in any case
                 data = data[len(BOM) :]
         case "xml":
-            data = encode(fhir_xml.to_json(bytes(data), depth=depth, pack=lambda item: msgspec.Raw(encode(item))))
+            data = encode(xml.to_json(bytes(data), pack=lambda item: msgspec.Raw(encode(item))))
         case _:
             raise unreadable()
     reader = _Reader(partial(_EntryCollector, localize, limit, between))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.json_samples import BOM, DUPLICATES, MALFORMED, texts
+from support.r4 import FHIR_XML
 
 from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.codec.json_body import decode, encode, inflate, media_type, parse, parse_json, repeated_name, sniff
@@ -21,7 +22,7 @@ MEGABYTE = 2**20
 
 def refusal(data: bytes) -> tuple[int, str]:
     with pytest.raises(RequestRefused) as refused:
-        parse(data, 64)
+        parse(data, FHIR_XML)
     return refused.value.status, refused.value.issues[0].rule
 
 
@@ -32,7 +33,7 @@ def compressed(data: bytes, level: int = 9) -> bytes:
 
 def answered(data: bytes) -> dict[str, Any] | RequestRefused:
     try:
-        return parse(data, 64)
+        return parse(data, FHIR_XML)
     except RequestRefused as refused:
         return refused
 
@@ -197,27 +198,27 @@ def test_what_is_neither_json_nor_xml_is_refused(data: bytes) -> None:
     ],
 )
 def test_numbers_keep_their_digits(number: str) -> None:
-    assert encode(parse(f'{{"a":{number}}}'.encode(), 64)) == f'{{"a":{number}}}'.encode()
+    assert encode(parse(f'{{"a":{number}}}'.encode(), FHIR_XML)) == f'{{"a":{number}}}'.encode()
 
 
 @pytest.mark.parametrize(
     "number", ["1e2", "1E+2", "1.50e-3", "0.00000001", "1e999999999", "-1e-999999999", "9" * 4000 + ".5", "1e400"]
 )
 def test_a_number_in_any_notation_keeps_value_and_precision(number: str) -> None:
-    value = parse(f'{{"a":{number}}}'.encode(), 64)["a"]
+    value = parse(f'{{"a":{number}}}'.encode(), FHIR_XML)["a"]
     written = encode(value).decode()
     assert (value.as_tuple(), Decimal(written).as_tuple()) == (Decimal(number).as_tuple(),) * 2
     json.loads(written, parse_float=str)
 
 
 def test_a_byte_order_mark_is_left_out() -> None:
-    assert parse(BOM + b' {"a":1}\n', 64) == {"a": 1}
+    assert parse(BOM + b' {"a":1}\n', FHIR_XML) == {"a": 1}
 
 
 @pytest.mark.parametrize("opened", [b'{"a":', b'{"\\u0061":', b'{"a":[', b'{"a:":['])
 def test_nesting_of_any_depth_is_read_or_refused(opened: bytes) -> None:
     closed = b"]}" if opened.endswith(b"[") else b"}"
-    assert parse(opened * 60 + b"1" + closed * 60, 64)
+    assert parse(opened * 60 + b"1" + closed * 60, FHIR_XML)
     for depth in (300, *range(650, 1010), 5000, 100_000):
         found = answered(opened * depth + b"1" + closed * depth)
         if isinstance(found, RequestRefused):
@@ -264,13 +265,13 @@ def test_a_name_that_stands_twice_is_refused(data: bytes) -> None:
     ],
 )
 def test_names_that_differ_or_stand_apart_are_read(data: bytes) -> None:
-    parse(data, 64)
+    parse(data, FHIR_XML)
 
 
 def test_a_message_about_a_long_name_is_short() -> None:
     name = b'"%b":1' % (b"n" * 100_000)
     with pytest.raises(RequestRefused) as refused:
-        parse(b"{%b,%b}" % (name, name), 64)
+        parse(b"{%b,%b}" % (name, name), FHIR_XML)
     assert len(refused.value.issues[0].text) < 200
 
 

@@ -1,12 +1,11 @@
 """UCUM codes as the HL7 validator reads them."""
 
 import pytest
-from support.places import RULES
+from support.r4 import R4
 
-from cgm_proxy.core.r4.model import Model
 from cgm_proxy.core.r4.ucum import LONGEST
 
-UCUM = Model(RULES / "r4").ucum
+UCUM = R4.ucum
 UNITS = [
     "mg/dL", "g%", "10*3/uL", "10^3/uL", "{a}", "{}", "%", "[degF]", "1", "2.mg", "mg2", "mg-2", "mg+2", "(mg)", "mg)",
     "m[H2O]", "dam", "Cel", "mCel", "[iU]/L", "k[iU]/L", "{a}/mL", "10*", "10*-3", "5", "B[SPL]", "[arb'U]", "ug", "L",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support.places import RULES
 
-from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.rulekit.loading import rule_book
 
-BOOK = RuleBook.load(RULES)
+BOOK = rule_book(RULES)
 BOOK.shapes = None
 NULL, OBSERVED = (
     "http://terminology.hl7.org/CodeSystem/v3-NullFlavor",

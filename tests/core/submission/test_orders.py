@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.places import GUIDE
 
 from cgm_proxy.core.codec.json_body import decode
-from cgm_proxy.core.submission.dates import FIRST, LAST
+from cgm_proxy.core.r4.dates import FIRST, LAST
 from cgm_proxy.core.submission.dialects import DIALECTS, DIALECTS_BY_ID
 from cgm_proxy.core.submission.orders import LONGEST_PERIOD, ONE_TIME, SCHEDULE, Schedule, StandingOrder, read_orders
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.any_json import ENTRIES
 from support.json_samples import DUPLICATES, MALFORMED, texts
+from support.r4 import FHIR_XML
 from support.submissions import LIMITS, bundle, entry, localize, reading, summary, urn
 
-from cgm_proxy.core.codec import fhir_xml
 from cgm_proxy.core.codec.json_body import BOM, decode, encode, parse
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
@@ -24,7 +24,7 @@ TAGGED = {"meta": {"tag": [{"system": ARGO.code_system, "code": ARGO.tags[0]}]}}
 
 
 def read(data: bytes, limit: int = LIMITS.entries) -> JsonObject:
-    return document.read_document(data, 64, localize, limit)
+    return document.read_document(data, FHIR_XML, localize, limit)
 
 
 def answered(reader: Any, data: bytes) -> Any:
@@ -48,7 +48,7 @@ def followed(found: Any, target: str) -> Any:
 
 def same(data: bytes) -> None:
     for target in ("base", "operation"):
-        whole = followed(answered(lambda given: parse(given, 64), data), target)
+        whole = followed(answered(lambda given: parse(given, FHIR_XML), data), target)
         assert followed(answered(read, data), target) == whole
 
 
@@ -71,7 +71,7 @@ WRONG = {name: data for name, data in (MALFORMED | DUPLICATES).items() if name !
 )
 def test_what_is_refused_in_a_document_is_refused_in_each_place_of_it(wrong: bytes, around: str) -> None:
     data = around.encode() % wrong
-    assert answered(read, data) == answered(lambda given: parse(given, 64), data)
+    assert answered(read, data) == answered(lambda given: parse(given, FHIR_XML), data)
     assert answered(read, data)[0] == 400
 
 
@@ -132,12 +132,12 @@ def test_an_entrys_resource_is_what_was_sent_to_the_digit() -> None:
 def test_xml_is_read_as_the_same_document_in_json_is() -> None:
     members = [entry(reading(n, value=100 + n, id=f"r{n}"), urn(n)) for n in range(5)]
     made = whole([*members, entry(summary(urn(1), urn(2)))])
-    from_xml, from_json = (read(data)["entry"].entries for data in (fhir_xml.to_xml(made), encode(made)))
+    from_xml, from_json = (read(data)["entry"].entries for data in (FHIR_XML.to_xml(made), encode(made)))
     assert [one.resource for one in from_xml] == [one.resource for one in from_json]
     assert [(one.full_url, one.request, one.subject) for one in from_xml] == [
         (one.full_url, one.request, one.subject) for one in from_json
     ]
-    same(fhir_xml.to_xml(made))
+    same(FHIR_XML.to_xml(made))
 
 
 def test_an_outline_tells_each_dialect_and_request_once() -> None:
