@@ -1,4 +1,4 @@
-"""What the dialogues with the store are made of."""
+"""Requests to the embedded store, and its responses."""
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -9,7 +9,7 @@ import msgspec
 SYSTEM = "http://example.org/ids"
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: Any
     text: str
@@ -23,7 +23,7 @@ class Reply(NamedTuple):
         return self.body["issue"][0]["diagnostics"]
 
 
-Talk = Callable[..., Awaitable[Reply]]
+Send = Callable[..., Awaitable[Response]]
 
 
 def encode(body: dict[str, Any]) -> bytes:
@@ -45,15 +45,15 @@ def observation(value: str = "o", patient: str | None = "Patient/p", **more: Any
 
 
 def entry(resource: Any, method: str = "POST", url: str = "", full_url: str = "", **request: str) -> dict[str, Any]:
-    made: dict[str, Any] = {"fullUrl": full_url} if full_url else {}
+    content: dict[str, Any] = {"fullUrl": full_url} if full_url else {}
     if resource:
-        made["resource"] = resource
-    return made | {"request": {"method": method, "url": url or resource["resourceType"], **request}}
+        content["resource"] = resource
+    return content | {"request": {"method": method, "url": url or resource["resourceType"], **request}}
 
 
 def bundle(kind: str, *entries: Any) -> dict[str, Any]:
     return {"resourceType": "Bundle", "type": kind, "entry": list(entries)}
 
 
-def if_none(value: str) -> str:
+def if_none_exist(value: str) -> str:
     return f"identifier={SYSTEM}|{value}"

@@ -142,11 +142,11 @@ class SimulatedSubmitter:
     def _with_url(self, entry: JsonObject, number: int = 0) -> JsonObject:
         """Set the entry's fullUrl, and the id of its resource where that is part of the URL."""
         resource = entry["resource"]
-        kind, made = resource["resourceType"], str(uuid5(NAMESPACE_URL, f"{self.dialect} {number} {resource}"))
+        kind, name = resource["resourceType"], str(uuid5(NAMESPACE_URL, f"{self.dialect} {number} {resource}"))
         if self.reference_style == "urn":
-            return entry | {"fullUrl": f"urn:uuid:{made}"}
-        resource = {"resourceType": kind, "id": made} | resource
-        return entry | {"fullUrl": f"https://submitter.example/fhir/{kind}/{made}", "resource": resource}
+            return entry | {"fullUrl": f"urn:uuid:{name}"}
+        resource = {"resourceType": kind, "id": name} | resource
+        return entry | {"fullUrl": f"https://submitter.example/fhir/{kind}/{name}", "resource": resource}
 
     def _measure(self, profile: str, measure: str, figures: Figures, **content: Any) -> JsonObject:
         period = Period(start=figures.start, end=figures.end)

@@ -87,10 +87,10 @@ def faulty_submission(
 def bundle(dialect: Dialect, entries: list[JsonObject], sent: datetime) -> JsonObject:
     """Return the Bundle in which a dialect submits entries: tagged and posted to the base, or posted to the operation."""
     guide = DIALECTS_BY_ID[dialect]
-    made = Bundle(
+    head = Bundle(
         meta=Meta(tag=[Coding(system=guide.code_system, code=guide.tags[0])]) if guide.tags else None,
         type="transaction" if guide.uses_operation else "batch",
         timestamp=sent,
     )
     # The entries were built one by one; to validate them again would take 0.2 ms each.
-    return as_json(made) | {"entry": entries}
+    return as_json(head) | {"entry": entries}

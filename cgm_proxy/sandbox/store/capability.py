@@ -1,22 +1,22 @@
-"""The CapabilityStatement: what the store does, and nothing more."""
+"""The store's CapabilityStatement."""
 
 from functools import cache
 
 from cgm_proxy import __version__
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.store import parameters
+from cgm_proxy.sandbox.store import search_parameters
 
 _INTERACTIONS = ("read", "vread", "update", "delete", "history-instance", "create", "search-type")
 
 
 def statement(base: str) -> JsonObject:
-    """Give the CapabilityStatement of the store at the URL `base`."""
+    """Return the CapabilityStatement of a store whose base URL is `base`."""
     implementation = {"description": "cgm-proxy's embedded FHIR store", "url": base}
-    return _unplaced() | {"implementation": implementation}
+    return _without_base() | {"implementation": implementation}
 
 
 @cache
-def _unplaced() -> JsonObject:
+def _without_base() -> JsonObject:
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
@@ -28,7 +28,7 @@ def _unplaced() -> JsonObject:
         "rest": [
             {
                 "mode": "server",
-                "resource": [_resource(name) for name in sorted(parameters.RESOURCE_TYPES)],
+                "resource": [_resource(name) for name in sorted(search_parameters.RESOURCE_TYPES)],
                 "interaction": [{"code": "transaction"}, {"code": "batch"}],
             }
         ],
@@ -36,7 +36,7 @@ def _unplaced() -> JsonObject:
 
 
 def _resource(resource_type: str) -> JsonObject:
-    searched = sorted(parameters.of(resource_type).items())
+    parameters = sorted(search_parameters.parameters_of(resource_type).items())
     return {
         "type": resource_type,
         "interaction": [{"code": code} for code in _INTERACTIONS],
@@ -48,5 +48,5 @@ def _resource(resource_type: str) -> JsonObject:
         "conditionalUpdate": True,
         "conditionalDelete": "single",
         "referencePolicy": ["literal", "enforced", "local"],
-        "searchParam": [{"name": name, "type": parameter.documented_type} for name, parameter in searched],
+        "searchParam": [{"name": name, "type": parameter.documented_type} for name, parameter in parameters],
     }

@@ -1,43 +1,53 @@
-"""What each RESTful interaction does to the store (https://hl7.org/fhir/R4/http.html), apart from HTTP.
+"""The effect of each RESTful interaction on the store (https://hl7.org/fhir/R4/http.html), without HTTP.
 
-A write has two steps, so that a transaction can put something between them: `plan` finds or makes the place of the
-resource (after which its id is known), `carry_out` stores it. References are checked when all is stored.
+A write has two steps, so that a transaction can resolve references between them: `plan_write` finds or adds the row of the
+resource, which settles its id; `carry_out` stores the resource. References are checked after everything is stored.
 """
 
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
+from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.store import references, results, search, wire
-from cgm_proxy.sandbox.store.conditions import Pairs
-from cgm_proxy.sandbox.store.faults import Refused, success
-from cgm_proxy.sandbox.store.parameters import RESOURCE_TYPES
-from cgm_proxy.sandbox.store.store import Slot, Store, Version
+from cgm_proxy.sandbox.store import dates, references, result_bundles
+from cgm_proxy.sandbox.store.database import Database, ResourceRow, Version
+from cgm_proxy.sandbox.store.outcomes import StoreError, success
+from cgm_proxy.sandbox.store.search import find_matches, parse_search
+from cgm_proxy.sandbox.store.search_parameters import RESOURCE_TYPES
+from cgm_proxy.sandbox.store.sql_conditions import QueryParameters
+
+_sorting_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One interaction: the method, the path's parts (each "" where absent), and the conditions from the headers."""
+class StoreRequest:
+    """A request for one interaction.
+
+    `endpoint` is the form of the path: "type", "search", "instance", "history", "version" or "metadata". The parts of the
+    path that this form does not have are "".
+    """
 
     method: str
+    endpoint: str
     type: str = ""
     id: str = ""
     version: str = ""
-    shape: str = "type"
-    query: Pairs = ()
-    condition: str = ""
+    query: QueryParameters = ()
+    query_string: str = ""
     resource: JsonObject = field(default_factory=dict)
     if_none_exist: str | None = None
     if_match: str | None = None
 
     @property
     def reference(self) -> str:
-        """The relative reference that the path names."""
+        """The relative reference to the resource that the path names."""
         return f"{self.type}/{self.id}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoreResponse:
-    """The HTTP status, and what it is about: a stored version, the outcome of a write, or other content."""
+    """The HTTP status, and the content: a stored version, the outcome of a write, or other JSON."""
 
     status: int
     version: Version | None = None
@@ -46,246 +56,246 @@ class StoreResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What will become of a write: `found` is the match of a conditional create, to which nothing is done."""
+class WritePlan:
+    """What a write will do. `match` is what a conditional create found; it stays as it is."""
 
-    request: Request
-    slot: Slot
+    request: StoreRequest
+    row: ResourceRow
     condition: str | None = None
-    found: Version | None = None
-
-    def target(self) -> str:
-        """Give the relative reference of the resource that there will be."""
-        return self.slot.reference
+    match: Version | None = None
 
 
-def plan(store: Store, request: Request) -> Plan:
-    """Find or make the place of the resource that a POST or PUT writes."""
+def plan_write(database: Database, request: StoreRequest) -> WritePlan:
+    """Find the row of the resource that a POST or PUT writes, or add it."""
     if request.type not in RESOURCE_TYPES:
         raise unknown_type(request.type)
     if request.method == "POST":
-        return _plan_create(store, request)
-    return _plan_update(store, request) if request.id else _plan_conditional_update(store, request)
+        return _plan_create(database, request)
+    return _plan_update(database, request) if request.id else _plan_conditional_update(database, request)
 
 
-def carry_out(store: Store, planned: Plan, resource: JsonObject) -> StoreResponse:
-    """Store the resource in its place."""
-    if planned.found:
-        return _found(planned.found, planned.condition)
-    if planned.slot.version and not planned.slot.deleted:
-        return _update(store, planned, resource)
-    version = store.write(planned.slot, planned.request.method, resource)
-    return StoreResponse(201, version, _created(planned, version))
+def carry_out(database: Database, plan: WritePlan, resource: JsonObject) -> StoreResponse:
+    """Store the resource as planned."""
+    if plan.match:
+        text = f'Successfully conditionally created resource "{plan.match.location}".'
+        text = f'{text} Existing resource matched URL "{plan.condition}".'
+        return StoreResponse(200, plan.match, success("SUCCESSFUL_CREATE_WITH_CONDITIONAL_MATCH", text))
+    if plan.row.version and not plan.row.deleted:
+        return _update(database, plan, resource)
+    version = database.write(plan.row, plan.request.method, resource)
+    return StoreResponse(201, version, _created(plan, version))
 
 
-def check_links(store: Store, version: Version) -> None:
-    """Raise Refused (400) where a stored resource refers to one that does not exist, as HAPI does."""
-    missing = store.select(
-        """SELECT l.path, l.target_type, l.target_id FROM link l
-        LEFT JOIN resource r ON r.type = l.target_type AND r.id = l.target_id AND NOT r.deleted
-        WHERE l.key = ? AND r.key IS NULL LIMIT 1""",
+def check_references(database: Database, version: Version) -> None:
+    """Raise StoreError (400) if a stored resource refers to one that does not exist, as on HAPI."""
+    missing = database.select(
+        """SELECT f.path, f.target_type, f.target_id FROM reference f
+        LEFT JOIN resource r ON r.type = f.target_type AND r.id = f.target_id AND NOT r.deleted
+        WHERE f.key = ? AND r.key IS NULL LIMIT 1""",
         (version.key,),
     )
-    for path, kind, resource_id in missing:
-        raise Refused(400, f"HAPI-1094: Resource {kind}/{resource_id} not found, specified in path: {path}")
+    for path, target_type, target_id in missing:
+        raise StoreError(400, f"HAPI-1094: Resource {target_type}/{target_id} not found, specified in path: {path}")
 
 
-def check_unreferenced(store: Store, version: Version) -> None:
-    """Raise Refused (409) where a deleted resource is still referred to."""
-    rows = store.select(
-        "SELECT r.type, r.id, l.path FROM link l JOIN resource r USING (key) WHERE target_id = ? AND target_type = ? LIMIT 1",
+def check_unreferenced(database: Database, version: Version) -> None:
+    """Raise StoreError (409) if another resource refers to a deleted one."""
+    rows = database.select(
+        """SELECT r.type, r.id, f.path FROM reference f JOIN resource r USING (key)
+        WHERE target_id = ? AND target_type = ? LIMIT 1""",
         (version.id, version.type),
     )
-    for kind, resource_id, path in rows:
+    for source_type, source_id, path in rows:
         text = f"Unable to delete {version.reference} because at least one resource has a reference to this resource."
-        raise Refused(409, f"{text} First reference found was resource {kind}/{resource_id} in path {path}")
+        raise StoreError(409, f"{text} First reference found was resource {source_type}/{source_id} in path {path}")
 
 
-def satisfies(store: Store, planned: Plan) -> bool:
-    """Tell whether what was stored is found by the condition under which it was created."""
-    if planned.condition is None or planned.found:
+def satisfies_condition(database: Database, plan: WritePlan) -> bool:
+    """Whether a stored resource matches the condition of its conditional create."""
+    if plan.condition is None or plan.match:
         return True
-    return planned.slot.key in search.matches(store, planned.slot.type, planned.condition)
+    return plan.row.key in find_matches(database, plan.row.type, plan.condition)
 
 
-def resolved(store: Store, reference: str) -> str:
-    """Resolve a conditional reference (`Patient?identifier=...`) and drop a version from others."""
-    kind, mark, _ = reference.partition("?")
-    if not mark or kind not in RESOURCE_TYPES:
+def resolve_reference(database: Database, reference: str) -> str:
+    """Return the reference that a conditional one (`Patient?identifier=...`) means, or another one without its version."""
+    target_type, mark, _ = reference.partition("?")
+    if not mark or target_type not in RESOURCE_TYPES:
         return references.without_version(reference)
-    keys = search.matches(store, kind, reference)
+    keys = find_matches(database, target_type, reference)
     if not keys:
-        raise Refused(404, f'HAPI-1091: Invalid match URL "{reference}" - No resources match this search')
+        raise StoreError(404, f'HAPI-1091: Invalid match URL "{reference}" - No resources match this search')
     if len(keys) > 1:
-        raise Refused(412, f'HAPI-2207: Invalid match URL "{reference}" - Multiple resources match this search')
-    return store.current(keys)[0].reference
+        raise StoreError(412, f'HAPI-2207: Invalid match URL "{reference}" - Multiple resources match this search')
+    return database.current(keys)[0].reference
 
 
-def write(store: Store, request: Request) -> StoreResponse:
+def write(database: Database, request: StoreRequest) -> StoreResponse:
     """Create or update one resource, with or without a condition."""
-    with store.atomic():
-        planned = plan(store, request)
-        answer = carry_out(store, planned, references.rewrite(request.resource, lambda one, _: resolved(store, one)))
-        if answer.version and not planned.found:
-            check_links(store, answer.version)
-        if not satisfies(store, planned):
-            reason = f"The supplied resource {planned.condition} of type {request.type}"
+    with database.transaction():
+        plan = plan_write(database, request)
+        resource = references.rewrite(request.resource, lambda reference, _: resolve_reference(database, reference))
+        response = carry_out(database, plan, resource)
+        if response.version and not plan.match:
+            check_references(database, response.version)
+        if not satisfies_condition(database, plan):
+            reason = f"The supplied resource {plan.condition} of type {request.type}"
             text = f"HAPI-0929: Failed to process conditional create. {reason} did not satisfy the conditional URL."
-            raise Refused(400, text)
-        return answer
+            raise StoreError(400, text)
+        return response
 
 
-def delete(store: Store, request: Request) -> StoreResponse:
-    """Delete one resource, by id or by what a query matches; one that is not there is no error."""
-    with store.atomic():
-        answer = remove(store, request)
-        if answer.version:
-            check_unreferenced(store, answer.version)
-        return answer
+def delete(database: Database, request: StoreRequest) -> StoreResponse:
+    """Delete one resource, by id or by a query that it matches; it is no error if there is none."""
+    with database.transaction():
+        response = delete_unchecked(database, request)
+        if response.version:
+            check_unreferenced(database, response.version)
+        return response
 
 
-def remove(store: Store, request: Request) -> StoreResponse:
-    """Delete one resource without asking who refers to it."""
+def delete_unchecked(database: Database, request: StoreRequest) -> StoreResponse:
+    """Delete one resource, whether or not others refer to it."""
     if not request.id:
-        return _remove_match(store, request)
-    slot = store.slot(request.type, request.id)
-    if slot is None or not slot.version:
+        condition = f"{request.type}?{request.query_string}"
+        match = _one_match(database, request, condition, "HAPI-0962: Failed to DELETE")
+        if match is None:
+            text = f'Unable to find resource matching URL "{condition}". Nothing has been deleted.'
+            return StoreResponse(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
+        request = replace(request, id=match.id)
+    row = database.row(request.type, request.id)
+    if row is None or not row.version:
         text = f"Not deleted, resource {request.reference} does not exist."
         return StoreResponse(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
-    if slot.deleted:
-        text = f"Not deleted, resource {request.reference}/_history/{slot.version} was already deleted."
+    if row.deleted:
+        text = f"Not deleted, resource {request.reference}/_history/{row.version} was already deleted."
         outcome = success("SUCCESSFUL_DELETE_ALREADY_DELETED", text)
-        return StoreResponse(200, store.version(slot.key, slot.version), outcome)
-    _check_version(request, slot)
-    return StoreResponse(200, store.delete(slot), success("SUCCESSFUL_DELETE", "Successfully deleted 1 resource(s)."))
+        return StoreResponse(200, database.version(row.key, row.version), outcome)
+    _check_version(request, row)
+    return StoreResponse(200, database.delete(row), success("SUCCESSFUL_DELETE", "Successfully deleted 1 resource(s)."))
 
 
-def read(store: Store, request: Request) -> StoreResponse:
-    """Read the current version or the named one; a deletion raises Refused (410)."""
-    slot = _existing(store, request)
-    wanted = request.version or str(slot.version)
-    version = store.version(slot.key, int(wanted)) if wanted.isdecimal() and len(wanted) < 18 else None
+def read(database: Database, request: StoreRequest) -> StoreResponse:
+    """Return the current version of a resource, or the one that is named; raise StoreError (410) for a deletion."""
+    row = _existing(database, request)
+    number = request.version or str(row.version)
+    version = database.version(row.key, int(number)) if number.isdecimal() and len(number) < 18 else None
     if version is None:
-        raise Refused(404, f'HAPI-0979: Version "{wanted}" is not valid for resource {request.reference}')
+        raise StoreError(404, f'HAPI-0979: Version "{number}" is not valid for resource {request.reference}')
     if version.body is None:
-        text = f"Resource was deleted at {results.instant(version.updated)}"
-        raise Refused(410, text, location=version.location)
+        text = f"Resource was deleted at {dates.format_instant(version.updated)}"
+        raise StoreError(410, text, location=version.location)
     return StoreResponse(200, version)
 
 
-def history(store: Store, request: Request, base: str) -> StoreResponse:
-    """Give the versions of one resource, the newest first."""
-    slot = _existing(store, request)
-    query = search.parse(request.type, [pair for pair in request.query if pair[0] in {"_count", "_offset"}])
-    return StoreResponse(200, content=results.history(base, request.reference, store.history(slot.key), query))
+def history(database: Database, request: StoreRequest, base: str) -> StoreResponse:
+    """Return the versions of one resource, the newest first."""
+    row = _existing(database, request)
+    query = parse_search(request.type, [pair for pair in request.query if pair[0] in {"_count", "_offset"}])
+    versions = database.history(row.key)
+    return StoreResponse(200, content=result_bundles.history_bundle(base, request.reference, versions, query))
 
 
-def unknown_type(resource_type: str) -> Refused:
-    """Make the refusal of a resource type that R4 does not have."""
+def unknown_type(resource_type: str) -> StoreError:
+    """Return the error for a resource type that R4 does not have."""
     known = ", ".join(sorted(RESOURCE_TYPES))
-    return Refused(404, f"HAPI-0302: Unknown resource type '{resource_type}' - Server knows how to handle: [{known}]")
+    return StoreError(
+        404, f"HAPI-0302: Unknown resource type '{resource_type}' - Server knows how to handle: [{known}]"
+    )
 
 
-def _existing(store: Store, request: Request) -> Slot:
-    slot = store.slot(request.type, request.id)
-    if slot is None or not slot.version:
-        raise Refused(404, f"HAPI-2001: Resource {request.reference} is not known")
-    return slot
+def _existing(database: Database, request: StoreRequest) -> ResourceRow:
+    row = database.row(request.type, request.id)
+    if row is None or not row.version:
+        raise StoreError(404, f"HAPI-2001: Resource {request.reference} is not known")
+    return row
 
 
-def _plan_create(store: Store, request: Request) -> Plan:
+def _plan_create(database: Database, request: StoreRequest) -> WritePlan:
     condition = request.if_none_exist
-    found = _one_match(store, request, condition, "HAPI-0958: Failed to CREATE") if condition else None
-    if found:
-        return Plan(request, Slot(found.key, found.type, found.id, found.number, deleted=False), condition, found)
-    return Plan(request, store.allocate(request.type), condition)
+    match = _one_match(database, request, condition, "HAPI-0958: Failed to CREATE") if condition else None
+    if match:
+        return WritePlan(request, _row_of(match), condition, match)
+    return WritePlan(request, database.add_row(request.type), condition)
 
 
-def _plan_update(store: Store, request: Request) -> Plan:
-    slot = store.slot(request.type, request.id)
-    if slot:
-        _check_version(request, slot)
-        return Plan(request, slot)
+def _plan_update(database: Database, request: StoreRequest) -> WritePlan:
+    row = database.row(request.type, request.id)
+    if row:
+        _check_version(request, row)
+        return WritePlan(request, row)
     if request.id.isdecimal():
         text = (
             f"HAPI-0960: Can not create resource with ID[{request.id}], no resource with this ID exists and clients may"
         )
-        raise Refused(400, f"{text} only assign IDs which contain at least one non-numeric character")
-    return Plan(request, store.allocate(request.type, request.id))
+        raise StoreError(400, f"{text} only assign IDs which contain at least one non-numeric character")
+    return WritePlan(request, database.add_row(request.type, request.id))
 
 
-def _plan_conditional_update(store: Store, request: Request) -> Plan:
-    condition = f"{request.type}?{request.condition}"
-    found = _one_match(store, request, condition, "HAPI-0988: Failed to UPDATE")
-    if found:
-        slot = Slot(found.key, found.type, found.id, found.number, deleted=False)
-        _check_version(request, slot)
-        return Plan(request, slot, condition)
-    return Plan(request, store.allocate(request.type), condition)
+def _plan_conditional_update(database: Database, request: StoreRequest) -> WritePlan:
+    condition = f"{request.type}?{request.query_string}"
+    match = _one_match(database, request, condition, "HAPI-0988: Failed to UPDATE")
+    if match:
+        _check_version(request, _row_of(match))
+        return WritePlan(request, _row_of(match), condition)
+    return WritePlan(request, database.add_row(request.type), condition)
 
 
-def _one_match(store: Store, request: Request, condition: str, failed: str) -> Version | None:
-    keys = search.matches(store, request.type, condition)
+def _row_of(version: Version) -> ResourceRow:
+    return ResourceRow(version.key, version.type, version.id, version.number, deleted=False)
+
+
+def _one_match(database: Database, request: StoreRequest, condition: str, failure: str) -> Version | None:
+    keys = find_matches(database, request.type, condition)
     if len(keys) > 1:
-        text = f'{failed} {request.type} with match URL "{condition}" because this search matched {len(keys)} resources'
-        raise Refused(412, text)
-    return store.current(keys)[0] if keys else None
+        text = (
+            f'{failure} {request.type} with match URL "{condition}" because this search matched {len(keys)} resources'
+        )
+        raise StoreError(412, text)
+    return database.current(keys)[0] if keys else None
 
 
-def _remove_match(store: Store, request: Request) -> StoreResponse:
-    condition = f"{request.type}?{request.condition}"
-    found = _one_match(store, request, condition, "HAPI-0962: Failed to DELETE")
-    if found is None:
-        text = f'Unable to find resource matching URL "{condition}". Nothing has been deleted.'
-        return StoreResponse(200, None, success("SUCCESSFUL_DELETE_NOT_FOUND", text))
-    return remove(store, replace(request, id=found.id))
+def _check_version(request: StoreRequest, row: ResourceRow) -> None:
+    if_match = (request.if_match or "").strip().removeprefix("W/").strip('"')
+    if if_match and if_match not in {"*", str(row.version)}:
+        text = f"HAPI-0550: HAPI-0989: Trying to update {row.reference}/_history/{if_match}"
+        raise StoreError(409, f"{text} but this is not the current version")
 
 
-def _check_version(request: Request, slot: Slot) -> None:
-    wanted = (request.if_match or "").strip().removeprefix("W/").strip('"')
-    if wanted and wanted not in {"*", str(slot.version)}:
-        text = f"HAPI-0550: HAPI-0989: Trying to update {slot.reference}/_history/{wanted}"
-        raise Refused(409, f"{text} but this is not the current version")
-
-
-def _update(store: Store, planned: Plan, resource: JsonObject) -> StoreResponse:
-    slot = planned.slot
-    current = store.version(slot.key, slot.version)
-    if current and current.body and _content(resource, slot) == _content(wire.decode(current.body), slot):
+def _update(database: Database, plan: WritePlan, resource: JsonObject) -> StoreResponse:
+    row = plan.row
+    current = database.version(row.key, row.version)
+    if current and current.body and _comparable(resource, row) == _comparable(decode(current.body), row):
         text = f'Successfully updated resource "{current.location}" with no changes detected.'
         return StoreResponse(200, current, success("SUCCESSFUL_UPDATE_NO_CHANGE", text))
-    version = store.write(slot, "PUT", resource)
-    if planned.condition is None:
-        return StoreResponse(
-            200, version, success("SUCCESSFUL_UPDATE", f'Successfully updated resource "{version.location}".')
-        )
+    version = database.write(row, "PUT", resource)
+    if plan.condition is None:
+        text = f'Successfully updated resource "{version.location}".'
+        return StoreResponse(200, version, success("SUCCESSFUL_UPDATE", text))
     text = f'Successfully conditionally updated resource "{version.location}".'
-    text = f'{text} Existing resource matched URL "{planned.condition}".'
+    text = f'{text} Existing resource matched URL "{plan.condition}".'
     return StoreResponse(200, version, success("SUCCESSFUL_UPDATE_WITH_CONDITIONAL_MATCH", text))
 
 
-def _content(resource: JsonObject, slot: Slot) -> bytes:
-    """Give what counts for "no changes": all but the version and its time."""
+def _comparable(resource: JsonObject, row: ResourceRow) -> bytes:
+    """Return what two versions without changes have in common: all but the version and its time. 100.0 and 100 differ."""
     meta = resource.get("meta")
-    kept = {k: v for k, v in meta.items() if k not in {"versionId", "lastUpdated"}} if isinstance(meta, dict) else {}
-    return wire.canonical({**resource, "id": slot.id, "meta": kept})
+    own = {"versionId", "lastUpdated"}
+    rest = {name: value for name, value in meta.items() if name not in own} if isinstance(meta, dict) else {}
+    return _sorting_encoder.encode({**resource, "id": row.id, "meta": rest})
 
 
-def _found(version: Version, condition: str | None) -> StoreResponse:
-    text = f'Successfully conditionally created resource "{version.location}".'
-    text = f'{text} Existing resource matched URL "{condition}".'
-    return StoreResponse(200, version, success("SUCCESSFUL_CREATE_WITH_CONDITIONAL_MATCH", text))
-
-
-def _created(planned: Plan, version: Version) -> JsonObject:
-    where, post = f'"{version.location}"', planned.request.method == "POST"
-    if planned.condition is None and post:
-        return success("SUCCESSFUL_CREATE", f"Successfully created resource {where}.")
-    if planned.condition is None:
-        text = f"Successfully created resource {where} using update as create (ie. create with client assigned ID)."
+def _created(plan: WritePlan, version: Version) -> JsonObject:
+    location, is_post = f'"{version.location}"', plan.request.method == "POST"
+    if plan.condition is None and is_post:
+        return success("SUCCESSFUL_CREATE", f"Successfully created resource {location}.")
+    if plan.condition is None:
+        text = f"Successfully created resource {location} using update as create (ie. create with client assigned ID)."
         return success("SUCCESSFUL_UPDATE_AS_CREATE", text)
-    if post:
-        text = f"Successfully conditionally created resource {where}. No existing resources matched URL"
-        return success("SUCCESSFUL_CREATE_NO_CONDITIONAL_MATCH", f'{text} "{planned.condition}".')
-    text = f"Successfully conditionally updated resource {where}. Created resource because no existing resource matched"
-    return success("SUCCESSFUL_UPDATE_NO_CONDITIONAL_MATCH", f'{text} URL "{planned.condition}".')
+    if is_post:
+        text = f"Successfully conditionally created resource {location}. No existing resources matched URL"
+        return success("SUCCESSFUL_CREATE_NO_CONDITIONAL_MATCH", f'{text} "{plan.condition}".')
+    text = (
+        f"Successfully conditionally updated resource {location}. Created resource because no existing resource matched"
+    )
+    return success("SUCCESSFUL_UPDATE_NO_CONDITIONAL_MATCH", f'{text} URL "{plan.condition}".')

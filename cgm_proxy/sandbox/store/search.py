@@ -1,4 +1,4 @@
-"""A search: its matches, their order, and how the answer is to look (https://hl7.org/fhir/R4/search.html)."""
+"""A search: the SQL that finds its matches, their order, and the form of the result (https://hl7.org/fhir/R4/search.html)."""
 
 # ruff: noqa: S608 -- the SQL is put together from constants; values are always arguments
 
@@ -6,22 +6,22 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from cgm_proxy.sandbox.store import parameters
-from cgm_proxy.sandbox.store.conditions import RESULT, Condition, Pairs, conditions
-from cgm_proxy.sandbox.store.faults import Refused
-from cgm_proxy.sandbox.store.store import Store
+from cgm_proxy.sandbox.store.database import Database
+from cgm_proxy.sandbox.store.outcomes import StoreError
+from cgm_proxy.sandbox.store.search_parameters import parameters_of
+from cgm_proxy.sandbox.store.sql_conditions import RESULT_PARAMETERS, QueryParameters, SqlCondition, sql_conditions
 
 #: Resources on a page without `_count` (HAPI's starter).
 DEFAULT_COUNT = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """A search as it was understood; `count` 0 and `summary` "count" ask for the number of matches only."""
+class SearchQuery:
+    """A parsed search. If `count` is 0 or `summary` is "count", only the number of matches is wanted."""
 
     type: str
-    conditions: list[Condition]
-    order: Condition
+    conditions: list[SqlCondition]
+    order: SqlCondition
     count: int = DEFAULT_COUNT
     offset: int = 0
     summary: str = "false"
@@ -33,85 +33,81 @@ class Query:
         """Whether only the number of matches is wanted."""
         return self.summary == "count" or self.count == 0
 
-    def sql(self) -> Condition:
-        """Give the query for the keys of the matches, in order."""
+    def sql(self) -> SqlCondition:
+        """Return the SQL query for the keys of the matches, in order."""
         where = "".join(f" AND {condition}" for condition, _ in self.conditions)
-        arguments = [argument for _, some in self.conditions for argument in some]
-        # The + keeps SQLite from walking through all resources of the type where an index table names the few keys.
-        kind = "+r.type" if " AND r.key IN" in where else "r.type"
-        sql = f"SELECT r.key FROM resource r WHERE {kind} = ? AND NOT r.deleted{where} ORDER BY {self.order[0]}r.key"
+        arguments = [argument for _, arguments in self.conditions for argument in arguments]
+        # The + keeps SQLite from reading all resources of the type where an index table names the few keys.
+        type_column = "+r.type" if " AND r.key IN" in where else "r.type"
+        sql = f"SELECT r.key FROM resource r WHERE {type_column} = ? AND NOT r.deleted{where} ORDER BY {self.order[0]}r.key"
         return sql, [self.type, *arguments, *self.order[1]]
 
-    def keys(self, store: Store) -> list[int]:
-        """Find the matches."""
-        return [row[0] for row in store.select(*self.sql())]
+    def keys(self, database: Database) -> list[int]:
+        """Return the keys of the matches."""
+        return [row[0] for row in database.select(*self.sql())]
 
 
-def parse(resource_type: str, pairs: Pairs) -> Query:
-    """Read the parameters of a search; raises Refused (400) on what is unknown or malformed."""
-    wanted = {name: value for name, value in pairs if name in RESULT}
-    return Query(
+def parse_search(resource_type: str, query: QueryParameters) -> SearchQuery:
+    """Return the search that a query string describes; raise StoreError (400) if a parameter is unknown or malformed."""
+    shape = {name: value for name, value in query if name in RESULT_PARAMETERS}
+    summary = shape.get("_summary", "false")
+    if summary not in {"false", "count"}:
+        raise StoreError(400, f"This store supports _summary=count and _summary=false, not _summary={summary}")
+    return SearchQuery(
         resource_type,
-        conditions(resource_type, pairs),
-        _order(resource_type, wanted.get("_sort", "")),
-        number("_count", wanted.get("_count"), DEFAULT_COUNT),
-        number("_offset", wanted.get("_offset"), 0),
-        _summary(wanted.get("_summary", "false")),
-        wanted.get("_total") == "accurate",
-        frozenset(element for element in wanted.get("_elements", "").split(",") if element),
+        sql_conditions(resource_type, query),
+        _order(resource_type, shape.get("_sort", "")),
+        parse_number("_count", shape.get("_count"), DEFAULT_COUNT),
+        parse_number("_offset", shape.get("_offset"), 0),
+        summary,
+        shape.get("_total") == "accurate",
+        frozenset(element for element in shape.get("_elements", "").split(",") if element),
     )
 
 
-def matches(store: Store, resource_type: str, url: str) -> list[int]:
-    """Find what a conditional URL (`identifier=...` or `Patient?identifier=...`) matches; raises Refused (400)."""
-    return match_query(resource_type, url).keys(store)
+def find_matches(database: Database, resource_type: str, url: str) -> list[int]:
+    """Return the keys of the resources that match a conditional URL (https://hl7.org/fhir/R4/http.html#ccreate).
 
-
-def match_query(resource_type: str, url: str) -> Query:
-    """Read a conditional URL (https://hl7.org/fhir/R4/http.html#ccreate)."""
+    The URL is a query (`identifier=...`) with or without the type before it (`Patient?identifier=...`). Raises StoreError
+    (400) if a parameter is unknown or malformed.
+    """
     query = url.split("?", 1)[1] if "?" in url else url
-    pairs = parse_qsl(query)
-    full = f"{resource_type}?{query}"
-    for name, _ in pairs:
-        if name.split(":")[0] not in parameters.of(resource_type):
+    full_url = f"{resource_type}?{query}"
+    parameters = parse_qsl(query)
+    for name, _ in parameters:
+        if name.split(":")[0] not in parameters_of(resource_type):
             reason = f"Resource type {resource_type} does not have a parameter with name: {name}"
-            raise Refused(400, f"HAPI-0488: Failed to parse match URL[{full}] - {reason}")
-    wanted = conditions(resource_type, pairs)
-    if not wanted:
-        raise Refused(400, f"HAPI-0518: Invalid match URL[{full}] - URL has no search parameters")
-    return Query(resource_type, wanted, ("", []))
+            raise StoreError(400, f"HAPI-0488: Failed to parse match URL[{full_url}] - {reason}")
+    conditions = sql_conditions(resource_type, parameters)
+    if not conditions:
+        raise StoreError(400, f"HAPI-0518: Invalid match URL[{full_url}] - URL has no search parameters")
+    return SearchQuery(resource_type, conditions, ("", [])).keys(database)
 
 
-def _order(resource_type: str, sort: str) -> Condition:
-    terms = [_term(resource_type, name) for name in sort.split(",") if name]
-    return "".join(f"{sql}, " for sql, _ in terms), [argument for _, some in terms for argument in some]
+def parse_number(name: str, value: str | None, default: int) -> int:
+    """Return a count or an offset; raise StoreError (400) if it is malformed."""
+    if not value:
+        return default
+    if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        raise StoreError(400, f"HAPI-0375: Invalid {name} value: {value}")
+    return int(value)
 
 
-def _term(resource_type: str, name: str) -> Condition:
+def _order(resource_type: str, sort: str) -> SqlCondition:
+    terms = [_sort_term(resource_type, name) for name in sort.split(",") if name]
+    return "".join(f"{sql}, " for sql, _ in terms), [argument for _, arguments in terms for argument in arguments]
+
+
+def _sort_term(resource_type: str, name: str) -> SqlCondition:
     direction = "DESC" if name.startswith("-") else "ASC"
-    plain = name.removeprefix("-")
-    parameter = parameters.of(resource_type).get(plain)
+    plain_name = name.removeprefix("-")
+    parameter = parameters_of(resource_type).get(plain_name)
     if parameter is None or parameter.kind == "reference":
-        valid = ", ".join(sorted(parameters.of(resource_type)))
-        text = f'HAPI-1194: Unknown _sort parameter value "{plain}" for resource type "{resource_type}"'
-        raise Refused(400, f"{text}. Valid values for this search are: [{valid}]")
+        valid = ", ".join(sorted(parameters_of(resource_type)))
+        text = f'HAPI-1194: Unknown _sort parameter value "{plain_name}" for resource type "{resource_type}"'
+        raise StoreError(400, f"{text}. Valid values for this search are: [{valid}]")
     if parameter.kind in {"id", "updated"}:
         return f"r.{parameter.kind} {direction}", []
     column, table = ("low", "date") if parameter.kind == "date" else ("code", "token")
     value = f"(SELECT MIN({column}) FROM {table} WHERE key = r.key AND name = ?)"
-    return f"{value} {direction} NULLS LAST", [plain]
-
-
-def number(name: str, value: str | None, default: int) -> int:
-    """Read a count or an offset; raises Refused (400)."""
-    if not value:
-        return default
-    if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        raise Refused(400, f"HAPI-0375: Invalid {name} value: {value}")
-    return int(value)
-
-
-def _summary(value: str) -> str:
-    if value not in {"false", "count"}:
-        raise Refused(400, f"This store supports _summary=count and _summary=false, not _summary={value}")
-    return value
+    return f"{value} {direction} NULLS LAST", [plain_name]

@@ -1,4 +1,4 @@
-"""What was answered outlives the process, and races store nothing twice."""
+"""What was answered survives the process, and concurrent requests store nothing twice."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import socket
 import sys
 
 import aiohttp
-from support.dialogue import SYSTEM, bundle, encode, entry, if_none, observation
+from support.dialogue import SYSTEM, bundle, encode, entry, if_none_exist, observation
 
 SERVE = """
 import sys
@@ -21,7 +21,7 @@ JSON = {"Content-Type": "application/fhir+json"}
 
 @contextlib.asynccontextmanager
 async def serving(path):
-    """Run the store in a process of its own; killed without warning at the end."""
+    """Run the store in a process of its own, and kill it by SIGKILL at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,27 +40,27 @@ async def serving(path):
 async def until_ready(session):
     for _ in range(600):
         with contextlib.suppress(aiohttp.ClientConnectionError):
-            async with session.get("/fhir/metadata") as reply:
-                if reply.status == 200:
+            async with session.get("/fhir/metadata") as response:
+                if response.status == 200:
                     return
         await asyncio.sleep(0.1)
     raise AssertionError("the store did not start")
 
 
-async def found(session, query):
-    async with session.get(f"/fhir/Observation?{query}") as reply:
-        return json.loads(await reply.text())
+async def search(session, query):
+    async with session.get(f"/fhir/Observation?{query}") as response:
+        return json.loads(await response.text())
 
 
-async def test_what_was_answered_is_there_after_kill_9(tmp_path):
+async def test_what_was_answered_is_there_after_sigkill(tmp_path):
     path, answered, enough = tmp_path / "store.db", [], asyncio.Event()
 
     async def submit(session):
         for chunk in range(1000):
-            entries = [entry(observation(f"{chunk}-{i}"), ifNoneExist=if_none(f"{chunk}-{i}")) for i in range(20)]
-            async with session.post("/fhir", data=encode(bundle("transaction", *entries)), headers=JSON) as reply:
-                assert reply.status == 200
-                await reply.read()
+            entries = [entry(observation(f"{chunk}-{i}"), ifNoneExist=if_none_exist(f"{chunk}-{i}")) for i in range(20)]
+            async with session.post("/fhir", data=encode(bundle("transaction", *entries)), headers=JSON) as response:
+                assert response.status == 200
+                await response.read()
             answered.append(chunk)
             if chunk == 5:
                 enough.set()
@@ -74,41 +74,41 @@ async def test_what_was_answered_is_there_after_kill_9(tmp_path):
         await submitting
 
     async with serving(path) as session:
-        stored = [one["resource"] for one in (await found(session, "_count=100000"))["entry"]]
+        stored = [item["resource"] for item in (await search(session, "_count=100000"))["entry"]]
     per_chunk = dict.fromkeys(answered, 0)
     for resource in stored:
         chunk = int(resource["identifier"][0]["value"].split("-")[0])
         per_chunk[chunk] = per_chunk.get(chunk, 0) + 1
     assert len(answered) >= 5
-    assert set(per_chunk.values()) == {20}  # the one under way at the kill is there whole, or not at all
+    assert set(per_chunk.values()) == {20}  # the transaction in flight at the kill is stored whole or not at all
 
 
-async def test_racing_conditional_creates_store_one_and_all_learn_its_location(fhir):
+async def test_concurrent_conditional_creates_store_one_resource_and_all_get_its_location(fhir):
     await fhir("PUT", "/Patient/p", {"resourceType": "Patient", "id": "p"})
-    single = [fhir("POST", "/Observation", observation("r"), If_None_Exist=if_none("r")) for _ in range(20)]
-    transaction = bundle("transaction", entry(observation("r"), ifNoneExist=if_none("r")))
-    replies = await asyncio.gather(*single, *(fhir("POST", "", transaction) for _ in range(20)))
-    located = [
-        reply.body["entry"][0]["response"]["location"]
-        if reply.body["resourceType"] == "Bundle"
-        else reply.headers["Location"].split("/fhir/")[1]
-        for reply in replies
+    single = [fhir("POST", "/Observation", observation("r"), If_None_Exist=if_none_exist("r")) for _ in range(20)]
+    transaction = bundle("transaction", entry(observation("r"), ifNoneExist=if_none_exist("r")))
+    responses = await asyncio.gather(*single, *(fhir("POST", "", transaction) for _ in range(20)))
+    locations = [
+        response.body["entry"][0]["response"]["location"]
+        if response.body["resourceType"] == "Bundle"
+        else response.headers["Location"].split("/fhir/")[1]
+        for response in responses
     ]
-    assert len(set(located)) == 1
-    assert {reply.status for reply in replies} <= {200, 201}
+    assert len(set(locations)) == 1
+    assert {response.status for response in responses} <= {200, 201}
     assert (await fhir("GET", f"/Observation?identifier={SYSTEM}|r")).body["total"] == 1
 
 
-async def test_two_stores_on_one_file_do_not_share_a_conditional_create(tmp_path):
+async def test_two_processes_on_one_file_store_each_conditional_create_once(tmp_path):
     path = tmp_path / "store.db"
-    async with serving(path) as one, serving(path) as other:
-        async with one.put("/fhir/Patient/p", data=b'{"resourceType":"Patient","id":"p"}', headers=JSON) as reply:
-            assert reply.status == 201
-        entries = [entry(observation(str(i)), ifNoneExist=if_none(str(i))) for i in range(50)]
+    async with serving(path) as first, serving(path) as second:
+        async with first.put("/fhir/Patient/p", data=b'{"resourceType":"Patient","id":"p"}', headers=JSON) as response:
+            assert response.status == 201
+        entries = [entry(observation(str(i)), ifNoneExist=if_none_exist(str(i))) for i in range(50)]
 
         async def post(session):
-            async with session.post("/fhir", data=encode(bundle("transaction", *entries)), headers=JSON) as reply:
-                return reply.status
+            async with session.post("/fhir", data=encode(bundle("transaction", *entries)), headers=JSON) as response:
+                return response.status
 
-        assert await asyncio.gather(*(post(session) for session in (one, other) * 3)) == [200] * 6
-        assert (await found(other, "_summary=count"))["total"] == 50
+        assert await asyncio.gather(*(post(session) for session in (first, second) * 3)) == [200] * 6
+        assert (await search(second, "_summary=count"))["total"] == 50

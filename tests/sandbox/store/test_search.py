@@ -1,4 +1,4 @@
-"""Searches over 25 observations of two patients; the numbers of matches are HAPI 8.8.0's."""
+"""Searches over 26 observations of two patients. The numbers of matches are those of HAPI 8.8.0."""
 
 import itertools
 import re
@@ -7,20 +7,22 @@ from urllib.parse import quote, urlencode
 import pytest
 from support.dialogue import SYSTEM, bundle, entry, observation
 
-from cgm_proxy.sandbox.store import moments, search
-from cgm_proxy.sandbox.store.store import Store
+from cgm_proxy.sandbox.store import dates, search
+from cgm_proxy.sandbox.store.database import Database
 
 
 @pytest.fixture
 async def filled(fhir, monkeypatch):
-    """Patient/p with observations o0 to o24, of 2024-05-01 to -25 at 10:00 UTC, and Patient/q with one, stored last."""
+    """Patient/p with observations o0 to o24, from 2024-05-01 to -25 at 10:00 UTC, and Patient/q with one, stored last."""
     clock = itertools.count(1_700_000_000_000)
-    monkeypatch.setattr(moments, "now", lambda: next(clock))
-    patients = [{"resourceType": "Patient", "id": one, "identifier": [{"value": one}]} for one in "pq"]
+    monkeypatch.setattr(dates, "now", lambda: next(clock))
+    patients = [
+        {"resourceType": "Patient", "id": patient_id, "identifier": [{"value": patient_id}]} for patient_id in "pq"
+    ]
     days = [observation(f"o{i}", effectiveDateTime=f"2024-05-{i + 1:02d}T10:00:00Z") for i in range(25)]
     other = observation("x,y", "Patient/q", status="amended", effectivePeriod={"start": "2024-05-30"})
     del other["effectiveDateTime"]
-    puts = [entry(one, "PUT", f"Patient/{one['id']}") for one in patients]
+    puts = [entry(patient, "PUT", f"Patient/{patient['id']}") for patient in patients]
     assert (await fhir("POST", "", bundle("transaction", *puts, *map(entry, [*days, other])))).status == 200
     return fhir
 
@@ -102,9 +104,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("query", "text"), WRONG)
-async def test_what_a_search_cannot_do_is_refused(filled, query, text):
-    reply = await filled("GET", f"/Observation?{query}")
-    assert (reply.status, text in reply.diagnostics) == (400, True)
+async def test_an_unsupported_or_malformed_search_is_refused(filled, query, text):
+    response = await filled("GET", f"/Observation?{query}")
+    assert (response.status, text in response.diagnostics) == (400, True)
 
 
 async def test_a_match_has_its_url_and_mode(filled):
@@ -115,23 +117,23 @@ async def test_a_match_has_its_url_and_mode(filled):
     assert body["link"] == [{"relation": "self", "url": "http://a.example/fhir/Patient?identifier=p"}]
 
 
-async def test_pages_show_what_was_found_when_the_search_was_made(filled):
+async def test_pages_show_what_the_search_found_at_first(filled):
     page, seen = (await filled("GET", "/Observation?patient=p&_count=10&_sort=date")).body, []
     assert "total" not in page
     await filled("POST", "/Observation", observation("late", effectiveDateTime="2024-05-02"))
     while page:
-        seen += [one["resource"]["identifier"][0]["value"] for one in page["entry"]]
-        following = [link["url"] for link in page["link"] if link["relation"] == "next"]
-        page = (await filled("GET", following[0].split("/fhir")[1])).body if following else None
+        seen += [item["resource"]["identifier"][0]["value"] for item in page["entry"]]
+        next_urls = [link["url"] for link in page["link"] if link["relation"] == "next"]
+        page = (await filled("GET", next_urls[0].split("/fhir")[1])).body if next_urls else None
     assert seen == [f"o{i}" for i in range(25)]
 
 
-async def test_a_forgotten_search_is_gone(filled):
-    reply = await filled("GET", "?_getpages=no-such-search&_getpagesoffset=10")
-    assert (reply.status, "HAPI-0417" in reply.diagnostics) == (410, True)
+async def test_a_search_that_is_not_in_the_cache_is_gone(filled):
+    response = await filled("GET", "?_getpages=no-such-search&_getpagesoffset=10")
+    assert (response.status, "HAPI-0417" in response.diagnostics) == (410, True)
 
 
-async def test_the_total_is_told_when_asked_for(filled):
+async def test_the_total_is_returned_on_demand(filled):
     assert (await filled("GET", "/Observation?_count=2&_total=accurate")).body["total"] == 26
 
 
@@ -144,32 +146,32 @@ async def test_matches_are_sorted(filled, sort, first):
     assert body["entry"][0]["resource"]["identifier"][0]["value"] == first
 
 
-async def test_elements_leaves_out_the_others_and_says_so(filled):
+async def test_elements_returns_a_part_of_the_resource_and_tags_it(filled):
     resource = (await filled("GET", "/Observation?_elements=identifier&_count=1")).body["entry"][0]["resource"]
     assert set(resource) == {"resourceType", "id", "meta", "identifier"}
     assert resource["meta"]["tag"][0]["code"] == "SUBSETTED"
 
 
-async def test_hundreds_of_identifiers_in_one_form_find_their_resources(filled):
+async def test_a_form_can_search_for_hundreds_of_identifiers(filled):
     wanted = ",".join(f"{SYSTEM}|o{i}" for i in range(0, 800, 2))
     form = urlencode({"identifier": wanted, "_elements": "identifier", "_count": "1000"})
     body = (await filled("POST", "/Observation/_search", form, Content_Type=FORM)).body
-    found = {one["resource"]["identifier"][0]["value"] for one in body["entry"]}
-    assert found == {f"o{i}" for i in range(0, 25, 2)}
+    values = {item["resource"]["identifier"][0]["value"] for item in body["entry"]}
+    assert values == {f"o{i}" for i in range(0, 25, 2)}
 
 
 @pytest.mark.parametrize("query", ["identifier=s%7Ca,s%7Cb", "patient=p", "patient=p&date=ge2024", "code=99504-3"])
-def test_an_index_finds_the_matches_without_walking_through_all_resources(query):
-    store, pairs = Store(), [tuple(part.split("=")) for part in query.split("&")]
-    sql, arguments = search.parse("Observation", pairs).sql()
-    plan = "\n".join(row[3] for row in store.select(f"EXPLAIN QUERY PLAN {sql}", arguments))
-    store.close()
+def test_a_search_uses_an_index_and_does_not_scan_all_resources(query):
+    database, pairs = Database(), [tuple(part.split("=")) for part in query.split("&")]
+    sql, arguments = search.parse_search("Observation", pairs).sql()
+    plan = "\n".join(row[3] for row in database.select(f"EXPLAIN QUERY PLAN {sql}", arguments))
+    database.close()
     assert "SCAN" not in plan
     assert re.search(r"SEARCH r USING INTEGER PRIMARY KEY", plan)
 
 
 @pytest.mark.parametrize("token", ["a b", "ä", "a+b", "a%20b", "a&b", "a'b"])
-async def test_any_value_is_found_again(fhir, token):
+async def test_a_value_with_special_characters_is_found(fhir, token):
     await fhir("POST", "/Patient", {"resourceType": "Patient", "identifier": [{"system": "s", "value": token}]})
     assert (await fhir("GET", f"/Patient?identifier={quote('s|' + token)}")).body["total"] == 1
 
@@ -185,5 +187,5 @@ SPANS = [
 
 
 @pytest.mark.parametrize(("text", "low", "high"), SPANS)
-def test_a_date_means_all_of_its_span(text, low, high):
-    assert moments.span(text) == (low, high)
+def test_a_date_means_its_whole_span(text, low, high):
+    assert dates.span(text) == (low, high)

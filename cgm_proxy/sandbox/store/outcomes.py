@@ -1,11 +1,11 @@
-"""Refusals and outcomes in HAPI's words, so that a client meets the same texts here as on a real server."""
+"""Errors and OperationOutcomes with HAPI's texts, so that a client gets the same ones here as from a real server."""
 
 from cgm_proxy.core.json_values import JsonObject
 
-#: HAPI's code system for what a write did (`SUCCESSFUL_CREATE` and the like).
+#: HAPI's code system for the result of a write (`SUCCESSFUL_CREATE` and so on).
 STORAGE_CODES = "https://hapifhir.io/fhir/CodeSystem/hapi-fhir-storage-response-code"
 
-#: What a write did: the display of each storage code.
+#: The display of each of these codes.
 DISPLAYS = {
     "SUCCESSFUL_CREATE": "Create succeeded.",
     "SUCCESSFUL_CREATE_NO_CONDITIONAL_MATCH": (
@@ -33,10 +33,10 @@ DISPLAYS = {
 }  # fmt: skip
 
 
-class Refused(Exception):  # noqa: N818 -- it reads as what happened
-    """The request is refused with an HTTP `status`; `text` begins with HAPI's message number where HAPI has one.
+class StoreError(Exception):
+    """An error response: an HTTP status and a text, which begins with HAPI's message number where HAPI has one.
 
-    `location` is the version that the refusal is about (410); `entry` the place of the faulty entry in a Bundle.
+    `location` is the deleted version that a 410 is about. `entry` is the index of the faulty entry of a Bundle.
     """
 
     def __init__(self, status: int, text: str, *, code: str = "processing", location: str | None = None) -> None:
@@ -48,7 +48,7 @@ class Refused(Exception):  # noqa: N818 -- it reads as what happened
         self.entry: int | None = None
 
     def outcome(self, code: str | None = None) -> JsonObject:
-        """Give the OperationOutcome; `code` replaces the issue's code (HAPI says `exception` inside a batch)."""
+        """Return the OperationOutcome; `code` replaces the issue's code (HAPI's is `exception` inside a batch)."""
         issue: JsonObject = {"severity": "error", "code": code or self.code, "diagnostics": self.text}
         if self.entry is not None:
             issue["expression"] = [f"Bundle.entry[{self.entry}]"]
@@ -56,7 +56,12 @@ class Refused(Exception):  # noqa: N818 -- it reads as what happened
 
 
 def success(code: str, text: str) -> JsonObject:
-    """Give the OperationOutcome that says what a write did, by its storage code."""
+    """Return the OperationOutcome of a successful write; `code` is one of HAPI's storage codes."""
     coding = {"system": STORAGE_CODES, "code": code, "display": DISPLAYS[code]}
     issue = {"severity": "information", "code": "informational", "details": {"coding": [coding]}, "diagnostics": text}
     return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
+def unreadable(text: str) -> StoreError:
+    """Return the error for a body that is no FHIR resource."""
+    return StoreError(400, f"HAPI-0450: Failed to parse request body as JSON resource. Error was: {text}")

@@ -1,6 +1,7 @@
-"""The search parameters that the store knows, by resource type: a part of https://hl7.org/fhir/R4/searchparameter-registry.html.
+"""The search parameters that the store supports, by resource type.
 
-To add one, add a row; resources are indexed by it when they are next written.
+They are a part of FHIR's registry (https://hl7.org/fhir/R4/searchparameter-registry.html). To add one, add a row. A stored
+resource is indexed by it when it is next written.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ Kind = Literal["token", "string", "date", "reference", "uri", "id", "updated"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """A search parameter: the elements it reads (dotted paths below the resource) and how values compare.
+class SearchParameter:
+    """A search parameter: the elements that it reads (dotted paths below the resource) and how values compare.
 
-    `system` is the code system of a token element of type code; `target` is the one type that a reference may have.
+    `system` is the code system of an element of type code. `target` is the only type that the reference may have, if there
+    is only one.
     """
 
     kind: Kind
@@ -23,24 +25,24 @@ class Parameter:
 
     @property
     def documented_type(self) -> str:
-        """The search parameter type of FHIR (https://hl7.org/fhir/R4/valueset-search-param-type.html)."""
+        """Its type in FHIR (https://hl7.org/fhir/R4/valueset-search-param-type.html)."""
         return {"id": "token", "updated": "date"}.get(self.kind, self.kind)
 
 
-def _token(*paths: str, system: str = "") -> Parameter:
-    return Parameter("token", paths, system=system)
+def _token(*paths: str, system: str = "") -> SearchParameter:
+    return SearchParameter("token", paths, system=system)
 
 
-def _reference(*paths: str, target: str = "") -> Parameter:
-    return Parameter("reference", paths, target=target)
+def _reference(*paths: str, target: str = "") -> SearchParameter:
+    return SearchParameter("reference", paths, target=target)
 
 
-def _date(*paths: str) -> Parameter:
-    return Parameter("date", paths)
+def _date(*paths: str) -> SearchParameter:
+    return SearchParameter("date", paths)
 
 
-def _string(*paths: str) -> Parameter:
-    return Parameter("string", paths)
+def _string(*paths: str) -> SearchParameter:
+    return SearchParameter("string", paths)
 
 
 _SUBJECT = {"patient": _reference("subject", target="Patient"), "subject": _reference("subject")}
@@ -58,21 +60,21 @@ _PERSON = _IDENTIFIER | {
 _DEFINITION = _IDENTIFIER | {
     "name": _string("name"),
     "status": _token("status", system="http://hl7.org/fhir/publication-status"),
-    "url": Parameter("uri", ("url",)),
+    "url": SearchParameter("uri", ("url",)),
     "version": _token("version"),
 }
 
 #: Parameters of every resource type.
 COMMON = {
-    "_id": Parameter("id"),
-    "_lastUpdated": Parameter("updated"),
-    "_profile": Parameter("uri", ("meta.profile",)),
+    "_id": SearchParameter("id"),
+    "_lastUpdated": SearchParameter("updated"),
+    "_profile": SearchParameter("uri", ("meta.profile",)),
     "_security": _token("meta.security"),
     "_tag": _token("meta.tag"),
 }
 
-#: Parameters by resource type; a type without a row has the common ones only.
-PARAMETERS: dict[str, dict[str, Parameter]] = {
+#: Parameters by resource type. A type without a row has only the common ones.
+PARAMETERS: dict[str, dict[str, SearchParameter]] = {
     "Bundle": _IDENTIFIER | {"timestamp": _date("timestamp"), "type": _token("type")},
     "CarePlan": _IDENTIFIER | _SUBJECT | {"category": _token("category"), "status": _token("status")},
     "CodeSystem": _DEFINITION,
@@ -179,7 +181,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "status": _token("status", system="http://hl7.org/fhir/request-status"),
     },
     "Specimen": _IDENTIFIER | _SUBJECT | {"status": _token("status"), "type": _token("type")},
-    "StructureDefinition": _DEFINITION | {"type": Parameter("uri", ("type",))},
+    "StructureDefinition": _DEFINITION | {"type": SearchParameter("uri", ("type",))},
     "Task": _IDENTIFIER
     | {
         "code": _token("code"),
@@ -223,6 +225,6 @@ RESOURCE_TYPES = frozenset(
 )
 
 
-def of(resource_type: str) -> dict[str, Parameter]:
-    """Give all parameters of a resource type, by name."""
+def parameters_of(resource_type: str) -> dict[str, SearchParameter]:
+    """Return all parameters of a resource type, by name."""
     return COMMON | PARAMETERS.get(resource_type, {})
