@@ -15,12 +15,12 @@ from uuid import uuid4
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import interactions, references
 from cgm_proxy.sandbox.store.database import Version
-from cgm_proxy.sandbox.store.dates import format_instant
 from cgm_proxy.sandbox.store.interactions import StoreRequest, StoreResponse, WritePlan
 from cgm_proxy.sandbox.store.outcomes import StoreError, unreadable
 from cgm_proxy.sandbox.store.result_bundles import status_line
 from cgm_proxy.sandbox.store.routes import StoreServer, parse_request, perform
 from cgm_proxy.sandbox.store.search_parameters import RESOURCE_TYPES
+from cgm_proxy.sandbox.store.time_spans import format_instant
 
 _VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"})
 _PLACEHOLDERS = ("urn:uuid:", "urn:oid:")

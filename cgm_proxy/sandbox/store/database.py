@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.store import dates, index_rows, references
+from cgm_proxy.sandbox.store import index_rows, references, time_spans
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS resource (
@@ -167,9 +167,9 @@ class Database:
 
     def write(self, row: ResourceRow, method: str, resource: JsonObject) -> Version:
         """Store and index the next version of a resource, with its id and `meta`."""
-        updated = dates.now()
+        updated = time_spans.now()
         meta = resource.get("meta") if isinstance(resource.get("meta"), dict) else {}
-        own = {"versionId": str(row.version + 1), "lastUpdated": dates.format_instant(updated)}
+        own = {"versionId": str(row.version + 1), "lastUpdated": time_spans.format_instant(updated)}
         head = {"resourceType": row.type, "id": row.id, "meta": {**own, **(meta or {}), **own}}
         stored = head | {name: value for name, value in resource.items() if name not in head}
         version = self._add_version(row, updated, method, encode(stored))
@@ -178,7 +178,7 @@ class Database:
 
     def delete(self, row: ResourceRow) -> Version:
         """Store a deletion as the next version."""
-        return self._add_version(row, dates.now(), "DELETE", None)
+        return self._add_version(row, time_spans.now(), "DELETE", None)
 
     def _add_version(self, row: ResourceRow, updated: int, method: str, body: bytes | None) -> Version:
         version = Version(row.key, row.type, row.id, row.version + 1, updated, method, body)

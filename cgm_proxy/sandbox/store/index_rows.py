@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.store import dates
+from cgm_proxy.sandbox.store import time_spans
 from cgm_proxy.sandbox.store.outcomes import StoreError
 from cgm_proxy.sandbox.store.search_parameters import SearchParameter, parameters_of
 
@@ -64,8 +64,8 @@ def _codes(value: Any, parameter: SearchParameter) -> Iterator[tuple[str, str]]:
                 yield str(coding.get("system", "")), code
 
 
-def _spans(value: Any) -> list[dates.Span]:
+def _spans(value: Any) -> list[time_spans.Span]:
     try:
-        return list(dates.spans(value))
+        return list(time_spans.spans(value))
     except ValueError as error:
         raise StoreError(400, f'HAPI-1821: Invalid date/time format: "{error}"') from None

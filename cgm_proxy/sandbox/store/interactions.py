@@ -10,7 +10,7 @@ import msgspec
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.store import dates, references, result_bundles
+from cgm_proxy.sandbox.store import references, result_bundles, time_spans
 from cgm_proxy.sandbox.store.database import Database, ResourceRow, Version
 from cgm_proxy.sandbox.store.outcomes import StoreError, success
 from cgm_proxy.sandbox.store.search import find_matches, parse_search
@@ -183,7 +183,7 @@ def read(database: Database, request: StoreRequest) -> StoreResponse:
     if version is None:
         raise StoreError(404, f'HAPI-0979: Version "{number}" is not valid for resource {request.reference}')
     if version.body is None:
-        text = f"Resource was deleted at {dates.format_instant(version.updated)}"
+        text = f"Resource was deleted at {time_spans.format_instant(version.updated)}"
         raise StoreError(410, text, location=version.location)
     return StoreResponse(200, version)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.sandbox.store import dates
+from cgm_proxy.sandbox.store import time_spans
 from cgm_proxy.sandbox.store.database import Database, Version
 from cgm_proxy.sandbox.store.outcomes import StoreError
 from cgm_proxy.sandbox.store.search import SearchQuery
@@ -36,7 +36,7 @@ class SearchResult:
 
     query: SearchQuery
     keys: list[int]
-    time: int = field(default_factory=dates.now)
+    time: int = field(default_factory=time_spans.now)
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
@@ -68,7 +68,7 @@ def search_bundle(
     bundle: JsonObject = {
         "resourceType": "Bundle",
         "id": result.id,
-        "meta": {"lastUpdated": dates.format_instant(result.time)},
+        "meta": {"lastUpdated": time_spans.format_instant(result.time)},
     }
     if query.counts_only:
         bundle["meta"]["tag"] = [SUBSETTED]
@@ -94,7 +94,7 @@ def history_bundle(base: str, reference: str, versions: list[Version], query: Se
     return {
         "resourceType": "Bundle",
         "id": str(uuid.uuid4()),
-        "meta": {"lastUpdated": dates.format_instant(dates.now())},
+        "meta": {"lastUpdated": time_spans.format_instant(time_spans.now())},
         "type": "history",
         "total": len(versions),
         "link": links,

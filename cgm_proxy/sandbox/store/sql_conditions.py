@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cgm_proxy.sandbox.store import dates
+from cgm_proxy.sandbox.store import time_spans
 from cgm_proxy.sandbox.store.outcomes import StoreError
 from cgm_proxy.sandbox.store.search_parameters import RESOURCE_TYPES, SearchParameter, parameters_of
 
@@ -140,7 +140,7 @@ def _comparison(values: list[str]) -> SqlCondition:
     if prefix and prefix not in _PREFIXES:
         raise StoreError(400, f'HAPI-1941: Invalid prefix: "{prefix}"')
     try:
-        low, high = dates.span(value.replace(" ", "+"))
+        low, high = time_spans.span(value.replace(" ", "+"))
     except ValueError:
         raise StoreError(400, f'HAPI-1882: Invalid date/time format: "{value}"') from None
     test, bounds = _PREFIXES[prefix or "eq"]

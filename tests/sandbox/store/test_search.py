@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from support.dialogue import SYSTEM, bundle, entry, observation
 
-from cgm_proxy.sandbox.store import dates, search
+from cgm_proxy.sandbox.store import search, time_spans
 from cgm_proxy.sandbox.store.database import Database
 
 
@@ -15,7 +15,7 @@ from cgm_proxy.sandbox.store.database import Database
 async def filled(fhir, monkeypatch):
     """Patient/p with observations o0 to o24, from 2024-05-01 to -25 at 10:00 UTC, and Patient/q with one, stored last."""
     clock = itertools.count(1_700_000_000_000)
-    monkeypatch.setattr(dates, "now", lambda: next(clock))
+    monkeypatch.setattr(time_spans, "now", lambda: next(clock))
     patients = [
         {"resourceType": "Patient", "id": patient_id, "identifier": [{"value": patient_id}]} for patient_id in "pq"
     ]
@@ -188,4 +188,4 @@ SPANS = [
 
 @pytest.mark.parametrize(("text", "low", "high"), SPANS)
 def test_a_date_means_its_whole_span(text, low, high):
-    assert dates.span(text) == (low, high)
+    assert time_spans.span(text) == (low, high)
