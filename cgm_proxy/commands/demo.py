@@ -1,6 +1,6 @@
-"""The demo: an embedded FHIR store, the proxy before it, and a submitter who posts two weeks of readings.
+"""The demo: an embedded FHIR store, the proxy in front of it, and a submitter who posts two weeks of readings.
 
-Everything it shows is asked of the running programs over HTTP, as a submitter and an ops team would.
+Everything that it prints comes from the running programs over HTTP, as it would for a submitter or an operations team.
 """
 
 import asyncio
@@ -25,38 +25,38 @@ DIALECT: Dialect = "argo"
 PATIENT = "Patient/example"
 OTHER = "Patient/other"
 
-#: Metrics that the demo shows, without their `cgm_proxy_`.
-SHOWN = ("submissions_total", "duplicates_total", "refusals_total", "order_lookups_total", "chunks_total")
+#: Metrics that the demo prints, without the prefix `cgm_proxy_`.
+METRICS = ("submissions_total", "duplicates_total", "refusals_total", "order_lookups_total", "chunks_total")
 
-#: Where the demo listens, so that its curl lines can be copied.
+#: Ports of `demo --serve`, for the curl commands that it prints.
 PORT, OPS_PORT = 8080, 9090
 
-#: Characters of the progress bar.
-BAR = 40
+#: Width of the progress bar in characters.
+BAR_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
 class DemoClient:
-    """A submitter's client: it posts to the public base and knows nothing of the proxy."""
+    """A submitter's client. It uses the public base URL and need not know that there is a proxy."""
 
     session: aiohttp.ClientSession
     base: str
 
     async def send(self, method: str, path: str, resource: JsonObject | None = None) -> JsonObject:
-        """Send a resource and give the answer's, which is never a refusal of the whole request here."""
+        """Send a resource and return the one in the response."""
         data = encode(resource) if resource is not None else None
         headers = {"Content-Type": CONTENT_TYPES["json"]}
         async with self.session.request(method, self.base + path, data=data, headers=headers) as response:
             return decode(await response.read())
 
     async def count(self) -> int:
-        """Count the patient's stored observations."""
-        found = await self.send("GET", f"/Observation?subject={PATIENT}&_summary=count")
-        return int(found["total"])
+        """Return the number of the patient's stored observations."""
+        bundle = await self.send("GET", f"/Observation?subject={PATIENT}&_summary=count")
+        return int(bundle["total"])
 
 
 async def demo(*, serve: bool) -> None:
-    """Show the main job on the embedded store; with `serve`, keep it running afterwards until it is interrupted."""
+    """Show the main job on the embedded store. With `serve`, keep it running afterwards until it is interrupted."""
     start_logs("error")
     store = web.AppRunner(make_app(), access_log=None)
     store_url = await _listen(store)
@@ -66,17 +66,19 @@ async def demo(*, serve: bool) -> None:
     settings = replace(Settings(), listen=listen, upstream=UpstreamSettings(url=store_url))
     proxy = Proxy(settings, load_rules(settings))
     await proxy.start()
-    _say(f"An embedded FHIR store is up at {store_url}, and cgm-proxy before it at http://127.0.0.1:{proxy.port}/fhir.")
+    _print(
+        f"cgm-proxy is running at http://127.0.0.1:{proxy.port}/fhir, in front of an embedded FHIR store at {store_url}."
+    )
     try:
         async with aiohttp.ClientSession() as session:
             await _show(DemoClient(session, f"http://127.0.0.1:{proxy.port}/fhir"), proxy.ops_port)
         if serve:
-            _say_how_to_go_on(proxy)
+            _print_commands_to_try(proxy)
             await asyncio.Event().wait()
     finally:
         await proxy.stop()
         await store.cleanup()
-    _say("`cgm-proxy demo --serve` keeps it running and tells what to try with curl.")
+    _print("To try it with curl, run `cgm-proxy demo --serve`, which keeps running and prints some commands.")
 
 
 async def _show(submitter: DemoClient, ops_port: int) -> None:
@@ -94,88 +96,90 @@ async def _load_orders(submitter: DemoClient) -> None:
     orders = standing_orders(DIALECT, PATIENT)
     for order in orders:
         await submitter.send("PUT", f"/ServiceRequest/{order['id']}", order)
-    _say(f"\n1. The clinic has {PATIENT} and {len(orders)} standing orders: summary and PDF every 2 weeks; readings.")
+    _print(
+        f"\n1. The clinic has {PATIENT} and {len(orders)} standing orders: a summary and a PDF every 2 weeks, and readings."
+    )
 
 
 async def _post(submitter: DemoClient, bundle: JsonObject) -> None:
-    _say(f"\n2. A submitter posts 14 days: {_contents(bundle)}; {len(encode(bundle)) / 1e6:.1f} MB.")
+    _print(f"\n2. A submitter posts 14 days of data ({len(encode(bundle)) / 1e6:.1f} MB): {_contents(bundle)}.")
     observations = sum(entry["resource"]["resourceType"] == "Observation" for entry in bundle["entry"])
     started = time.perf_counter()
-    answer = asyncio.ensure_future(submitter.send("POST", "", bundle))
-    while not answer.done():
+    response = asyncio.ensure_future(submitter.send("POST", "", bundle))
+    while not response.done():
         if sys.stdout.isatty():
-            _bar(await submitter.count(), observations)
-        await asyncio.wait([answer], timeout=0.2)
-    _bar(await submitter.count(), observations)
-    _say(f"\n   answered in {time.perf_counter() - started:.1f} s: {_statuses(answer.result())}")
+            _print_bar(await submitter.count(), observations)
+        await asyncio.wait([response], timeout=0.2)
+    _print_bar(await submitter.count(), observations)
+    _print(f"\n   Response after {time.perf_counter() - started:.1f} s: {_statuses(response.result())}.")
 
 
 async def _post_again(submitter: DemoClient, bundle: JsonObject) -> None:
     before = await submitter.count()
     started = time.perf_counter()
-    answer = await submitter.send("POST", "", bundle)
-    _say(
-        f"\n3. The same again, as after a lost connection: {_statuses(answer)}, in {time.perf_counter() - started:.1f} s."
-    )
-    first = answer["entry"][1]["response"]
-    _say(f"   Each answer names what is stored already, for example {first['location']}.")
-    _say(f"   Observations stored: {before:,} before, {await submitter.count():,} after.")
+    response = await submitter.send("POST", "", bundle)
+    _print("\n3. The submitter posts the same again, as after a lost connection.")
+    _print(f"   Response after {time.perf_counter() - started:.1f} s: {_statuses(response)}.")
+    location = response["entry"][1]["response"]["location"]
+    _print(f"   It has the location of every resource that was already stored, for example {location}.")
+    _print(f"   Observations stored: {before:,} before, {await submitter.count():,} after.")
 
 
 async def _post_faulty(submitter: DemoClient) -> None:
-    answer = await submitter.send("POST", "", faulty_submission(DIALECT, PATIENT, OTHER))
-    _say(f"\n4. A submission with faults: {_statuses(answer)}. What the submitter is told:")
-    for index, entry in enumerate(answer["entry"]):
+    response = await submitter.send("POST", "", faulty_submission(DIALECT, PATIENT, OTHER))
+    _print("\n4. The submitter posts a submission with faults.")
+    _print(f"   Response: {_statuses(response)}. For each refused entry it says what is wrong:")
+    for index, entry in enumerate(response["entry"]):
         if entry["response"]["status"] >= "4":
             for issue in entry["response"]["outcome"]["issue"]:
                 rule = issue["details"]["coding"][0]["code"]
-                _say(f"   entry {index}: {entry['response']['status']}\n     {rule} at {issue['expression'][0]}")
-                _say(f"     {issue['diagnostics']}")
+                _print(f"   entry {index}: {entry['response']['status']}\n     {rule} at {issue['expression'][0]}")
+                _print(f"     {issue['diagnostics']}")
 
 
 async def _show_metrics(session: aiohttp.ClientSession, ops_port: int) -> None:
     async with session.get(f"http://127.0.0.1:{ops_port}/metrics") as response:
         lines = (await response.text()).splitlines()
-    _say("\n5. What the ops team sees on /metrics, among others:")
+    _print("\n5. Some of the metrics that the operations team finds on /metrics:")
     for line in lines:
-        if line.startswith(tuple(f"cgm_proxy_{name}" for name in SHOWN)) and not line.endswith(" 0.0"):
-            _say(f"   {line}")
-    _say("")
+        if line.startswith(tuple(f"cgm_proxy_{name}" for name in METRICS)) and not line.endswith(" 0.0"):
+            _print(f"   {line}")
+    _print("")
 
 
-def _say_how_to_go_on(proxy: Proxy) -> None:
+def _print_commands_to_try(proxy: Proxy) -> None:
     base = f"http://localhost:{proxy.port}/fhir"
-    _say("It keeps running (Ctrl-C stops it). Try:")
-    _say(f"  curl -s '{base}/Observation?subject={PATIENT}&_count=1'")
-    _say(f"  curl -s {base}/metadata | grep -o cgm-data-receiver")
-    _say("  cgm-proxy demo --print-submission | sed 's/mg\\/dl/mg\\/dL/' > faulty.json")
-    _say(f"  curl -s -H 'Content-Type: application/fhir+json' --data-binary @faulty.json {base}")
-    _say(f"  curl -s http://localhost:{proxy.ops_port}/metrics")
+    _print("The demo keeps running until you press Ctrl-C. Commands to try:")
+    _print(f"  curl -s '{base}/Observation?subject={PATIENT}&_count=1'")
+    _print(f"  curl -s {base}/metadata | grep -o cgm-data-receiver")
+    _print("  cgm-proxy demo --print-submission | sed 's/mg\\/dl/mg\\/dL/' > faulty.json")
+    _print(f"  curl -s -H 'Content-Type: application/fhir+json' --data-binary @faulty.json {base}")
+    _print(f"  curl -s http://localhost:{proxy.ops_port}/metrics")
 
 
 def print_submission() -> None:
-    """Write a small conformant submission for the demo's patient to standard output."""
+    """Print a small conformant submission for the demo's patient."""
     bundle = submission(DIALECT, PATIENT, readings=3)
     json.dump(json.loads(encode(bundle)), sys.stdout, indent=1)
 
 
 def _contents(bundle: JsonObject) -> str:
-    kinds = Counter(entry["resource"]["meta"]["profile"][0].rpartition("/cgm-")[2] for entry in bundle["entry"])
-    readings = kinds["sensor-reading-mass"]
-    return f"{readings:,} readings, a summary with its {len(kinds) - 4} members, a PDF report and the device"
+    profiles = Counter(entry["resource"]["meta"]["profile"][0].rpartition("/cgm-")[2] for entry in bundle["entry"])
+    readings = profiles["sensor-reading-mass"]
+    return f"{readings:,} readings, a summary with its {len(profiles) - 4} members, a PDF report and the device"
 
 
-def _statuses(answer: JsonObject) -> str:
-    counted = Counter(entry["response"]["status"] for entry in answer["entry"])
-    return ", ".join(f"{number:,} x {status}" for status, number in counted.items())
+def _statuses(response: JsonObject) -> str:
+    counts = Counter(entry["response"]["status"] for entry in response["entry"])
+    return ", ".join(f"{count:,} x {status}" for status, count in counts.items())
 
 
-def _bar(done: int, total: int) -> None:
-    filled = BAR * done // max(total, 1)
-    _say(f"\r   [{'#' * filled}{'.' * (BAR - filled)}] {done:,} of {total:,} stored", end="")
+def _print_bar(done: int, total: int) -> None:
+    filled = BAR_WIDTH * done // max(total, 1)
+    _print(f"\r   [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done:,} of {total:,} observations stored", end="")
 
 
-def _say(text: str, end: str = "\n") -> None:
+def _print(text: str, end: str = "\n") -> None:
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
