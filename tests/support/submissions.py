@@ -57,6 +57,14 @@ def reading(minute: int = 0, value: Any = 100, **more: Any) -> Json:
     return observation("99504-3", **{**members, **more})
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Return a reading that is nested `depth` levels deep, the reading itself included."""
+    inner: dict[str, Any] = {"x": 1}
+    for _ in range(depth - 2):
+        inner = {"x": inner}
+    return reading(x=inner, y=[{}] * 100)
+
+
 def summary(*members: str, **more: Any) -> Json:
     return observation("107931-8", hasMember=[{"reference": member} for member in members], **more)
 

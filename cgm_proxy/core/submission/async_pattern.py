@@ -1,12 +1,12 @@
-"""FHIR's asynchronous pattern, as far as it is pure: who asks for it, where its status is, and what its result looks like.
+"""FHIR's asynchronous pattern, as far as it is pure: the preference, the status URL, and the bodies of its responses.
 
-R4 (https://hl7.org/fhir/R4/async.html) ends the pattern in a manifest of NDJSON files, which fits an export and has no
-place for what became of each entry. So the result is that of R5's Asynchronous Interaction Request Pattern
-(https://hl7.org/fhir/R5/async-bundle.html), as other R4 servers give it; requests, header fields and statuses are the
-same in both. It is a `batch-response` with one entry, the submission's: `response.status` is the status that the
-synchronous answer would have had, and `resource` its body, the response Bundle with the submission's entries in order. Of
-a refused submission, `response.outcome` is the OperationOutcome. The result is answered 200, whatever became of the
-submission: other statuses of a status request are about that request.
+In R4 (https://hl7.org/fhir/R4/async.html) the pattern ends with a manifest of NDJSON files, which suits an export but has no
+place for the outcome of each entry. So the result has the form of R5's Asynchronous Interaction Request Pattern
+(https://hl7.org/fhir/R5/async-bundle.html), as other R4 servers return it; requests, header fields and statuses are the same
+in both. The result is a `batch-response` with one entry, that of the submission: `response.status` is the status that the
+synchronous response would have had, and `resource` its body, the response Bundle with the submission's entries in order. For
+a refused submission, `response.outcome` is the OperationOutcome instead. The response with the result has the status 200 in
+any case: other statuses are about the status request itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,87 +16,92 @@ from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.detection import path_segments
 from cgm_proxy.core.submission.reply import PHRASES
 
-#: What stands between the base and a submission's id in the URL of its status.
+#: The path segment between the base and a submission's id in the URL of its status.
 STATUS_OPERATION = "$cgm-submission-status"
 
-#: What every usual spelling of such a URL holds, also with the `$` as `%24`: few other requests are looked at closely.
+#: What every usual spelling of a status URL contains, also one with `%24` for `$`. Few other requests contain it, so few are
+#: examined closely.
 STATUS_PATH_MARKER = STATUS_OPERATION.removeprefix("$")
 
-_AGAIN = "what of it is stored already is recognised when it is sent again"
-
-#: Shortest and longest time between two polls that is asked for (seconds).
+#: Shortest and longest time between two polls (seconds).
 POLL_INTERVALS = (2, 60)
+
+_SEND_AGAIN = "send it again: entries that are stored already are recognised"
 
 
 def prefers_async(prefer: str) -> bool:
-    """Tell whether a Prefer header asks for an asynchronous answer (RFC 7240, 4.1), which is a wish and no demand."""
+    """Whether a Prefer header asks for an asynchronous response (RFC 7240, 4.1). The server need not comply."""
     return any(
         part.partition("=")[0].strip().lower() == "respond-async" for part in prefer.replace(";", ",").split(",")
     )
 
 
 def refuse_files(query: Mapping[str, object]) -> None:
-    """Refuse what asks for R4's manifest of files by `_outputFormat`, as R5 wants it (400)."""
+    """Raise `RequestRefused` (400) if `_outputFormat` asks for R4's manifest of files, as R5 requires."""
     if "_outputFormat" in query:
-        text = "_outputFormat asks for files, which this receiver does not make; leave it out: the result is a Bundle"
+        text = (
+            "_outputFormat asks for a manifest of files, which this receiver does not create; "
+            "leave it out: the result is a Bundle"
+        )
         raise refuse(400, "async-output-format", text, code="not-supported")
 
 
 def status_id(raw_path: str, target: Callable[[str], str], base: str) -> str | None:
-    """Give the id in the path of a status URL, however it is spelt; None for any other path.
+    """Return the submission's id in the path of a status URL, in any usual spelling; None for any other path.
 
-    `target` gives the upstream's path for a public one, `base` is the upstream's base. What a spelling that is not
-    recognised reaches is the upstream, which knows no such operation.
+    `target` maps a public path to the upstream's, and `base` is the path of the upstream's base. A spelling that is not
+    recognised reaches the upstream, which has no such operation.
     """
     if STATUS_PATH_MARKER not in raw_path:
         return None
-    names = path_segments(target(raw_path))
-    return names[-1] if names[:-1] == [*path_segments(base), STATUS_OPERATION] else None
+    *parent, last = path_segments(target(raw_path)) or [""]
+    return last if parent == [*path_segments(base), STATUS_OPERATION] else None
 
 
 def accepted_outcome() -> JsonObject:
-    """Make the body of the 202: the submission is kept."""
-    text = "the submission is kept and is worked on; GET the Content-Location for what becomes of its entries"
+    """Return the body of the 202 for a submission that is kept."""
+    text = "the submission is accepted and processed later; GET the URL in Content-Location for its result"
     return operation_outcome((Issue("async-accepted", text, severity="information", code="informational"),))
 
 
 def deleted_outcome() -> JsonObject:
-    """Make the body of the 202 to a DELETE."""
-    text = "the submission is forgotten; what of it was stored before stays stored"
+    """Return the body of the 202 for a DELETE."""
+    text = "the submission is cancelled and its status deleted; entries that are stored already stay stored"
     return operation_outcome((Issue("async-forgotten", text, severity="information", code="informational"),))
 
 
 def unknown_status() -> RequestRefused:
-    """Make the 404 of a status that never was, is over, or is not for who asks."""
-    text = "no submission has this status URL: it was deleted, its result was kept as long as is set, or it never was"
+    """Return the 404 for a status URL that never existed, is no longer valid, or is not for this requester."""
+    text = "no submission has this status URL: it was deleted, its result has expired, or it never existed"
     return refuse(404, "async-unknown", text, code="not-found")
 
 
 def given_up_refusal(attempts: int) -> RequestRefused:
-    """Make the refusal of a submission during which the proxy ended again and again."""
+    """Return the refusal of a submission during which the proxy ended again and again."""
     text = (
-        f"this receiver ended {attempts} times during this submission and gives it up; {_AGAIN}, best in smaller parts"
+        f"this receiver stopped {attempts} times while it processed this submission; {_SEND_AGAIN}. Send smaller parts"
     )
     return refuse(500, "async-given-up", text, code="exception")
 
 
 def failed_refusal() -> RequestRefused:
-    """Make the refusal of a submission at which the proxy itself failed."""
-    text = f"this receiver failed at this submission; {_AGAIN}"
-    return refuse(500, "async-failed", text, code="exception")
+    """Return the refusal of a submission that failed because of a fault of the proxy."""
+    return refuse(
+        500, "async-failed", f"this receiver failed to process this submission; {_SEND_AGAIN}", code="exception"
+    )
 
 
 def result_too_large(limit: int) -> RequestRefused:
-    """Make what stands for a result that is larger than what is kept."""
+    """Return the refusal that replaces a result of more than `limit` bytes."""
     text = (
-        f"the submission was worked on, but the answer is larger than the {limit:,} bytes that are kept; {_AGAIN},"
-        " with Prefer: return=minimal or in parts"
+        f"the submission was processed, but its result is larger than the {limit:,} bytes that this receiver keeps; "
+        f"{_SEND_AGAIN}. Use Prefer: return=minimal, or send smaller parts"
     )
     return refuse(500, "async-result-too-large", text, code="too-long")
 
 
 def result_bundle(status: int, content: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
-    """Make the result Bundle of a submission from the status, body and header fields of its synchronous answer."""
+    """Return the result of a submission, given the status, body and header fields of its synchronous response."""
     response: JsonObject = {"status": f"{status} {PHRASES.get(status, '')}".rstrip()}
     response |= {name.lower(): headers[name] for name in ("Location", "ETag") if name in headers}
     entry: JsonObject = {"response": response}
@@ -108,11 +113,11 @@ def result_bundle(status: int, content: JsonObject | None, headers: Mapping[str,
 
 
 def refused_result_bundle(refusal: RequestRefused) -> JsonObject:
-    """Make the result Bundle of a refused submission."""
+    """Return the result of a refused submission."""
     return result_bundle(refusal.status, operation_outcome(refusal.issues), refusal.headers)
 
 
 def poll_interval(age: float) -> int:
-    """Tell after how many seconds the status of a submission of this age may be asked for again: half its age."""
+    """Return the seconds until the next status request, given the submission's age: half of it, within `POLL_INTERVALS`."""
     shortest, longest = POLL_INTERVALS
     return max(shortest, min(longest, int(age / 2)))

@@ -1,4 +1,4 @@
-"""FHIR's asynchronous pattern: who asks for it, which paths are its own, what a result says."""
+"""FHIR's asynchronous pattern: the preference, the paths of status URLs, and the result."""
 
 import pytest
 
@@ -26,7 +26,7 @@ PREFERENCES = {
 
 
 @pytest.mark.parametrize(("prefer", "expected"), PREFERENCES.items())
-def test_it_is_asked_for_by_name(prefer: str, expected: bool) -> None:
+def test_respond_async_is_recognised_in_a_prefer_header(prefer: str, expected: bool) -> None:
     assert prefers_async(prefer) is expected
 
 
@@ -46,11 +46,11 @@ PATHS = {
 
 
 @pytest.mark.parametrize(("raw", "expected"), PATHS.items())
-def test_the_id_is_found_below_the_base_alone(raw: str, expected: str | None) -> None:
+def test_a_status_url_must_be_directly_below_the_base(raw: str, expected: str | None) -> None:
     assert status_id(raw, str, "/fhir") == expected
 
 
-def test_what_is_asked_for_the_upstreams_path_is_only_what_could_be_a_status() -> None:
+def test_other_paths_are_not_mapped_to_the_upstreams() -> None:
     def never(_: str) -> str:
         raise AssertionError
 
@@ -66,23 +66,23 @@ RESULTS = {
         (201, None, {"Location": "http://h/Observation/1", "ETag": 'W/"1"', "X": "y"}),
         {"response": {"status": "201 Created", "location": "http://h/Observation/1", "etag": 'W/"1"'}},
     ),
-    "an outcome": (
+    "an OperationOutcome": (
         (201, operation_outcome(()), {}),
         {"response": {"status": "201 Created", "outcome": operation_outcome(())}},
     ),
-    "a status without a name": ((599, None, {}), {"response": {"status": "599"}}),
+    "a status without a reason phrase": ((599, None, {}), {"response": {"status": "599"}}),
 }
 
 
-@pytest.mark.parametrize(("answer", "entry"), RESULTS.values(), ids=RESULTS)
-def test_a_result_holds_what_the_answer_would_have_been(answer, entry) -> None:
-    assert result_bundle(*answer) == {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
+@pytest.mark.parametrize(("response", "entry"), RESULTS.values(), ids=RESULTS)
+def test_a_result_has_the_status_headers_and_body_of_the_response(response, entry) -> None:
+    assert result_bundle(*response) == {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
 
 
-def test_a_refusal_is_an_outcome_in_a_result() -> None:
+def test_the_result_of_a_refused_submission_has_its_outcome() -> None:
     (entry,) = refused_result_bundle(refuse(422, "rule", "text"))["entry"]
     assert (entry["response"]["status"][:3], entry["response"]["outcome"]["issue"][0]["diagnostics"]) == ("422", "text")
 
 
-def test_polls_are_asked_for_more_rarely_the_longer_it_takes() -> None:
+def test_the_poll_interval_grows_with_the_age_of_the_submission() -> None:
     assert [poll_interval(age) for age in (0, 3, 10, 60, 1000, 1e9, -5)] == [2, 2, 5, 30, 60, 60, 2]

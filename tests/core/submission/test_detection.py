@@ -1,4 +1,4 @@
-"""What is a submission, by path and by content; the cases are ways around the check that somebody could try."""
+"""Which requests are submissions, by path and by content; the cases include attempts to get around the check."""
 
 from contextlib import suppress
 from typing import Any
@@ -19,7 +19,7 @@ from cgm_proxy.core.submission.detection import (
 
 BASES = ("/fhir",)
 
-#: Spellings of the base that some server or gateway takes for it.
+#: Spellings of the base that some server or gateway routes to it.
 BASE_SPELLINGS = [
     "/fhir",
     "/fhir/",
@@ -66,7 +66,7 @@ BASE_SPELLINGS = [
     "http://[broken/fhir",
 ]
 
-#: The strictest reading of these leads elsewhere; a server that decodes later, less or in another order is led to the base.
+#: The most thorough clean-up leads elsewhere; a server that decodes later, less or in another order ends up at the base.
 AMBIGUOUS_BASES = [
     "/fhir;%2Fx",  # parameters are cut off before decoding (Tomcat)
     "/fhir;%2F..%2F..",
@@ -79,7 +79,7 @@ AMBIGUOUS_BASES = [
     "/x#/../fhir",
 ]
 
-#: Neither the base nor the operation, for any server.
+#: Paths that no server routes to the base or the operation.
 OTHERS = [
     "/",
     "",
@@ -120,33 +120,33 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize("path", BASE_SPELLINGS + AMBIGUOUS_BASES)
-def test_every_spelling_of_the_base_is_looked_at(path: str) -> None:
+def test_every_spelling_of_the_base_is_inspected(path: str) -> None:
     assert submission_endpoint("POST", path, BASES) == "base"
 
 
 @pytest.mark.parametrize("path", OPERATIONS)
-def test_every_spelling_of_the_operation_is_looked_at(path: str) -> None:
+def test_every_spelling_of_the_operation_is_inspected(path: str) -> None:
     assert submission_endpoint("POST", path, BASES) == "operation"
 
 
 @pytest.mark.parametrize("path", OTHERS)
-def test_another_path_is_not_looked_at(path: str) -> None:
+def test_other_paths_are_not_inspected(path: str) -> None:
     assert submission_endpoint("POST", path, BASES, content=True) in {None, "create"}
     assert submission_endpoint("POST", path, BASES) is None
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "", "POSTX"])
-def test_another_method_submits_nothing(method: str) -> None:
+def test_only_a_post_is_a_submission(method: str) -> None:
     assert submission_endpoint(method, "/fhir", BASES) is None
     assert submission_endpoint(method, "/fhir/$submit-cgm-bundle", BASES) is None
 
 
-def test_a_lenient_server_may_read_a_method_in_lower_case() -> None:
+def test_the_method_may_be_in_lower_case_as_lenient_servers_accept_it() -> None:
     assert submission_endpoint("post", "/fhir", BASES) == "base"
 
 
 @pytest.mark.parametrize("kind", ["Observation", "DiagnosticReport", "Device"])
-def test_single_creates_are_looked_at_with_detection_by_content_alone(kind: str) -> None:
+def test_single_creates_are_inspected_only_with_detection_by_content(kind: str) -> None:
     assert submission_endpoint("POST", f"/fhir/{kind}/", BASES, content=True) == "create"
     assert submission_endpoint("POST", f"/fhir/{kind}", BASES) is None
 
@@ -169,29 +169,29 @@ def test_single_creates_are_looked_at_with_detection_by_content_alone(kind: str)
         (("/a%20b",), "/a b", "base"),
     ],
 )
-def test_each_base_path_is_known(bases: tuple[str, ...], path: str, expected: str | None) -> None:
+def test_each_of_several_bases_is_recognised(bases: tuple[str, ...], path: str, expected: str | None) -> None:
     assert submission_endpoint("POST", path, bases) == expected
 
 
-def test_what_could_be_several_targets_is_taken_for_the_strictest() -> None:
+def test_a_path_that_could_mean_several_endpoints_means_the_strictest() -> None:
     assert submission_endpoint("POST", "/fhir/;%2F..%2Fx/$submit-cgm-bundle", BASES) == "operation"
 
 
-def test_a_path_that_can_be_read_in_countless_ways_is_refused() -> None:
+def test_a_path_with_too_many_spellings_is_refused() -> None:
     with pytest.raises(RequestRefused) as refused:
         submission_endpoint("POST", "/fhir/%" + "25" * 4000 + "2e", BASES)
     assert (refused.value.status, refused.value.issues[0].rule) == (400, "path-ambiguous")
 
 
 @given(st.text("/.;%2eEfF5cCx\\?#:", max_size=30))
-def test_any_path_is_read_or_refused(path: str) -> None:
+def test_any_path_has_an_endpoint_or_is_refused(path: str) -> None:
     path_segments(path)
     with suppress(RequestRefused):
         assert submission_endpoint("POST", path, BASES) in {None, "base", "operation"}
 
 
 @given(st.lists(st.sampled_from(["/", "/.", "/x/..", "//", ";a=b", "/%2e", "%2F"]), max_size=4))
-def test_what_leads_nowhere_leaves_the_base_the_base(additions: list[str]) -> None:
+def test_additions_without_effect_still_mean_the_base(additions: list[str]) -> None:
     assert submission_endpoint("POST", "/fhir" + "".join(additions), BASES) == "base"
 
 
@@ -218,7 +218,7 @@ def tagged(tag: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("tag", "dialect"), TAGS)
-def test_a_bundle_is_known_by_the_system_and_code_of_a_tag(tag: dict[str, Any], dialect: str | None) -> None:
+def test_a_bundle_has_the_dialect_of_its_tags_system_and_code(tag: dict[str, Any], dialect: str | None) -> None:
     for tags in ([tag], [{"system": "http://other", "code": "x"}, tag], [None, 5, "x", [], {}, tag]):
         found = tagged_dialect(tagged(tags))
         assert (found and found.id) == dialect
@@ -228,25 +228,25 @@ WRONG: list[Any] = [None, True, 5, "x", [], {}, [[]], [None], [5], ["x"], [{"tag
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
-def test_a_tag_of_a_wrong_type_marks_nothing(wrong: Any) -> None:
-    places = [{"meta": wrong}, {"meta": {"tag": wrong}}, {"meta": {"tag": [{"system": wrong, "code": wrong}]}}]
-    for place in places:
-        assert tagged_dialect({"resourceType": "Bundle"} | place) is None
+def test_a_tag_of_a_wrong_type_is_ignored(wrong: Any) -> None:
+    documents = [{"meta": wrong}, {"meta": {"tag": wrong}}, {"meta": {"tag": [{"system": wrong, "code": wrong}]}}]
+    for document in documents:
+        assert tagged_dialect({"resourceType": "Bundle"} | document) is None
     assert tagged_dialect({"resourceType": wrong, "meta": {"tag": [ARGO]}}) is None
 
 
 @pytest.mark.parametrize("meta", [[{"tag": [ARGO]}], {"tag": ARGO}, [{"tag": ARGO}]])
-def test_a_tag_that_a_lenient_server_reads_marks_as_well(meta: Any) -> None:
+def test_a_tag_counts_if_a_lenient_server_would_read_it(meta: Any) -> None:
     found = tagged_dialect({"resourceType": "Bundle", "meta": meta})
     assert found is not None
     assert found.id == "argo"
 
 
-def test_a_tagged_resource_that_is_no_bundle_is_no_submission() -> None:
+def test_a_tagged_resource_other_than_a_bundle_is_no_submission() -> None:
     assert tagged_dialect(tagged([ARGO]) | {"resourceType": "Parameters"}) is None
 
 
-def holding(*resources: Any) -> dict[str, Any]:
+def bundle_of(*resources: Any) -> dict[str, Any]:
     return {"resourceType": "Bundle", "entry": [{"resource": resource} for resource in resources]}
 
 
@@ -267,8 +267,8 @@ TEMPORARY = "http://hl7.org/fhir/uv/cgm/CodeSystem/cgm-summary-codes-temporary"
         ([None, 5, [], coded("x", "y")], "1.0.0"),
     ],
 )
-def test_the_operations_dialects_differ_by_the_ballots_own_codes(resources: list[Any], dialect: str) -> None:
-    assert operation_dialect(holding(*resources)).id == dialect
+def test_codes_of_the_ballot_mark_a_bundle_sent_to_the_operation(resources: list[Any], dialect: str) -> None:
+    assert operation_dialect(bundle_of(*resources)).id == dialect
 
 
 @pytest.mark.parametrize(
@@ -277,8 +277,8 @@ def test_the_operations_dialects_differ_by_the_ballots_own_codes(resources: list
         (coded("http://loinc.org", "99504-3"), "1.0.0"),
         (coded("http://loinc.org", "8480-6"), None),
         (coded("http://argo.run/cgm/CodeSystem/cgm-summary-codes-temporary", "cgm-summary"), "argo"),
-        (holding(coded("x", "y"), coded("http://loinc.org", "14745-4")), "1.0.0"),
-        (holding(coded(TEMPORARY, "cgm-summary")), "1.0.0-ballot"),
+        (bundle_of(coded("x", "y"), coded("http://loinc.org", "14745-4")), "1.0.0"),
+        (bundle_of(coded(TEMPORARY, "cgm-summary")), "1.0.0-ballot"),
         ({"meta": {"profile": ["http://hl7.org/uv/cgm/StructureDefinition/cgm-summary"]}}, "0.1.0"),
         ({"meta": {"profile": ["http://hl7.org/uv/cgmx/StructureDefinition/cgm-summary"]}}, None),
         ({"meta": {"profile": ["http://hl7.org/fhir/uv/cgm/StructureDefinition/cgm-device|1.0.0"]}}, "1.0.0"),
@@ -293,24 +293,26 @@ def test_the_operations_dialects_differ_by_the_ballots_own_codes(resources: list
         ),
     ],
 )
-def test_content_tells_the_dialect_by_codes_and_claims(document: dict[str, Any], dialect: str | None) -> None:
+def test_untagged_content_has_the_dialect_of_its_profiles_and_codes(
+    document: dict[str, Any], dialect: str | None
+) -> None:
     found = content_dialect({"resourceType": "Observation"} | document)
     assert (found and found.id) == dialect
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 def test_content_of_a_wrong_type_is_no_cgm_data(wrong: Any) -> None:
-    places: list[dict[str, Any]] = [
+    documents: list[dict[str, Any]] = [
         {"entry": wrong},
         {"entry": [{"resource": wrong}]},
-        holding({"code": wrong}),
-        holding({"code": {"coding": wrong}}),
-        holding({"code": {"coding": [{"system": wrong, "code": wrong}]}}),
-        holding({"meta": wrong}),
-        holding({"meta": {"profile": wrong}}),
-        holding({"meta": {"profile": [wrong]}}),
+        bundle_of({"code": wrong}),
+        bundle_of({"code": {"coding": wrong}}),
+        bundle_of({"code": {"coding": [{"system": wrong, "code": wrong}]}}),
+        bundle_of({"meta": wrong}),
+        bundle_of({"meta": {"profile": wrong}}),
+        bundle_of({"meta": {"profile": [wrong]}}),
     ]
-    for place in places:
-        document = {"resourceType": "Bundle"} | place
+    for document in documents:
+        document = {"resourceType": "Bundle"} | document
         assert content_dialect(document) is None
         assert operation_dialect(document).id == "1.0.0"

@@ -1,4 +1,4 @@
-"""The identity: the same for what is the same, in whatever words; another for anything else."""
+"""The identity of an entry: equal for the same data in any notation, different for different data."""
 
 from decimal import Decimal
 from typing import Any
@@ -21,20 +21,20 @@ from cgm_proxy.core.submission.identity import (
 from cgm_proxy.core.submission.model import Entry
 
 
-def made(resource: dict[str, Any]) -> Entry:
+def entry_of(resource: dict[str, Any]) -> Entry:
     return submitted(entry(resource)).entries[0]
 
 
-def identified(
-    resource: dict[str, Any], patient: str = PATIENT, known: dict[str, Any] | None = None, **references: str
+def identity_of(
+    resource: dict[str, Any], patient: str = PATIENT, devices: dict[str, Any] | None = None, **references: str
 ) -> str:
-    return compute_identity(made(resource), patient, (known or {}).get, references)
+    return compute_identity(entry_of(resource), patient, (devices or {}).get, references)
 
 
 def test_an_identity_is_a_uuid_of_version_8() -> None:
     for number in range(100):
-        assert IDENTITY_PATTERN.fullmatch(identified(reading(number)))
-    assert search_token(identified(reading())).startswith("urn:ietf:rfc:3986|urn:uuid:")
+        assert IDENTITY_PATTERN.fullmatch(identity_of(reading(number)))
+    assert search_token(identity_of(reading())).startswith("urn:ietf:rfc:3986|urn:uuid:")
 
 
 def quantity(**more: Any) -> dict[str, Any]:
@@ -75,37 +75,37 @@ OTHER = {
 
 
 @pytest.mark.parametrize("change", SAME.values(), ids=SAME)
-def test_the_same_reading_in_other_words_is_the_same(change: dict[str, Any]) -> None:
-    assert identified(reading() | change) == identified(reading())
+def test_the_same_reading_in_another_notation_has_the_same_identity(change: dict[str, Any]) -> None:
+    assert identity_of(reading() | change) == identity_of(reading())
 
 
 @pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
-def test_another_reading_is_another(change: dict[str, Any]) -> None:
-    known = {"Device/serial": device(serialNumber="1")}
-    assert identified(reading() | change, known=known) != identified(reading())
+def test_a_different_reading_has_a_different_identity(change: dict[str, Any]) -> None:
+    devices = {"Device/serial": device(serialNumber="1")}
+    assert identity_of(reading() | change, devices=devices) != identity_of(reading())
 
 
-def test_another_patients_reading_is_another() -> None:
-    assert identified(reading(), "Patient/1") != identified(reading(), "Patient/12")
+def test_the_reading_of_another_patient_has_a_different_identity() -> None:
+    assert identity_of(reading(), "Patient/1") != identity_of(reading(), "Patient/12")
 
 
-def test_all_changes_together_differ_from_one_another() -> None:
-    known = {"Device/serial": device(serialNumber="1")}
-    found = [identified(reading() | change, known=known) for change in OTHER.values()]
+def test_different_changes_give_different_identities() -> None:
+    devices = {"Device/serial": device(serialNumber="1")}
+    found = [identity_of(reading() | change, devices=devices) for change in OTHER.values()]
     assert len(set(found)) == len(OTHER)
 
 
 @given(st.permutations(list(reading().items())))
 def test_the_order_of_members_does_not_matter(members: list[tuple[str, Any]]) -> None:
-    assert identified(dict(members)) == identified(reading())
-    assert identified(dict(members) | {"valueString": "x"}) == identified(reading() | {"valueString": "x"})
+    assert identity_of(dict(members)) == identity_of(reading())
+    assert identity_of(dict(members) | {"valueString": "x"}) == identity_of(reading() | {"valueString": "x"})
 
 
 NUMBERS = st.decimals(allow_nan=False, allow_infinity=False) | st.integers()
 
 
 @given(NUMBERS, NUMBERS)
-def test_numbers_are_written_alike_just_if_they_are_equal(one: Decimal | int, other: Decimal | int) -> None:
+def test_canonical_numbers_are_equal_exactly_if_the_numbers_are(one: Decimal | int, other: Decimal | int) -> None:
     assert (canonical_number(one) == canonical_number(other)) == (one == other)
 
 
@@ -117,9 +117,9 @@ def test_trailing_zeros_and_exponents_do_not_matter(number: int, zeros: int) -> 
 
 
 @pytest.mark.parametrize("number", ["1e999999999", "-1e-999999999", "9e999999999999999999", "0e999999999", "1" * 4000])
-def test_a_number_of_any_size_is_written_shortly(number: str) -> None:
+def test_the_canonical_form_of_a_huge_number_is_short(number: str) -> None:
     assert len(canonical_number(Decimal(number))) <= len(number) + 20
-    identified(reading(value=Decimal(number)))
+    identity_of(reading(value=Decimal(number)))
 
 
 def test_zero_has_no_sign() -> None:
@@ -127,11 +127,11 @@ def test_zero_has_no_sign() -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, True, "100", [], {}])
-def test_what_is_no_number_has_no_canonical_form(wrong: Any) -> None:
+def test_a_value_that_is_not_a_number_has_no_canonical_form(wrong: Any) -> None:
     assert canonical_number(wrong) == ""
 
 
-#: What names a device, and what does not.
+#: Devices, and whether they can be identified.
 DEVICES = {
     "serial": ({"serialNumber": "1"}, True),
     "udi": ({"udiCarrier": [{}, {"deviceIdentifier": "1"}]}, True),
@@ -141,30 +141,30 @@ DEVICES = {
     "nothing": ({}, False),
     "an id": ({"id": "1"}, False),
     "an empty serial": ({"serialNumber": "", "identifier": [{"system": "http://x"}]}, False),
-    "its own stamp": ({"identifier": [{"system": IDENTITY_SYSTEM, "value": identified(device())}]}, False),
+    "its own stamp": ({"identifier": [{"system": IDENTITY_SYSTEM, "value": identity_of(device())}]}, False),
     "wrong types": ({"serialNumber": None, "udiCarrier": [5], "identifier": ["x", None, {"value": None}]}, False),
     "wrong types again": ({"udiCarrier": {"deviceIdentifier": "1"}, "identifier": 5}, False),
 }
 
 
-@pytest.mark.parametrize(("fields", "names"), DEVICES.values(), ids=DEVICES)
-def test_a_device_distinguishes_when_it_can_be_identified(fields: dict[str, Any], names: bool) -> None:
-    known = {urn(1): device(**fields), "Device/7": device(**fields)}
+@pytest.mark.parametrize(("fields", "identifiable"), DEVICES.values(), ids=DEVICES)
+def test_a_device_is_part_of_the_identity_if_it_can_be_identified(fields: dict[str, Any], identifiable: bool) -> None:
+    devices = {urn(1): device(**fields), "Device/7": device(**fields)}
     by_urn, by_id = (
-        identified(reading(device={"reference": reference}), known=known) for reference in (urn(1), "Device/7")
+        identity_of(reading(device={"reference": reference}), devices=devices) for reference in (urn(1), "Device/7")
     )
     assert by_urn == by_id
-    assert (by_urn != identified(reading())) == names
+    assert (by_urn != identity_of(reading())) == identifiable
 
 
 def test_the_order_of_a_devices_identifiers_does_not_matter() -> None:
     identifiers = [{"system": "http://x", "value": "1"}, {"system": "http://a", "value": "2"}]
     one, other = ({"Device/7": device(identifier=listed)} for listed in (identifiers, identifiers[::-1]))
     resource = reading(device={"reference": "Device/7"})
-    assert identified(resource, known=one) == identified(resource, known=other)
+    assert identity_of(resource, devices=one) == identity_of(resource, devices=other)
 
 
-def test_readings_that_cannot_be_read_are_told_apart_by_their_content() -> None:
+def test_readings_that_cannot_be_interpreted_are_identified_by_their_content() -> None:
     wrong: list[dict[str, Any]] = [
         quantity(value="100"),
         quantity(value="105"),
@@ -177,30 +177,30 @@ def test_readings_that_cannot_be_read_are_told_apart_by_their_content() -> None:
         {"code": {"coding": "99504-3"}},
         {"code": {"coding": [{"system": ["http://loinc.org"], "code": {}}]}},
     ]
-    assert len({identified(reading() | change) for change in wrong}) == len(wrong)
+    assert len({identity_of(reading() | change) for change in wrong}) == len(wrong)
 
 
-def test_a_reading_without_value_is_known_by_its_reason() -> None:
+def test_a_reading_without_value_is_identified_by_the_reason() -> None:
     bare = {name: value for name, value in reading().items() if name != "valueQuantity"}
     reasons = [{}, {"dataAbsentReason": {"text": "off"}}, {"dataAbsentReason": {"text": "error"}}]
-    assert len({identified(bare | reason) for reason in reasons}) == len(reasons)
+    assert len({identity_of(bare | reason) for reason in reasons}) == len(reasons)
 
 
 # -- content --------------------------------------------------------------------------------------------------------------
 
 
-def test_content_is_the_same_under_new_references_to_the_same_entries() -> None:
-    member = identified(gmi())
-    first = identified(summary(urn(1), urn(2)), **{urn(1): member, urn(2): "urn:uuid:x"})
-    again = identified(summary("Observation/g", urn(8)), **{"Observation/g": member, urn(8): "urn:uuid:x"})
+def test_content_with_other_references_to_the_same_entries_has_the_same_identity() -> None:
+    member = identity_of(gmi())
+    first = identity_of(summary(urn(1), urn(2)), **{urn(1): member, urn(2): "urn:uuid:x"})
+    again = identity_of(summary("Observation/g", urn(8)), **{"Observation/g": member, urn(8): "urn:uuid:x"})
     assert first == again
-    assert first != identified(summary(urn(1), urn(2)), **{urn(1): "urn:uuid:x", urn(2): member})
-    assert first != identified(summary(urn(1), urn(2)))
+    assert first != identity_of(summary(urn(1), urn(2)), **{urn(1): "urn:uuid:x", urn(2): member})
+    assert first != identity_of(summary(urn(1), urn(2)))
 
 
-def test_a_reference_that_needs_escapes_is_replaced_as_any_other() -> None:
+def test_a_reference_with_escapes_is_replaced_like_any_other() -> None:
     odd = 'urn:"odd\\"\n'
-    assert identified(summary(odd), **{odd: "urn:uuid:x"}) == identified(summary(urn(1)), **{urn(1): "urn:uuid:x"})
+    assert identity_of(summary(odd), **{odd: "urn:uuid:x"}) == identity_of(summary(urn(1)), **{urn(1): "urn:uuid:x"})
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_a_reference_that_needs_escapes_is_replaced_as_any_other() -> None:
         {"id": "1"},
         {"meta": {"versionId": "2"}},
         {"text": {"div": "<div/>"}},
-        {"identifier": [{"system": IDENTITY_SYSTEM, "value": identified(summary())}]},
+        {"identifier": [{"system": IDENTITY_SYSTEM, "value": identity_of(summary())}]},
     ],
 )
-def test_what_a_server_adds_does_not_change_content(change: dict[str, Any]) -> None:
-    assert identified(summary(**change)) == identified(summary())
+def test_elements_that_a_server_adds_do_not_change_the_identity(change: dict[str, Any]) -> None:
+    assert identity_of(summary(**change)) == identity_of(summary())
 
 
 @pytest.mark.parametrize(
@@ -227,13 +227,13 @@ def test_what_a_server_adds_does_not_change_content(change: dict[str, Any]) -> N
         {"component": []},
     ],
 )
-def test_any_other_change_is_one_of_content(change: dict[str, Any]) -> None:
-    assert identified(summary(**change)) != identified(summary())
+def test_any_other_element_changes_the_identity(change: dict[str, Any]) -> None:
+    assert identity_of(summary(**change)) != identity_of(summary())
 
 
 # -- stamping -------------------------------------------------------------------------------------------------------------
 
-OWN = identified(reading())
+OWN = identity_of(reading())
 
 
 @pytest.mark.parametrize(
@@ -255,21 +255,21 @@ OWN = identified(reading())
         ({"value": "1"}, [{"value": "1"}, {"system": IDENTITY_SYSTEM, "value": OWN}]),
     ],
 )
-def test_the_identity_is_one_more_identifier(given: Any, expected: list[Any]) -> None:
+def test_the_identity_is_added_to_the_identifiers(given: Any, expected: list[Any]) -> None:
     resource = reading() if given is None else reading(identifier=given)
-    assert decode(stamp(made(resource), OWN, {}))["identifier"] == expected
+    assert decode(stamp(entry_of(resource), OWN, {}))["identifier"] == expected
 
 
-def test_a_stamped_resource_keeps_order_and_digits_of_all_that_was_sent() -> None:
+def test_a_stamped_resource_keeps_the_order_and_the_digits_that_were_sent() -> None:
     sent = b'{"resourceType":"Observation","x":[{"y":5.60}],"valueQuantity":{"value":100.0},"a":"\xc3\xa4"}'
-    stamped = stamp(made(decode(sent)), OWN, {})
+    stamped = stamp(entry_of(decode(sent)), OWN, {})
     assert stamped == sent[:-1] + b',"identifier":' + encode([{"system": IDENTITY_SYSTEM, "value": OWN}]) + b"}"
 
 
-def test_references_are_replaced_and_nothing_that_looks_like_one() -> None:
+def test_only_references_are_replaced() -> None:
     odd = 'urn:"odd\\"'
     resource = summary(urn(1), odd, "#x", note=[{"text": f'"reference":"{urn(1)}"'}], x={"reference": urn(11)})
-    stored = decode(stamp(made(resource), OWN, {urn(1): "Observation/7", odd: 'a"b'}))
+    stored = decode(stamp(entry_of(resource), OWN, {urn(1): "Observation/7", odd: 'a"b'}))
     assert [member["reference"] for member in stored["hasMember"]] == ["Observation/7", 'a"b', "#x"]
     assert stored["note"] == resource["note"]
     assert stored["x"] == {"reference": urn(11)}
@@ -279,28 +279,28 @@ def test_references_are_replaced_and_nothing_that_looks_like_one() -> None:
     ("identifier", "foreign"),
     [
         ([{"system": IDENTITY_SYSTEM, "value": OWN}], False),
-        ([{"system": IDENTITY_SYSTEM, "value": identified(reading(1))}], True),
-        ([{"system": IDENTITY_SYSTEM, "value": identified(reading(1)).upper()}], True),
+        ([{"system": IDENTITY_SYSTEM, "value": identity_of(reading(1))}], True),
+        ([{"system": IDENTITY_SYSTEM, "value": identity_of(reading(1)).upper()}], True),
         ([{"system": IDENTITY_SYSTEM, "value": OWN.upper()}], True),
-        ([{"value": "1"}, {"system": IDENTITY_SYSTEM, "value": identified(reading(1))}], True),
+        ([{"value": "1"}, {"system": IDENTITY_SYSTEM, "value": identity_of(reading(1))}], True),
         ([{"system": IDENTITY_SYSTEM, "value": "urn:uuid:2f5a7e54-0f5e-4c3f-9c5e-3f1f0f4f5a6b"}], False),  # version 4
-        ([{"system": "http://x", "value": identified(reading(1))}], False),
+        ([{"system": "http://x", "value": identity_of(reading(1))}], False),
         ([{"system": IDENTITY_SYSTEM, "value": 5}, {"system": IDENTITY_SYSTEM}, IDENTITY_SYSTEM, None], False),
         (IDENTITY_SYSTEM, False),
         ({"system": IDENTITY_SYSTEM, "value": 5}, False),
     ],
 )
 def test_another_entrys_identity_is_recognised(identifier: Any, foreign: bool) -> None:
-    assert has_foreign_identity(made(reading(identifier=identifier)), OWN) == foreign
+    assert has_foreign_identity(entry_of(reading(identifier=identifier)), OWN) == foreign
 
 
 @pytest.mark.parametrize("status", ["amended", "corrected", "cancelled", "entered-in-error"])
-def test_a_revision_is_no_repetition(status: str) -> None:
-    assert identified(reading(0)) != identified(reading(0) | {"status": status})
-    assert identified(reading(0)) == identified(reading(0) | {"status": "preliminary"})
+def test_a_revised_reading_has_an_identity_of_its_own(status: str) -> None:
+    assert identity_of(reading(0)) != identity_of(reading(0) | {"status": status})
+    assert identity_of(reading(0)) == identity_of(reading(0) | {"status": "preliminary"})
 
 
-def test_no_text_of_one_part_can_stand_for_another() -> None:
-    assert identified(reading(0, device={"reference": "a"}), known={"a": {"serialNumber": 'x","y'}}) != identified(
-        reading(0, device={"reference": "a"}), known={"a": {"serialNumber": "x"}}
+def test_quotes_in_a_value_cannot_imitate_another_key() -> None:
+    assert identity_of(reading(0, device={"reference": "a"}), devices={"a": {"serialNumber": 'x","y'}}) != identity_of(
+        reading(0, device={"reference": "a"}), devices={"a": {"serialNumber": "x"}}
     )

@@ -1,4 +1,4 @@
-"""Submissions are made of any JSON: what is wrong with an entry is a value, what is wrong with all of it a refusal."""
+"""A submission is built from any JSON: faults of an entry become its issues, faults of the whole a refusal."""
 
 from contextlib import suppress
 from typing import Any
@@ -45,16 +45,16 @@ from cgm_proxy.settings.loading import LimitSettings
 WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}}, {"resourceType": 5}]
 
 
-def refusal(document: Any, target: str = "base", limits: LimitSettings = LIMITS) -> tuple[int, str]:
+def refusal(document: Any, endpoint: str = "base", limits: LimitSettings = LIMITS) -> tuple[int, str]:
     with pytest.raises(RequestRefused) as refused:
-        submission_from_bundle(document, DIALECTS_BY_ID["argo"], target, localize, limits)
+        submission_from_bundle(document, DIALECTS_BY_ID["argo"], endpoint, localize, limits)
     return refused.value.status, refused.value.issues[0].rule
 
 
 @pytest.mark.parametrize("kind", [*WRONG, "document", "Batch", "history", ["batch"]])
-@pytest.mark.parametrize("target", ["base", "operation"])
-def test_a_bundle_of_another_type_is_refused(kind: Any, target: str) -> None:
-    assert refusal(bundle(entry(reading())) | {"type": kind}, target) == (400, "bundle-type")
+@pytest.mark.parametrize("endpoint", ["base", "operation"])
+def test_a_bundle_with_a_wrong_type_is_refused(kind: Any, endpoint: str) -> None:
+    assert refusal(bundle(entry(reading())) | {"type": kind}, endpoint) == (400, "bundle-type")
 
 
 def test_a_long_type_is_cut_short_in_the_message() -> None:
@@ -75,26 +75,26 @@ def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
     assert refusal(document) == (400, "bundle-empty")
 
 
-def test_entries_that_are_no_list_are_told_so() -> None:
+def test_the_message_says_that_entry_must_be_a_list() -> None:
     with pytest.raises(RequestRefused) as refused:
         submission_from_bundle(bundle() | {"entry": {"fullUrl": "x"}}, DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
     assert refused.value.issues[0].text == 'Bundle.entry is {"fullUrl":"x"}; it must be a list of entries'
 
 
 @pytest.mark.parametrize(
-    ("kind", "target", "most"),
+    ("kind", "endpoint", "most"),
     [("batch", "base", 5), ("transaction", "base", 3), ("transaction", "operation", 5), ("batch", "operation", 5)],
 )
-def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, target: str, most: int) -> None:
+def test_one_entry_more_than_the_limit_is_refused(kind: str, endpoint: str, most: int) -> None:
     limits = LimitSettings(entries=5, atomic_entries=3)
     whole = bundle(*[entry(reading(n)) for n in range(most)], kind=kind)
-    assert len(submission_from_bundle(whole, DIALECTS_BY_ID["argo"], target, localize, limits).entries) == most
+    assert len(submission_from_bundle(whole, DIALECTS_BY_ID["argo"], endpoint, localize, limits).entries) == most
     whole["entry"].append(None)
-    assert refusal(whole, target, limits) == (413, "too-many-entries")
+    assert refusal(whole, endpoint, limits) == (413, "too-many-entries")
 
 
 @pytest.mark.parametrize(
-    ("kind", "target", "expected", "atomic"),
+    ("kind", "endpoint", "expected", "atomic"),
     [
         ("batch", "base", "batch", False),
         ("transaction", "base", "transaction", True),
@@ -102,8 +102,8 @@ def test_too_many_entries_are_refused_and_as_many_as_allowed_are_not(kind: str, 
         ("batch", "operation", "operation", False),
     ],
 )
-def test_only_a_tagged_transaction_is_atomic(kind: str, target: str, expected: str, atomic: bool) -> None:
-    made = submitted(entry(reading()), kind=kind, endpoint=target)
+def test_only_a_tagged_transaction_is_atomic(kind: str, endpoint: str, expected: str, atomic: bool) -> None:
+    made = submitted(entry(reading()), kind=kind, endpoint=endpoint)
     assert (made.interaction, made.atomic) == (expected, atomic)
 
 
@@ -135,7 +135,7 @@ def test_a_structural_fault_is_an_issue_of_the_entry(item: Any, rules: list[str]
 
 
 @pytest.mark.parametrize("wrong", [*WRONG, {"reference": 5}, {"reference": ["Patient/1"]}, [{"reference": PATIENT}]])
-def test_a_subject_of_a_wrong_type_names_nobody(wrong: Any) -> None:
+def test_a_subject_of_a_wrong_type_is_no_patient(wrong: Any) -> None:
     made = submitted(entry(reading() | {"subject": wrong}), entry(device() | {"patient": wrong}))
     assert [one.subject for one in made.entries] == [None, None]
     assert made.patient is None
@@ -170,12 +170,12 @@ def test_a_subject_is_a_literal_reference_to_a_patient_of_this_server(reference:
     assert submitted(entry(reading(subject={"reference": reference}))).entries[0].subject == subject
 
 
-def test_a_device_is_about_its_patient_and_a_performer_is_no_subject() -> None:
+def test_the_subject_of_a_device_is_its_patient_and_a_performer_does_not_count() -> None:
     made = submitted(entry(device()), entry(reading(subject=None, performer=[{"reference": PATIENT}])))
     assert [one.subject for one in made.entries] == [PATIENT, None]
 
 
-def test_the_submissions_patient_is_whom_most_entries_are_about() -> None:
+def test_the_submissions_patient_is_the_one_most_entries_are_about() -> None:
     others = [entry(reading(n, subject={"reference": "Patient/2"})) for n in range(2)]
     assert submitted(others[0], *[entry(reading(n)) for n in range(3)], others[1]).patient == PATIENT
 
@@ -195,28 +195,28 @@ def test_the_submissions_patient_is_whom_most_entries_are_about() -> None:
         ({"x": {"reference": ""}}, ("",)),
     ],
 )
-def test_references_are_found_at_any_depth_as_they_are_meant(
+def test_literal_references_are_found_at_any_depth_and_unescaped(
     resource: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
     assert literal_references(encode(resource)) == expected
 
 
-def test_an_escaped_reference_is_the_reference_that_it_spells() -> None:
+def test_escapes_in_a_reference_and_its_name_are_resolved() -> None:
     document = decode(b'{"resourceType":"Observation","derivedFrom":[{"r\\u0065ference":"Observation\\/\\u0031"}]}')
     assert submitted(entry(document)).entries[0].references == ("Observation/1",)
 
 
-def test_an_entry_is_meant_by_its_full_url_and_by_its_type_and_id() -> None:
+def test_a_reference_can_mean_an_entry_by_full_url_or_type_and_id() -> None:
     made = submitted(entry(reading(id="a"), urn(1)), entry(reading(1, id="a")), entry(reading(2), "Observation/a"))
     assert index_by_reference(made.entries) == {urn(1): 0, "Observation/a": 2}
 
 
 @pytest.mark.parametrize("wrong", [5, None, [], {}, True])
-def test_an_id_of_a_wrong_type_names_nothing(wrong: Any) -> None:
+def test_an_id_of_a_wrong_type_is_ignored(wrong: Any) -> None:
     assert index_by_reference(submitted(entry(reading(id=wrong), urn(1))).entries) == {urn(1): 0}
 
 
-def test_entries_of_one_full_url_are_refused_all_and_so_is_what_references_them() -> None:
+def test_entries_with_the_same_full_url_are_refused_with_the_entries_that_reference_them() -> None:
     judgement = judged(
         entry(reading(0), urn(1)),
         entry(reading(1), urn(1)),
@@ -250,7 +250,7 @@ def test_the_operation_takes_a_bundle_alone_or_in_parameters(wrong: Any) -> None
         assert (refused.value.status, refused.value.issues[0].rule) == (400, "bundle-expected")
 
 
-def test_a_single_create_is_a_submission_of_one_with_the_condition_of_its_header() -> None:
+def test_the_create_of_one_resource_is_a_submission_with_its_if_none_exist_header() -> None:
     made = submission_from_resource(reading(), DIALECTS_BY_ID["1.0.0"], localize, "identifier=a|b")
     assert (made.interaction, made.atomic, made.patient, len(made.entries)) == ("create", False, PATIENT, 1)
     assert made.entries[0].request == {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=a|b"}
@@ -267,11 +267,11 @@ def test_a_single_create_is_a_submission_of_one_with_the_condition_of_its_header
     st.booleans(),
 )
 def test_any_json_is_judged_planned_and_answered(entries: Any, way: tuple[str, str], observe: bool) -> None:
-    kind, target = way
+    kind, endpoint = way
     with suppress(RequestRefused):
         follow(
             submission_from_bundle(
-                bundle(kind=kind) | {"entry": entries}, DIALECTS_BY_ID["1.0.0"], target, localize, LIMITS
+                bundle(kind=kind) | {"entry": entries}, DIALECTS_BY_ID["1.0.0"], endpoint, localize, LIMITS
             ),
             entries,
             observe,

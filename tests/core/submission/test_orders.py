@@ -1,4 +1,4 @@
-"""Orders are read in every dialect's form; what is malformed asks for nothing, and never fails."""
+"""Orders are read in the form of every dialect; malformed parts ask for nothing and never raise."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -42,21 +42,21 @@ def frequency(**repeat: Any) -> dict[str, Any]:
     return {"url": "submissionFrequency", "valueTiming": {"repeat": repeat}}
 
 
-def only(resource: Any) -> Schedule:
+def only_schedule(resource: Any) -> Schedule:
     [found] = read_orders([resource])
     [schedule] = found.schedules
     return schedule
 
 
 @pytest.mark.parametrize("dialect", [dialect.id for dialect in DIALECTS])
-def test_each_dialects_code_makes_an_order(dialect: str) -> None:
+def test_a_service_request_with_a_dialects_code_is_an_order_of_that_dialect(dialect: str) -> None:
     [found] = read_orders([order(profile("cgm-summary", dialect), dialect=dialect)])
     assert dialect in found.dialects
     assert found.location == "ServiceRequest/o"
     assert found.schedules == (Schedule(frozenset({DIALECTS_BY_ID[dialect].canonical_url("cgm-summary")})),)
 
 
-def test_dialects_that_share_their_code_share_the_order_and_the_one_time_code_is_stu1s_alone() -> None:
+def test_ballot_and_stu1_share_the_standing_order_and_only_stu1_has_one_time_orders() -> None:
     found = read_orders([order(), order(code=1, form=ONE_TIME), order(dialect="argo"), order(dialect="0.1.0")])
     assert [sorted(each.dialects) for each in found] == [["1.0.0", "1.0.0-ballot"], ["1.0.0"], ["argo"], ["0.1.0"]]
 
@@ -76,7 +76,7 @@ def test_dialects_that_share_their_code_share_the_order_and_the_one_time_code_is
         {"code": {"text": STU1.order_codes[0]}},
     ],
 )
-def test_what_is_no_active_order_is_left_out(change: dict[str, Any]) -> None:
+def test_other_resources_and_inactive_orders_are_left_out(change: dict[str, Any]) -> None:
     assert read_orders([order() | change]) == ()
 
 
@@ -105,9 +105,9 @@ def test_one_order_may_hold_several_schedules() -> None:
     assert [schedule.period for schedule in found.schedules] == [timedelta(weeks=2), timedelta(days=1)]
 
 
-def test_a_profiles_version_does_not_matter() -> None:
+def test_the_version_of_a_profile_is_ignored() -> None:
     versioned = {"url": "submissionDataProfile", "valueCanonical": STU1.canonical_url("cgm-summary") + "|1.0.0"}
-    assert only(order(versioned, profile("cgm-summary"))).profiles == {STU1.canonical_url("cgm-summary")}
+    assert only_schedule(order(versioned, profile("cgm-summary"))).profiles == {STU1.canonical_url("cgm-summary")}
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_a_profiles_version_does_not_matter() -> None:
         (frequency(frequency="2", period=1, periodUnit="d"), timedelta(days=1)),
     ],
 )
-def test_a_period_is_read_in_either_form(part: dict[str, Any], period: timedelta) -> None:
-    assert only(order(part)).period == period
-    assert only(order(part, dialect="argo")).period == period
+def test_a_period_is_read_from_a_quantity_and_from_a_timing(part: dict[str, Any], period: timedelta) -> None:
+    assert only_schedule(order(part)).period == period
+    assert only_schedule(order(part, dialect="argo")).period == period
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,14 @@ def test_a_period_is_read_in_either_form(part: dict[str, Any], period: timedelta
         [],
     ],
 )
-def test_a_malformed_period_is_none(part: Any) -> None:
-    assert only(order(part, profile("cgm-summary"))) == Schedule(frozenset({STU1.canonical_url("cgm-summary")}))
+def test_a_malformed_period_is_ignored(part: Any) -> None:
+    assert only_schedule(order(part, profile("cgm-summary"))) == Schedule(
+        frozenset({STU1.canonical_url("cgm-summary")})
+    )
 
 
-def test_the_lookback_is_read() -> None:
-    assert only(order(quantity("lookbackPeriod", 30, "d"))).lookback == timedelta(days=30)
+def test_the_lookback_period_is_read() -> None:
+    assert only_schedule(order(quantity("lookbackPeriod", 30, "d"))).lookback == timedelta(days=30)
 
 
 def at(*fields: int) -> datetime:
@@ -187,9 +189,11 @@ def at(*fields: int) -> datetime:
         ("2024", None),
     ],
 )
-def test_a_one_time_orders_period_is_its_window(period: Any, window: tuple[datetime, datetime] | None) -> None:
+def test_the_time_period_of_a_one_time_order_is_its_window(
+    period: Any, window: tuple[datetime, datetime] | None
+) -> None:
     part = {"url": "timePeriod", "valuePeriod": period}
-    assert only(order(part, code=1, form=ONE_TIME)).window == window
+    assert only_schedule(order(part, code=1, form=ONE_TIME)).window == window
 
 
 WRONG: list[Any] = [None, True, 5, "x", [], {}, [[]], [None], ["x"], [{"url": []}], [{"url": {}, "extension": 5}], [{}]]
@@ -228,14 +232,14 @@ NAMED = st.dictionaries(
 
 
 @given(st.lists(NAMED | JSON, max_size=4))
-def test_any_parts_are_read(parts: list[Any]) -> None:
+def test_any_json_in_an_order_is_read_without_error(parts: list[Any]) -> None:
     assert isinstance(read_orders([order(*parts)])[0], StandingOrder)
 
 
 SUMMARY_AND_PDF = frozenset({"cgm-summary", "cgm-summary-pdf"})
 
 
-GUIDES_ORDERS = [
+GUIDE_EXAMPLES = [
     ("argo/{}StandingOrderExample", {"argo"}, SUMMARY_AND_PDF, 14, None),
     ("0.1.0/{}StandingOrderExample", {"0.1.0"}, SUMMARY_AND_PDF, 14, None),
     ("1.0.0-ballot/{}StandingOrderExample", {"1.0.0", "1.0.0-ballot"}, SUMMARY_AND_PDF, 14, None),
@@ -251,10 +255,12 @@ GUIDES_ORDERS = [
 ]
 
 
-if EXAMPLES.exists():  # the guide lies beside the repository, where it is at all
+if EXAMPLES.exists():  # the guide's examples are not part of the repository
 
-    @pytest.mark.parametrize(("file", "dialects", "profiles", "period", "window"), GUIDES_ORDERS)
-    def test_the_guides_own_orders_are_read(file: str, dialects: Any, profiles: Any, period: Any, window: Any) -> None:
+    @pytest.mark.parametrize(("file", "dialects", "profiles", "period", "window"), GUIDE_EXAMPLES)
+    def test_the_orders_in_the_guides_examples_are_read(
+        file: str, dialects: Any, profiles: Any, period: Any, window: Any
+    ) -> None:
         folder, _, name = file.format("ServiceRequest-cgmDataSubmission").partition("/")
         data = (EXAMPLES / folder / "examples" / f"{name}.json").read_bytes()
         [found] = read_orders([decode(data)])

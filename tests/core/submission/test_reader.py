@@ -1,4 +1,4 @@
-"""A body that is read entry by entry gives what parsing it whole gives: the same refusals, entries and dialects."""
+"""Reading a body entry by entry gives the same refusals, entries and dialects as parsing it as a whole."""
 
 from collections import Counter
 from typing import Any
@@ -27,15 +27,15 @@ def read(data: bytes, limit: int = LIMITS.entries) -> JsonObject:
     return document.read_document(data, FHIR_XML, localize, limit)
 
 
-def answered(reader: Any, data: bytes) -> Any:
+def result_or_refusal(reader: Any, data: bytes) -> Any:
     try:
         return reader(data)
     except RequestRefused as refused:
         return refused.status, refused.issues[0].rule
 
 
-def followed(found: Any, target: str) -> Any:
-    """Give the submission that a document is, and its dialects; or what it was refused for."""
+def submission_of(found: Any, target: str) -> Any:
+    """Return the dialects and the submission of a document, or the status and rule of its refusal."""
     if isinstance(found, tuple):
         return found
     dialects = tagged_dialect(found), content_dialect(found)
@@ -46,10 +46,10 @@ def followed(found: Any, target: str) -> Any:
         return dialects, refused.status, refused.issues[0].rule
 
 
-def same(data: bytes) -> None:
+def check_same(data: bytes) -> None:
     for target in ("base", "operation"):
-        whole = followed(answered(lambda given: parse(given, FHIR_XML), data), target)
-        assert followed(answered(read, data), target) == whole
+        whole = submission_of(result_or_refusal(lambda given: parse(given, FHIR_XML), data), target)
+        assert submission_of(result_or_refusal(read, data), target) == whole
 
 
 WRONG = {name: data for name, data in (MALFORMED | DUPLICATES).items() if name != "not an object: array"}
@@ -69,10 +69,10 @@ WRONG = {name: data for name, data in (MALFORMED | DUPLICATES).items() if name !
         '{"resourceType":"Parameters","parameter":[{"resource":{"resourceType":"Bundle","entry":[%b]}}]}',
     ],
 )
-def test_what_is_refused_in_a_document_is_refused_in_each_place_of_it(wrong: bytes, around: str) -> None:
+def test_malformed_json_is_refused_anywhere_in_a_document(wrong: bytes, around: str) -> None:
     data = around.encode() % wrong
-    assert answered(read, data) == answered(lambda given: parse(given, FHIR_XML), data)
-    assert answered(read, data)[0] == 400
+    assert result_or_refusal(read, data) == result_or_refusal(lambda given: parse(given, FHIR_XML), data)
+    assert result_or_refusal(read, data)[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_what_is_refused_in_a_document_is_refused_in_each_place_of_it(wrong: byt
         b'{"resourceType":"Parameters","parameter":[{"name":"x","name":"resource"}]}',
     ],
 )
-def test_a_name_that_stands_twice_around_entries_is_refused(data: bytes) -> None:
-    assert answered(read, data) == (400, "json-duplicate-key")
+def test_a_repeated_name_in_the_members_around_entries_is_refused(data: bytes) -> None:
+    assert result_or_refusal(read, data) == (400, "json-duplicate-key")
 
 
 def whole(entries: Any) -> JsonObject:
@@ -98,18 +98,18 @@ def whole(entries: Any) -> JsonObject:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ENTRIES, max_size=4) | ENTRIES, st.booleans())
-def test_entries_are_those_of_the_whole_document(entries: Any, wrapped: bool) -> None:
+def test_any_entries_are_the_same_as_in_the_whole_document(entries: Any, wrapped: bool) -> None:
     made: JsonObject = whole(entries)
     if wrapped:
         made = {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": made}]}
-    same(encode(made))
+    check_same(encode(made))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(texts(), max_size=3), st.booleans())
-def test_any_text_is_read_as_it_is_whole(entries: list[str], listed: bool) -> None:
+def test_any_text_gives_the_same_as_parsing_it_as_a_whole(entries: list[str], listed: bool) -> None:
     inside = f"[{','.join(entries)}]" if listed else "".join(entries[:1])
-    same(f'{{"resourceType":"Bundle","type":"batch", "entry" : {inside} }}'.encode())
+    check_same(f'{{"resourceType":"Bundle","type":"batch", "entry" : {inside} }}'.encode())
 
 
 @pytest.mark.parametrize("kind", ["List", "Bundl\\u0065", "Observation", 5, None, ["Bundle"]])
@@ -119,17 +119,17 @@ def test_only_a_bundles_entries_are_read_one_by_one(kind: Any) -> None:
     assert isinstance(found["entry"], ParsedEntries) == (kind == "Bundl\\u0065")
 
 
-def test_a_byte_order_mark_is_left_out() -> None:
+def test_a_byte_order_mark_is_skipped() -> None:
     assert read(BOM + encode(whole([]))).keys() == whole([]).keys()
 
 
-def test_an_entrys_resource_is_what_was_sent_to_the_digit() -> None:
+def test_a_resource_keeps_the_digits_that_were_sent() -> None:
     sent = b'{"resourceType":"Observation","valueQuantity":{"value":5.60},"x":[1e2,100.0,-0.0]}'
     (one,) = read(b'{"resourceType":"Bundle","entry":[{"resource": %b}]}' % sent)["entry"].entries
     assert encode(one.resource) == one.encoded == sent.replace(b"1e2", b"1E+2")
 
 
-def test_xml_is_read_as_the_same_document_in_json_is() -> None:
+def test_xml_gives_the_same_entries_as_json() -> None:
     members = [entry(reading(n, value=100 + n, id=f"r{n}"), urn(n)) for n in range(5)]
     made = whole([*members, entry(summary(urn(1), urn(2)))])
     from_xml, from_json = (read(data)["entry"].entries for data in (FHIR_XML.to_xml(made), encode(made)))
@@ -137,27 +137,27 @@ def test_xml_is_read_as_the_same_document_in_json_is() -> None:
     assert [(one.full_url, one.request, one.subject) for one in from_xml] == [
         (one.full_url, one.request, one.subject) for one in from_json
     ]
-    same(FHIR_XML.to_xml(made))
+    check_same(FHIR_XML.to_xml(made))
 
 
-def test_an_outline_tells_each_dialect_and_request_once() -> None:
+def test_the_outlines_have_each_code_and_request_once() -> None:
     codes = [dialect.code_system for dialect in DIALECTS]
     coded = [reading(n) | {"code": {"coding": [{"system": codes[n % 4], "code": "x"}]}} for n in range(100)]
-    asked = [{"request": {"method": "DELETE", "url": "Observation/1"}}] * 3
-    outline = read(encode(whole([*map(entry, coded), *asked, 5, [], None])))["entry"].outlines
-    assert Counter(type(told).__name__ for told in outline) == {
+    requests = [{"request": {"method": "DELETE", "url": "Observation/1"}}] * 3
+    outlines = read(encode(whole([*map(entry, coded), *requests, 5, [], None])))["entry"].outlines
+    assert Counter(type(outline).__name__ for outline in outlines) == {
         "dict": len(set(codes)) + 1,
         "int": 1,
         "list": 1,
         "NoneType": 1,
     }
     assert {"method": "DELETE", "url": "Observation/1"} in [
-        told["request"] for told in outline if isinstance(told, dict)
+        outline["request"] for outline in outlines if isinstance(outline, dict)
     ]
-    assert all("valueQuantity" not in encode(told).decode() for told in outline)
+    assert all("valueQuantity" not in encode(outline).decode() for outline in outlines)
 
 
-def test_no_more_entries_are_made_than_a_submission_may_have_and_one() -> None:
+def test_at_most_one_entry_more_than_the_limit_is_built() -> None:
     data = b'{"resourceType":"Bundle","type":"batch","entry":[%b]}' % b",".join([b"0"] * 1000)
     found = read(data, limit=10)
     assert len(found["entry"].entries) == 11
