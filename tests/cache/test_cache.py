@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from support.fake_upstream import Gate, before, gets, searches, transactions
-from support.proxying import World, counted, locations, observation, proxying, said, statuses
+from support.proxying import World, counted, entry_rules, locations, observation, proxying, statuses
 
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders
 
@@ -254,7 +254,7 @@ async def test_a_patient_that_did_not_exist_is_found_once_created_through_the_pr
     async with proxying() as world:
         world.about = "Patient/newcomer"
         assert statuses(await world.submit(world.readings(1))) == [400]
-        assert said(await world.submit(world.readings(1))) == ["subject-unknown"]
+        assert entry_rules(await world.submit(world.readings(1))) == ["subject-unknown"]
         assert len(world.fake.of(gets(world.about))) == 1
         await world.request("PUT", "Patient/newcomer", patient("newcomer"))
         assert statuses(await world.submit(world.readings(1))) == [201]

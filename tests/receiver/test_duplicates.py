@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from support.fake_upstream import before, changed, closed, reset, searches, silent
-from support.proxying import OTHER, SYSTEM, World, counted, locations, observation, proxying, said, statuses
+from support.proxying import OTHER, SYSTEM, World, counted, entry_rules, locations, observation, proxying, statuses
 
 
 async def with_stored(world: World) -> None:
@@ -91,7 +91,7 @@ async def test_a_submitters_own_condition_is_honoured(condition: str, status: in
         if status == 200:
             assert locations(answer)[1].startswith(f"Observation/{what}/_history/")
         elif what:
-            assert said(answer, 1) == [what]
+            assert entry_rules(answer, 1) == [what]
             assert answer.body["entry"][1]["response"]["outcome"]["issue"][0]["expression"] == [
                 "Bundle.entry[1].request.ifNoneExist"
             ]
@@ -141,7 +141,7 @@ async def test_a_condition_that_may_not_be_looked_up_refuses_its_entry_alone(sta
         bundle["entry"][1]["request"]["ifNoneExist"] = ONE
         answer = await world.submit(bundle)
         assert statuses(answer) == [201, status, 201]
-        assert said(answer, 1) == ["condition-forbidden"]
+        assert entry_rules(answer, 1) == ["condition-forbidden"]
 
 
 async def test_an_outcome_among_the_matches_is_no_match() -> None:
@@ -216,7 +216,7 @@ async def test_another_patients_data_never_stands_in_a_readings_place(number: in
         await plant(world, OTHER)
         answer = await world.submit(world.readings(number))
         assert statuses(answer) == [409] + [201] * (number - 1)
-        assert said(answer, 0) == ["identity-taken"]
+        assert entry_rules(answer, 0) == ["identity-taken"]
         assert await world.count() == number - 1
         assert statuses(await world.submit(world.readings(number))) == [409] + [200] * (number - 1)
 

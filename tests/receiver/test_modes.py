@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support.bad_input import ENTRIES, WHOLE, WRONG
 from support.fake_upstream import after, batches, before, reset, searches, silent, transactions
-from support.proxying import OTHER, World, counted, locations, metric, proxying, said, statuses, untagged
+from support.proxying import OTHER, World, counted, entry_rules, locations, metric, proxying, statuses, untagged
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, submission
@@ -139,10 +139,10 @@ async def test_observing_refuses_nothing_that_the_upstream_takes() -> None:
             if "details" in issue and issue["details"]["coding"][0]["system"] == "urn:cgm-proxy:rule"
         }
         assert severities == {"warning"}
-        assert {"subject-other"} <= set(said(answer, 1))
-        assert {"allow-method", "allow-type"} <= set(said(answer, 2))
-        assert "allow-method" in said(answer, 3)
-        assert "entry-request" in said(answer, 4)
+        assert {"subject-other"} <= set(entry_rules(answer, 1))
+        assert {"allow-method", "allow-type"} <= set(entry_rules(answer, 2))
+        assert "allow-method" in entry_rules(answer, 3)
+        assert "entry-request" in entry_rules(answer, 4)
         assert await metric(world, "refusals_total", severity="warning") > before_
         (batch,) = world.fake.of(batches)
         assert len(batch.json["entry"]) == 3
@@ -160,7 +160,7 @@ async def test_observing_an_incomplete_submission_warns_and_stores() -> None:
         await world.put(standing_orders("argo", world.about)[0])
         answer = await world.submit(world.readings(2))
         assert statuses(answer) == [201, 201]
-        assert "order-incomplete" in said(answer)
+        assert "order-incomplete" in entry_rules(answer)
 
 
 async def test_an_update_that_observing_lets_through_is_noticed() -> None:
@@ -194,7 +194,7 @@ async def test_a_batch_that_is_not_answered_while_observing_leaves_its_entries_u
         bundle["entry"][1] |= {"request": {"method": "PUT", "url": "Observation/mine"}}
         answer = await world.submit(bundle)
         assert statuses(answer) == [201, 503]
-        assert said(answer, 1)[0] == "fate-unknown"
+        assert entry_rules(answer, 1)[0] == "fate-unknown"
         assert "look for it before" in answer.body["entry"][1]["response"]["outcome"]["issue"][0]["diagnostics"]
 
 
@@ -207,7 +207,7 @@ async def test_what_observing_would_let_through_and_never_sent_may_be_sent_again
         world.fake.script(searches("Observation", "x.org"), before(500))
         answer = await world.submit(bundle)
         assert counted(answer) == {201: 1000, 503: 100}
-        assert said(answer, 1050)[0] == "fate-unknown"
+        assert entry_rules(answer, 1050)[0] == "fate-unknown"
         assert not world.fake.of(batches)
 
 
@@ -249,7 +249,7 @@ async def outcome(world: World, bundle: dict[str, Any], dialect: str = "argo") -
     answer = await world.submit(bundle, dialect)
     if answer.status != 200:
         return answer.status, answer.rules
-    return statuses(answer), [rule for index in range(len(bundle["entry"])) for rule in said(answer, index)]
+    return statuses(answer), [rule for index in range(len(bundle["entry"])) for rule in entry_rules(answer, index)]
 
 
 async def whole(world: World, readings: int = 3) -> dict[str, Any]:
@@ -320,7 +320,7 @@ async def test_the_policy_on_submissions_that_come_too_often(policy: str, status
             assert 13 * 86400 < int(answer.headers["Retry-After"]) <= 14 * 86400
             assert await world.count() == stored
         else:
-            assert ("order-too-often" in said(answer)) == (policy == "warn")
+            assert ("order-too-often" in entry_rules(answer)) == (policy == "warn")
             assert await world.count() > stored
 
 

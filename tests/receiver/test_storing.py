@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.fake_upstream import Gate, before, holding, searches, transactions
-from support.proxying import World, counted, locations, proxying, said, statuses
+from support.proxying import World, counted, entry_rules, locations, proxying, statuses
 
 from cgm_proxy.core.submission.judge import IncrementalJudge
 from cgm_proxy.core.submission.model import Entry
@@ -119,7 +119,7 @@ async def test_a_look_up_that_fails_later_is_told_for_its_entries_and_the_others
         world.fake.script(searches("Observation"), before(500))
         answer = await world.submit(conditional(world.readings(100), 90))
         assert counted(answer) == {201: 80, 503: 20}
-        assert said(answer, 95) == ["fate-unknown", "upstream-answer"]
+        assert entry_rules(answer, 95) == ["fate-unknown", "upstream-answer"]
         assert await world.count() == 80
 
 

@@ -1,4 +1,4 @@
-"""What is no submission is answered through the proxy as by the FHIR server itself."""
+"""Requests that are not submissions get the same response through the proxy as from the FHIR server itself."""
 
 import gzip
 import http.client
@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 
 import pytest
 from support import servers
-from support.untouched import Ask, cases, stored
+from support.untouched import Request, requests, stored
 
 pytestmark = pytest.mark.hapi
 
 #: Fields that belong to one connection or to one moment.
 OWN = {"date", "connection", "keep-alive", "transfer-encoding", "content-length"}
 
-#: What a server makes up for each request: named here, and only here, because the two worlds are asked one after another.
-MADE_UP = [
+#: What differs between two equal requests, because it is the time or an id that the server chooses.
+VARYING = [
     (rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)", b"TIME"),
     (rb"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", b"TIME"),
     (rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", b"UUID"),
@@ -31,8 +31,8 @@ MADE_UP = [
 ]
 
 
-class Said(NamedTuple):
-    """An answer without what differs from request to request."""
+class Response(NamedTuple):
+    """A response without what differs between two equal requests."""
 
     status: int
     reason: str
@@ -41,7 +41,7 @@ class Said(NamedTuple):
 
 
 class World:
-    """One way to the FHIR server: its base, the name of its resources there, and the last answer's body as it came."""
+    """One way to the FHIR server: its base URL, the name of its set of resources, and the last response's body as it came."""
 
     def __init__(self, base: str, name: str) -> None:
         self.base, self.name = base, name
@@ -52,49 +52,46 @@ class World:
     def close(self) -> None:
         self._connection.close()
 
-    def ask(self, ask: Ask) -> Said:
-        """Send a request of this world and give what is told of its answer."""
+    def send(self, request: Request) -> Response:
+        """Send a request about this world's resources."""
         connection = self._connection
-        connection.putrequest(ask.method, self.path + self._mine(ask.target), skip_accept_encoding=True)
-        for name, text in ask.fields:
-            connection.putheader(name, text)
-        body = None if ask.body is None else self._own(ask)
+        connection.putrequest(request.method, self.path + self._named(request.target), skip_accept_encoding=True)
+        for name, value in request.fields:
+            connection.putheader(name, value)
+        body = None if request.body is None else self._named_body(request.body)
         if body is not None:
             connection.putheader(
-                *(("Transfer-Encoding", "chunked") if ask.chunked else ("Content-Length", str(len(body))))
+                *(("Transfer-Encoding", "chunked") if request.chunked else ("Content-Length", str(len(body))))
             )
-        pieces = [body[:1000], body[1000:]] if body and ask.chunked else body
-        connection.endheaders(pieces, encode_chunked=ask.chunked)
+        pieces = [body[:1000], body[1000:]] if body and request.chunked else body
+        connection.endheaders(pieces, encode_chunked=request.chunked)
         response = connection.getresponse()
-        body = response.read()
-        self.raw = body
-        said = self._said(response, body)
-        if said.status in {417, 501}:
-            connection.close()  # Tomcat does so as well, and does not say it
-        return said
+        self.raw = response.read()
+        if response.status in {417, 501}:
+            connection.close()  # Tomcat closes it too, without a Connection field
+        return self._comparable(response, self.raw)
 
-    def _mine(self, text: str) -> str:
+    def _named(self, text: str) -> str:
         return text.replace("zq~", f"zq{self.name}").replace("ller~", f"ller{self.name}")
 
-    def _own(self, ask: Ask) -> bytes:
-        body = ask.body or b""
+    def _named_body(self, body: bytes) -> bytes:
         zipped = body.startswith(b"\x1f\x8b")
         plain = gzip.decompress(body) if zipped else body
         plain = plain.replace(b"zq~", b"zq" + self.name.encode()).replace(b"ller~", b"ller" + self.name.encode())
         return gzip.compress(plain, mtime=0) if zipped else plain
 
-    def _said(self, response: http.client.HTTPResponse, body: bytes) -> Said:
+    def _comparable(self, response: http.client.HTTPResponse, body: bytes) -> Response:
         if response.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         fields = [
             (name, self._common(text.encode("latin-1")).decode("latin-1")) for name, text in response.getheaders()
         ]
         kept = [field for field in fields if field[0].lower() not in OWN]
-        return Said(response.status, response.reason, kept, self._common(body))
+        return Response(response.status, response.reason, kept, self._common(body))
 
     def _common(self, text: bytes) -> bytes:
-        """Write the same for both worlds: what is made up is left out first, for it can hold any letters; then names."""
-        for pattern, common in MADE_UP:
+        """Replace what varies, then the base URL and the name; in this order, because an id can contain any letters."""
+        for pattern, common in VARYING:
             text = re.sub(pattern, common, text)
         text = text.replace(self.base.encode(), b"BASE").replace(f"zq{self.name}".encode(), b"zq~")
         return text.replace(f"ller{self.name}".encode(), b"ller~")
@@ -102,25 +99,26 @@ class World:
 
 @pytest.fixture(scope="module")
 def worlds(hapi: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, World]]:
-    """Give the FHIR server's own face and the proxy's, each with its world of equal resources."""
+    """Yield the FHIR server itself and the proxy in front of it, each with its set of resources."""
     with servers.proxy(hapi, tmp_path_factory.mktemp("untouched")) as proxy:
         both = World(hapi, "d"), World(proxy.url, "p")
         for world in both:
-            for ask in stored():
-                assert world.ask(ask).status in {200, 201}
+            for request in stored():
+                assert world.send(request).status in {200, 201}
         yield both
         for world in both:
             world.close()
 
 
-def test_the_same_requests_get_the_same_answers(worlds):
+def test_the_same_requests_get_the_same_responses(worlds):
     direct, through = worlds
     different = []
-    for ask in cases():
-        want, got = direct.ask(ask), through.ask(ask)
-        if want != got:
-            different.append(f"{ask.method} {ask.target} {ask.fields} {(ask.body or b'')[:80]!r}\n{want}\n{got}"[:3000])
-    assert len(cases()) > 300
+    for request in requests():
+        expected, received = direct.send(request), through.send(request)
+        if expected != received:
+            shown = f"{request.method} {request.target} {request.fields} {(request.body or b'')[:80]!r}"
+            different.append(f"{shown}\n{expected}\n{received}"[:3000])
+    assert len(requests()) > 300
     assert different == []
 
 
@@ -130,7 +128,7 @@ def test_every_page_of_a_search_is_reached_by_its_link(worlds):
         target = "/Observation?subject=Patient/zq~1&_count=5&_sort=date"
         seen = []
         while target:
-            page = json.loads(world.ask(Ask("GET", target)).body)
+            page = json.loads(world.send(Request("GET", target)).body)
             seen.append([entry["fullUrl"] for entry in page["entry"]])
             links = {link["relation"]: link["url"] for link in json.loads(world.raw)["link"]}
             assert all(link.startswith(world.base) for link in links.values())

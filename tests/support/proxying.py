@@ -1,4 +1,4 @@
-"""A real proxy in the test's own process, between a client and a scripted upstream."""
+"""A real proxy in the process of the test, between a client and a scripted upstream."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from cgm_proxy.settings.loading import Settings, load
 
 OTHER = "Patient/other"
 
-#: A system of identifiers whose URI has a question mark, which also begins a query.
+#: A system of identifiers whose URI contains a question mark, which also begins a query.
 SYSTEM = "http://x.org/a?b"
 
 
@@ -32,7 +32,7 @@ def rules() -> RuleBook:
 
 @dataclass
 class World:
-    """`fake` is the upstream as the proxy sees it; `ask_store` asks the store behind, past all faults."""
+    """The proxy, its client and its upstream; `ask_store` bypasses the faults that `fake` can simulate."""
 
     fake: FakeUpstream
     proxy: Proxy
@@ -64,7 +64,7 @@ class World:
         return await self.request("POST", Client.where(dialect), bundle, **headers)
 
     async def stored(self, kind: str = "Observation", about: str = "") -> list[dict[str, Any]]:
-        """What the store holds of a type, about the world's patient unless another is named."""
+        """Return the stored resources of a type about a patient, by default the world's own."""
         name = "patient" if kind == "Device" else "subject"
         answer = await self.ask_store(
             "GET", f"{kind}?{name}={about or self.about}&_count=5000", Cache_Control="no-cache"
@@ -88,14 +88,14 @@ class World:
             return await answer.text()
 
     def readings(self, number: int, **more: Any) -> dict[str, Any]:
-        """A submission of readings alone, of this test's own patient."""
-        wanted = {"summary": False, "pdf": False, "device": False} | more
-        return submission(wanted.pop("dialect", "argo"), self.about, readings=number, **wanted)
+        """Return a submission of readings alone, about the world's own patient."""
+        options = {"summary": False, "pdf": False, "device": False} | more
+        return submission(options.pop("dialect", "argo"), self.about, readings=number, **options)
 
 
 @asynccontextmanager
 async def proxying(**settings: Any) -> AsyncIterator[World]:
-    """Run a proxy with `settings` (`upstream__retries=1`) before a fake upstream that has two patients."""
+    """Run a proxy with `settings` (`upstream__retries=1`) in front of a fake upstream that has two patients."""
     async with fake_upstream() as fake, aiohttp.ClientSession() as session:
         given = {"upstream__url": fake.url, "upstream__connect_timeout": 5, "upstream__read_timeout": 20}
         given |= {
@@ -131,8 +131,8 @@ def locations(answer: Answer) -> list[str | None]:
     return [entry["response"].get("location") for entry in answer.body["entry"]]
 
 
-def said(answer: Answer, index: int = 0) -> list[str]:
-    """The rules that an entry's outcome names."""
+def entry_rules(answer: Answer, index: int = 0) -> list[str]:
+    """Return the ids of the rules in an entry's OperationOutcome."""
     outcome = answer.body["entry"][index]["response"].get("outcome", {"issue": []})
     return [issue["details"]["coding"][0]["code"] for issue in outcome["issue"] if "details" in issue]
 
@@ -142,7 +142,7 @@ def untagged(bundle: dict[str, Any]) -> dict[str, Any]:
 
 
 async def metric(world: World, name: str, **labels: str) -> float:
-    """Give a metric's value, 0 where it was never counted."""
+    """Return a metric's value, summed over the matching series; 0 if there is none."""
     found = 0.0
     for line in (await world.metrics()).splitlines():
         if line.startswith(f"cgm_proxy_{name}") and all(f'{k}="{v}"' in line for k, v in labels.items()):

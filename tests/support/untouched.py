@@ -1,7 +1,6 @@
-"""Requests of many kinds, for two worlds of resources in one FHIR server: `~` stands for the world's name.
+"""Requests of many kinds, for two sets of equal resources in one FHIR server: `~` stands for the set's name.
 
-A case is a dialogue: one or more requests, each made of a method, a target under the base, fields and a body. The worlds
-`d` (asked directly) and `p` (asked through the proxy) hold the same resources under ids of equal length.
+The set `d` is requested directly, the set `p` through the proxy. Their ids have the same length.
 """
 
 import gzip
@@ -15,7 +14,7 @@ XML = ("Content-Type", "application/fhir+xml")
 FORM = ("Content-Type", "application/x-www-form-urlencoded")
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     method: str
     target: str
     fields: tuple[tuple[str, str], ...] = ()
@@ -55,11 +54,11 @@ def bundle(kind: str, *entries: dict[str, object]) -> bytes:
     return body({"resourceType": "Bundle", "type": kind, "entry": list(entries)})
 
 
-def stored() -> list[Ask]:
-    """Give the requests that fill a world."""
-    people = [Ask("PUT", f"/Patient/zq~{n}", (JSON,), body(patient(n))) for n in range(1, 4)]
-    readings = [Ask("PUT", f"/Observation/zq~r{n}", (JSON,), body(reading(n))) for n in range(12)]
-    again = Ask("PUT", "/Patient/zq~1", (JSON,), body(patient(1, gender="female", birthDate="1970-01-01")))
+def stored() -> list[Request]:
+    """Return the requests that store a set of resources."""
+    people = [Request("PUT", f"/Patient/zq~{n}", (JSON,), body(patient(n))) for n in range(1, 4)]
+    readings = [Request("PUT", f"/Observation/zq~r{n}", (JSON,), body(reading(n))) for n in range(12)]
+    again = Request("PUT", "/Patient/zq~1", (JSON,), body(patient(1, gender="female", birthDate="1970-01-01")))
     return [*people, *readings, again]
 
 
@@ -181,68 +180,72 @@ BAD = [
 ]
 
 
-def reads() -> Iterator[Ask]:
-    yield from (Ask("GET", target, (*accept, *coding)) for target, accept, coding in product(READS, ACCEPTS, CODINGS))
-    yield from (Ask("GET", "/Patient/zq~1", (condition,)) for condition in CONDITIONS)
-    yield from (Ask("HEAD", target) for target in [*READS, *SEARCHES])
-    yield from (Ask("OPTIONS", target) for target in ["/Patient", "/Patient/zq~1"])
-    yield from (Ask("GET", target, accept) for target, accept in product(SEARCHES, ACCEPTS[:3]))
-    yield from (Ask("GET", target) for target in ODD)
+def reads() -> Iterator[Request]:
+    yield from (
+        Request("GET", target, (*accept, *coding)) for target, accept, coding in product(READS, ACCEPTS, CODINGS)
+    )
+    yield from (Request("GET", "/Patient/zq~1", (condition,)) for condition in CONDITIONS)
+    yield from (Request("HEAD", target) for target in [*READS, *SEARCHES])
+    yield from (Request("OPTIONS", target) for target in ["/Patient", "/Patient/zq~1"])
+    yield from (Request("GET", target, accept) for target, accept in product(SEARCHES, ACCEPTS[:3]))
+    yield from (Request("GET", target) for target in ODD)
 
 
-def searches() -> Iterator[Ask]:
+def searches() -> Iterator[Request]:
     for target in SEARCHES[:-1]:
         path, _, query = target.partition("?")
-        yield Ask("POST", f"{path}/_search", (FORM,), query.encode())
-    yield Ask("POST", "/Patient/_search?_id=zq~1", (FORM,), b"_format=xml")
-    yield Ask("POST", "/Patient/_search", (FORM,), b"_id=zq~1", chunked=True)
-    yield Ask(
+        yield Request("POST", f"{path}/_search", (FORM,), query.encode())
+    yield Request("POST", "/Patient/_search?_id=zq~1", (FORM,), b"_format=xml")
+    yield Request("POST", "/Patient/_search", (FORM,), b"_id=zq~1", chunked=True)
+    yield Request(
         "POST", "/Patient/_search?_id=zq~1", (FORM, ("Content-Encoding", "gzip")), gzip.compress(b"_id=zq~1", mtime=0)
     )
-    yield Ask("POST", "/Patient/_search?_id=zq~1", (JSON,), b"{}")
+    yield Request("POST", "/Patient/_search?_id=zq~1", (JSON,), b"{}")
 
 
-def writes() -> Iterator[Ask]:
+def writes() -> Iterator[Request]:
     big = body(
         patient(
             4, text={"status": "generated", "div": f"<div xmlns='http://www.w3.org/1999/xhtml'>{'x' * 3_000_000}</div>"}
         )
     )
     for prefer in RETURNS:
-        yield Ask("PUT", "/Patient/zq~5", (JSON, *prefer), body(patient(5, birthDate=f"19{len(prefer)}0-01-01")))
-        yield Ask("POST", "/Patient", (JSON, *prefer), NONE)
-        yield Ask("DELETE", "/Patient/zq~5", prefer)
-        yield Ask("PATCH", "/Patient/zq~2", (("Content-Type", "application/json-patch+json"), *prefer), PATCH_JSON)
-        yield Ask("PATCH", "/Patient/zq~2", (("Content-Type", "application/xml-patch+xml"), *prefer), PATCH_XML)
-    yield Ask("GET", "/Patient/zq~5")
-    yield from (Ask("POST", "/Patient", (JSON,), bad) for bad in BAD)
-    yield from (Ask("PUT", "/Patient/zq~6", (kind,), bad) for kind, bad in product((JSON, XML), BAD))
-    yield Ask("PUT", "/Patient/zq~7", (XML,), b'<Patient xmlns="http://hl7.org/fhir"><id value="zq~7"/></Patient>')
-    yield Ask("PUT", "/Patient/zq~8", (("Content-Type", "text/plain"),), body(patient(8)))
-    yield Ask("PUT", "/Patient/zq~8", (), body(patient(8)))
-    yield Ask("PUT", "/Patient/zq~8", (JSON, ("Content-Encoding", "gzip")), gzip.compress(body(patient(8)), mtime=0))
-    yield Ask("PUT", "/Patient/zq~8", (JSON, ("Content-Encoding", "gzip")), b"no gzip")
-    yield Ask("PUT", "/Patient/zq~8", (JSON,), body(patient(8)), chunked=True)
-    yield Ask("PUT", "/Patient/zq~8", (JSON, ("If-Match", 'W/"99"')), body(patient(8)))
-    yield Ask("PUT", "/Patient/zq~4", (JSON,), big)
-    yield Ask("PUT", "/Patient/zq~4", (JSON,), big.replace(b"xxx", b"yyy"), chunked=True)
-    yield Ask("GET", "/Patient/zq~4")
-    yield Ask("GET", "/Patient/zq~4", CODINGS[1])
-    yield Ask("POST", "/Patient/zq~1", (JSON,), body(patient(1)))
-    yield Ask("PUT", "/Patient", (JSON,), body(patient(1)))
+        yield Request("PUT", "/Patient/zq~5", (JSON, *prefer), body(patient(5, birthDate=f"19{len(prefer)}0-01-01")))
+        yield Request("POST", "/Patient", (JSON, *prefer), NONE)
+        yield Request("DELETE", "/Patient/zq~5", prefer)
+        yield Request("PATCH", "/Patient/zq~2", (("Content-Type", "application/json-patch+json"), *prefer), PATCH_JSON)
+        yield Request("PATCH", "/Patient/zq~2", (("Content-Type", "application/xml-patch+xml"), *prefer), PATCH_XML)
+    yield Request("GET", "/Patient/zq~5")
+    yield from (Request("POST", "/Patient", (JSON,), bad) for bad in BAD)
+    yield from (Request("PUT", "/Patient/zq~6", (kind,), bad) for kind, bad in product((JSON, XML), BAD))
+    yield Request("PUT", "/Patient/zq~7", (XML,), b'<Patient xmlns="http://hl7.org/fhir"><id value="zq~7"/></Patient>')
+    yield Request("PUT", "/Patient/zq~8", (("Content-Type", "text/plain"),), body(patient(8)))
+    yield Request("PUT", "/Patient/zq~8", (), body(patient(8)))
+    yield Request(
+        "PUT", "/Patient/zq~8", (JSON, ("Content-Encoding", "gzip")), gzip.compress(body(patient(8)), mtime=0)
+    )
+    yield Request("PUT", "/Patient/zq~8", (JSON, ("Content-Encoding", "gzip")), b"no gzip")
+    yield Request("PUT", "/Patient/zq~8", (JSON,), body(patient(8)), chunked=True)
+    yield Request("PUT", "/Patient/zq~8", (JSON, ("If-Match", 'W/"99"')), body(patient(8)))
+    yield Request("PUT", "/Patient/zq~4", (JSON,), big)
+    yield Request("PUT", "/Patient/zq~4", (JSON,), big.replace(b"xxx", b"yyy"), chunked=True)
+    yield Request("GET", "/Patient/zq~4")
+    yield Request("GET", "/Patient/zq~4", CODINGS[1])
+    yield Request("POST", "/Patient/zq~1", (JSON,), body(patient(1)))
+    yield Request("PUT", "/Patient", (JSON,), body(patient(1)))
 
 
-def conditional() -> Iterator[Ask]:
+def conditional() -> Iterator[Request]:
     for times in range(2):
-        yield Ask(
+        yield Request(
             "POST",
             "/Patient",
             (JSON, ("If-None-Exist", "identifier=urn:untouched|zq~once")),
             NONE.replace(b"made", b"once"),
         )
-        yield Ask("PUT", "/Patient?identifier=urn:untouched|zq~twice", (JSON,), NONE.replace(b"made", b"twice"))
-        yield Ask("DELETE", f"/Patient?identifier=urn:untouched|zq~{'once' if times else 'none'}")
-    yield Ask(
+        yield Request("PUT", "/Patient?identifier=urn:untouched|zq~twice", (JSON,), NONE.replace(b"made", b"twice"))
+        yield Request("DELETE", f"/Patient?identifier=urn:untouched|zq~{'once' if times else 'none'}")
+    yield Request(
         "PATCH",
         "/Patient?identifier=urn:untouched|zq~2",
         (("Content-Type", "application/json-patch+json"),),
@@ -250,7 +253,7 @@ def conditional() -> Iterator[Ask]:
     )
 
 
-def bundles() -> Iterator[Ask]:
+def bundles() -> Iterator[Request]:
     get = {"request": {"method": "GET", "url": "Patient/zq~1"}}
     put = {"resource": patient(9), "request": {"method": "PUT", "url": "Patient/zq~9"}}
     made = {
@@ -262,29 +265,29 @@ def bundles() -> Iterator[Ask]:
     for kind, entries in product(
         ("batch", "transaction"), ([get], [put], [made], [get, put, made], [bad], [get, bad], [])
     ):
-        yield Ask("POST", "", (JSON,), bundle(kind, *entries))
-    yield Ask("POST", "/", (JSON,), bundle("batch", get))
-    yield Ask("POST", "", (JSON, ("Accept", "application/fhir+xml")), bundle("batch", get))
-    yield Ask("POST", "", (JSON, ("Content-Encoding", "gzip")), gzip.compress(bundle("batch", get, put), mtime=0))
-    yield Ask("POST", "", (JSON,), bundle("batch", get, put), chunked=True)
-    yield Ask("POST", "", (JSON,), bundle("collection", put))
-    yield Ask("POST", "", (JSON,), body(patient(1)))
-    yield Ask("POST", "/Bundle", (JSON,), bundle("collection"))
+        yield Request("POST", "", (JSON,), bundle(kind, *entries))
+    yield Request("POST", "/", (JSON,), bundle("batch", get))
+    yield Request("POST", "", (JSON, ("Accept", "application/fhir+xml")), bundle("batch", get))
+    yield Request("POST", "", (JSON, ("Content-Encoding", "gzip")), gzip.compress(bundle("batch", get, put), mtime=0))
+    yield Request("POST", "", (JSON,), bundle("batch", get, put), chunked=True)
+    yield Request("POST", "", (JSON,), bundle("collection", put))
+    yield Request("POST", "", (JSON,), body(patient(1)))
+    yield Request("POST", "/Bundle", (JSON,), bundle("collection"))
 
 
-def operations() -> Iterator[Ask]:
+def operations() -> Iterator[Request]:
     parameters = body({"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": patient(1)}]})
-    yield Ask("POST", "/Patient/$validate", (JSON,), parameters)
-    yield Ask("POST", "/Patient/$validate", (JSON,), body(patient(1)))
-    yield Ask("POST", "/Patient/zq~1/$everything", (JSON,), b"")
-    yield Ask("POST", "/Patient/zq~1/$meta-add", (JSON,), body({"resourceType": "Parameters"}))
-    yield Ask("POST", "/$nonsense", (JSON,), parameters)
-    yield Ask("POST", "/$process-message", (JSON,), bundle("message"))
-    yield Ask("PUT", "/Binary/zq~b", (("Content-Type", "application/pdf"),), b"%PDF\x00\xff" * 50_000)
-    yield from (Ask("GET", "/Binary/zq~b", accept) for accept in [*ACCEPTS, (("Accept", "application/pdf"),)])
-    yield from (Ask(method, "/Patient/zq~1") for method in ("TRACE", "PROPFIND", "LINK"))
+    yield Request("POST", "/Patient/$validate", (JSON,), parameters)
+    yield Request("POST", "/Patient/$validate", (JSON,), body(patient(1)))
+    yield Request("POST", "/Patient/zq~1/$everything", (JSON,), b"")
+    yield Request("POST", "/Patient/zq~1/$meta-add", (JSON,), body({"resourceType": "Parameters"}))
+    yield Request("POST", "/$nonsense", (JSON,), parameters)
+    yield Request("POST", "/$process-message", (JSON,), bundle("message"))
+    yield Request("PUT", "/Binary/zq~b", (("Content-Type", "application/pdf"),), b"%PDF\x00\xff" * 50_000)
+    yield from (Request("GET", "/Binary/zq~b", accept) for accept in [*ACCEPTS, (("Accept", "application/pdf"),)])
+    yield from (Request(method, "/Patient/zq~1") for method in ("TRACE", "PROPFIND", "LINK"))
 
 
-def cases() -> list[Ask]:
-    """Give all cases, in the order in which a world is asked them."""
+def requests() -> list[Request]:
+    """Return all requests, in the order in which they are sent."""
     return [*reads(), *searches(), *writes(), *conditional(), *bundles(), *operations()]

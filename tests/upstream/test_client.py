@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.fake_upstream import Asked, before, changed, closed, gets, reset, searches, silent, transactions
-from support.proxying import OTHER, proxying, said, statuses
+from support.proxying import OTHER, entry_rules, proxying, statuses
 from support.relaying import talk
 
 from cgm_proxy.core.codec.json_body import encode
@@ -183,7 +183,7 @@ async def test_a_patient_that_is_not_there_refuses_the_entries(status: int) -> N
         world.fake.script(gets("Patient/"), before(status))
         answer = await world.submit(world.readings(2))
         assert statuses(answer) == [400, 400]
-        assert said(answer) == ["subject-unknown"]
+        assert entry_rules(answer) == ["subject-unknown"]
 
 
 #: What happens to the read of the Patient, as often as it is made; status and rule of the answer.

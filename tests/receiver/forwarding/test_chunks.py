@@ -19,7 +19,7 @@ from support.fake_upstream import (
     silent,
     transactions,
 )
-from support.proxying import OTHER, World, counted, locations, proxying, said, statuses
+from support.proxying import OTHER, World, counted, entry_rules, locations, proxying, statuses
 
 from cgm_proxy.cache import backends
 from cgm_proxy.receiver.forwarding import chunks, retry_budget
@@ -77,7 +77,7 @@ async def test_a_condition_that_fails_for_no_reason_that_shows_is_the_entrys_ref
         world.fake.always(holding(bundle["entry"][2]["resource"]["effectiveDateTime"]), before(412, REFUSAL))
         answer = await world.submit(bundle)
         assert statuses(answer) == [201, 201, 412, 201]
-        assert said(answer, 2) == ["upstream-refused"]
+        assert entry_rules(answer, 2) == ["upstream-refused"]
 
 
 # ---- requests one by one
@@ -169,7 +169,7 @@ async def test_what_somebody_put_in_an_entrys_place_is_neither_overwritten_nor_t
         await world.request("DELETE", "Observation/none-such")
         answer = await world.submit(world.readings(2))
         assert statuses(answer) == [409, 201]
-        assert said(answer) == ["identity-taken"]
+        assert entry_rules(answer) == ["identity-taken"]
         assert await world.count(about=OTHER) == 1
 
 
@@ -216,7 +216,7 @@ async def test_a_create_that_nobody_knows_of_is_not_sent_again_in_the_same_submi
         world.fake.script(transactions, act)
         answer = await world.submit(world.readings(3))
         assert statuses(answer) == [503] * 3
-        assert said(answer)[0] == "fate-unknown"
+        assert entry_rules(answer)[0] == "fate-unknown"
         assert len(world.fake.of(transactions)) == 1
         assert statuses(await world.submit(world.readings(3))) == [201] * 3
         assert await world.count() == 3
@@ -267,7 +267,7 @@ async def test_without_the_patients_turn_nothing_is_created(monkeypatch: pytest.
         monkeypatch.setattr(backends.PatientLock, "held", False)
         answer = await world.submit(world.readings(4))
         assert statuses(answer) == [200, 200, 503, 503]
-        assert said(answer, 3) == ["turn-lost"]
+        assert entry_rules(answer, 3) == ["turn-lost"]
         assert await world.count() == 2
 
 
@@ -297,7 +297,7 @@ async def test_what_is_stored_twice_is_neither_created_nor_told_as_one_of_both()
         await world.request("DELETE", "Observation/none-such")
         answer = await world.submit(world.readings(2))
         assert statuses(answer) == [412, 201]
-        assert said(answer) == ["identity-ambiguous"]
+        assert entry_rules(answer) == ["identity-ambiguous"]
 
 
 # ---- refusals

@@ -24,7 +24,7 @@ from support.fake_upstream import (
     silent,
     transactions,
 )
-from support.proxying import counted, locations, proxying, said, statuses
+from support.proxying import counted, entry_rules, locations, proxying, statuses
 
 from cgm_proxy import offload
 from cgm_proxy.core.submission import reader
@@ -176,7 +176,7 @@ async def test_a_budget_used_up_answers_503_and_sending_again_stores_each_once(a
         world.fake.script(transactions, act, act)
         answer = await world.submit(world.readings(3))
         assert statuses(answer) == [503] * 3
-        assert said(answer)[0] == "fate-unknown"
+        assert entry_rules(answer)[0] == "fate-unknown"
         text = answer.body["entry"][0]["response"]["outcome"]["issue"][0]["diagnostics"]
         assert "send it again" in text
         assert "safe" in text
@@ -256,7 +256,7 @@ async def test_a_chunk_that_is_refused_is_narrowed_to_the_guilty_entry(status: i
         answer = await world.submit(bundle)
         expected = status if status not in {430, 444} else 400
         assert statuses(answer) == [expected if index == guilty else 201 for index in range(7)]
-        assert said(answer, guilty) == ["upstream-refused"]
+        assert entry_rules(answer, guilty) == ["upstream-refused"]
         issue = answer.body["entry"][guilty]["response"]["outcome"]["issue"][0]
         assert "no such day" in issue["diagnostics"]
         assert issue["expression"] == [f"Bundle.entry[{guilty}]"]
@@ -277,7 +277,7 @@ async def test_an_entry_at_which_the_upstream_fails_does_not_keep_its_chunk_out(
             world.fake.always(holding(wrong), before(status, REFUSAL))
         answer = await world.submit(bundle)
         assert statuses(answer) == [503 if index in guilty else 201 for index in range(7)]
-        assert said(answer, guilty[0]) == ["fate-unknown", why]
+        assert entry_rules(answer, guilty[0]) == ["fate-unknown", why]
         assert await world.count() == 7 - len(guilty)
 
 
@@ -329,7 +329,7 @@ async def test_what_leans_on_a_refused_device_is_a_failed_dependency() -> None:
         world.fake.always(holding('"resourceType":"Device"'), before(422, REFUSAL))
         answer = await world.submit(bundle)
         assert statuses(answer) == [422, 424, 424, 424]
-        assert said(answer, 1) == ["reference-not-stored"]
+        assert entry_rules(answer, 1) == ["reference-not-stored"]
         assert await world.count() == 0
 
 
