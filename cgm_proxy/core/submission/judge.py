@@ -117,7 +117,7 @@ class IncrementalJudge:
             entry = verdict.entry
             if entry.index in circular:
                 text = "the entry's references lead in a circle; remove one of the references in it"
-                issue = Issue("reference-circular", text, entry.type or None, code="invalid")
+                issue = Issue("reference-circular", text, entry.type or None)
             elif entry.index in refused_target:
                 target = refused_target[entry.index]
                 text = f"the entry references entry {target}, which is refused; correct that entry and send both again"

@@ -34,22 +34,22 @@ def result_or_refusal(reader: Any, data: bytes) -> Any:
         return refused.status, refused.issues[0].rule
 
 
-def submission_of(found: Any, target: str) -> Any:
+def submission_of(found: Any, endpoint: str) -> Any:
     """Return the dialects and the submission of a document, or the status and rule of its refusal."""
     if isinstance(found, tuple):
         return found
     dialects = tagged_dialect(found), content_dialect(found)
     try:
-        opened = operation_bundle(found) if target == "operation" else found
-        return dialects, operation_dialect(opened), submission_from_bundle(opened, ARGO, target, localize, LIMITS)
+        opened = operation_bundle(found) if endpoint == "operation" else found
+        return dialects, operation_dialect(opened), submission_from_bundle(opened, ARGO, endpoint, localize, LIMITS)
     except RequestRefused as refused:
         return dialects, refused.status, refused.issues[0].rule
 
 
 def check_same(data: bytes) -> None:
-    for target in ("base", "operation"):
-        whole = submission_of(result_or_refusal(lambda given: parse(given, FHIR_XML), data), target)
-        assert submission_of(result_or_refusal(read, data), target) == whole
+    for endpoint in ("base", "operation"):
+        whole = submission_of(result_or_refusal(lambda given: parse(given, FHIR_XML), data), endpoint)
+        assert submission_of(result_or_refusal(read, data), endpoint) == whole
 
 
 WRONG = {name: data for name, data in (MALFORMED | DUPLICATES).items() if name != "not an object: array"}
