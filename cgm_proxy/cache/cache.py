@@ -16,11 +16,11 @@ import msgspec
 from cgm_proxy.cache.backends import CacheBackend, LocalBackend, Namespace, PatientLock
 from cgm_proxy.cache.valkey_backend import ValkeyBackend
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.rest.confirmed import ETAG, LOCATION
+from cgm_proxy.core.rest.responses import ETAG, LOCATION
 from cgm_proxy.core.submission.detection import path_segments
 from cgm_proxy.core.submission.model import ParsedEntries
 from cgm_proxy.core.submission.orders import LONGEST_PERIOD, StandingOrder
-from cgm_proxy.core.submission.plan import Stored
+from cgm_proxy.core.submission.outcomes import Stored
 from cgm_proxy.observability.metrics import ORDER_LOOKUPS
 from cgm_proxy.settings.loading import Settings
 

@@ -1,223 +1,284 @@
-"""Find what is stored already: by what is remembered, by bulk look-ups, and by the submitter's own conditions.
+"""Find the entries that are stored already: in the cache, by searches of the server, and by the submitter's own conditions.
 
-A new submission is not looked up reading by reading: a few probes tell it from one that is sent again, and the conditional
-create of each entry decides in any case.
+A new submission is not searched for reading by reading: a few probes tell it from one that is sent again. Whatever is
+missed here is found by the conditional create of the entry.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
 from cgm_proxy.cache.cache import Cache
-from cgm_proxy.core.issues import Issue, RequestRefused
+from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.rest.confirmed import location_of
 from cgm_proxy.core.rest.if_none_exist import Parameters, one_identifier, parameters
-from cgm_proxy.core.submission.plan import Identified, Outcome, Refused, Stored
+from cgm_proxy.core.rest.responses import Retry, location_of, retry_after
+from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Refused, Stored, refused
+from cgm_proxy.core.submission.plan import AcceptedEntry, forged
 from cgm_proxy.observability.metrics import DUPLICATES
 from cgm_proxy.upstream.client import NOT_ALLOWED, REJECTED, SEARCHED, Requester, UpstreamClient
 
-#: How many of a submission's entries are asked for, to tell one that is sent again from a new one.
+#: How many entries of a submission are searched for, to tell one that is sent again from a new one.
 PROBES = 32
 
-#: Look-ups of one submission under way at once.
-AT_ONCE = 4
+#: Searches of one submission that run at the same time.
+CONCURRENT_SEARCHES = 4
 
-#: The stored resources that a condition matches, or why it can't be told.
+#: The stored resources that a condition matches, or why that is not known.
 Matches = list[JsonObject] | Refused
 
-
-TAKEN = Refused(
+IDENTITY_TAKEN = refused(
     409,
-    (
-        Issue(
-            "identity-taken",
-            "what is stored under this entry's identity is not about its patient; the server's operator must correct that",
-            code="conflict",
-        ),
-    ),
-)
-#: What an entry answers whose fate is unknown.
-UNKNOWN = Refused(
-    503, (Issue("fate-unknown", "the server did not confirm it; send it again, which is safe", code="transient"),)
+    "identity-taken",
+    "the resource that is stored under this entry's identity is not about its patient; the server's operator must correct that",
+    code="conflict",
 )
 
+IDENTITY_AMBIGUOUS = refused(
+    412,
+    "identity-ambiguous",
+    "several stored resources carry this entry's identity; the server's operator must correct that",
+    code="multiple-matches",
+)
 
-def _refusal(status: int, rule: str, text: str, code: str) -> Refused:
-    return Refused(status, (Issue(rule, text, "request.ifNoneExist", code=code),))
-
-
-SEVERAL = _refusal(
+CONDITION_AMBIGUOUS = refused(
     412,
     "condition-ambiguous",
     "request.ifNoneExist matches several stored resources; make it more specific",
-    "multiple-matches",
+    "request.ifNoneExist",
+    code="multiple-matches",
 )
-INVALID = _refusal(
+
+CONDITION_INVALID = refused(
     400,
     "condition-invalid",
-    "request.ifNoneExist chooses nothing, or names another type; write search parameters of the entry's type, such as "
+    "request.ifNoneExist selects nothing, or names another type; write search parameters of the entry's type, such as "
     "identifier=system|value",
-    "value",
+    "request.ifNoneExist",
+    code="value",
 )
-REJECTED_CONDITION = _refusal(
+
+CONDITION_REJECTED = refused(
     400,
     "condition-rejected",
-    "the server can't search by request.ifNoneExist; use search parameters that it has, such as identifier=system|value",
-    "not-supported",
+    "the server can't search by request.ifNoneExist; use search parameters that it supports, such as identifier=system|value",
+    "request.ifNoneExist",
+    code="not-supported",
 )
 
 T = TypeVar("T")
 
 
-class Known:
-    """The look-ups of one submission, as one submitter may make them."""
+class DuplicateFinder:
+    """Searches for the entries of one submission, as far as its submitter may search."""
 
-    def __init__(self, upstream: UpstreamClient, memory: Cache, submitter: Requester, patient: str) -> None:
+    def __init__(self, upstream: UpstreamClient, cache: Cache, requester: Requester, patient: str) -> None:
         self._upstream = upstream
-        self._memory = memory
-        self._submitter = submitter
+        self._cache = cache
+        self._requester = requester
         self._patient = patient
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._searches = asyncio.Semaphore(CONCURRENT_SEARCHES)
 
-    async def by_identity(self, identified: Sequence[Identified]) -> dict[str, Stored]:
-        """Give where entries are stored, by identity; what is missing here may be stored all the same."""
-        epoch, known = await self._memory.stored_entries(one.identity for one in identified)
-        if not await self._still_true(known, identified):
-            await self._memory.invalidate_stored_entries()
-            epoch, known = await self._memory.generation(), {}
-        DUPLICATES.labels(self._memory.source).inc(len(known))
-        asked = [one for one in identified if one.identity not in known]
-        if len(asked) > PROBES:
-            probes = asked[:: len(asked) // PROBES]
-            found = await self._look_up(probes)
-            if found and len(probes) < len(asked):
-                found = await self._look_up(asked)
+    async def find(self, accepted: Sequence[AcceptedEntry]) -> dict[int, Outcome]:
+        """Return the outcome of entries, by index, that are stored already or can't be stored.
+
+        Entries without an outcome may be stored all the same.
+        """
+        outcomes: dict[int, Outcome] = dict(await self._by_condition(accepted))
+        outcomes |= forged(accepted)
+        remaining = [each for each in accepted if each.entry.index not in outcomes]
+        known = await self._by_identity(remaining)
+        return outcomes | {each.entry.index: known[each.identity] for each in remaining if each.identity in known}
+
+    async def look_up(
+        self, entries: Sequence[AcceptedEntry], *, by_id: bool, must: bool
+    ) -> tuple[dict[int, Outcome], dict[int, Retry]]:
+        """Search for entries before they are sent: return the outcomes of the entries found, and why others are not known.
+
+        `by_id` is whether an identity may also be a resource's id. `must` is whether an entry that can't be searched for is
+        refused: without conditional creates, nobody could tell whether it is stored twice.
+        """
+        outcomes: dict[int, Outcome] = {}
+        retries: dict[int, Retry] = {}
+        for resource_type, listed in _by_type(entries).items():
+            for batch in _batches(listed):
+                holders: dict[str, list[JsonObject]] = {}
+                try:
+                    for ids in (False, True) if by_id else (False,):
+                        if missing := [each.identity for each in batch if each.identity not in holders]:
+                            holders |= await self._upstream.holders(resource_type, missing, self._requester, by_id=ids)
+                except RequestRefused as refusal:
+                    if refusal.status not in NOT_ALLOWED:
+                        wait = retry_after(refusal.headers.get("Retry-After", ""), datetime.now(UTC))
+                        retries |= {each.entry.index: Retry("busy", wait or 0.0) for each in batch}
+                        continue
+                    if must:
+                        header = refusal.headers.get("WWW-Authenticate")
+                        outcome = Refused(refusal.status, refusal.issues, header)
+                        outcomes |= {each.entry.index: outcome for each in batch}
+                        continue
+                for each in batch:
+                    if each.identity in holders:
+                        outcomes[each.entry.index] = self._where(holders[each.identity])
+        return outcomes, retries
+
+    async def not_confirmed(self, entries: Sequence[AcceptedEntry]) -> dict[int, Refused]:
+        """Refuse the entries that the server says it had before, if the resource it has is not about the patient.
+
+        Somebody who may write other data could have given it this identity; the entry would be lost silently.
+        """
+        try:
+            places = await self._stored(entries)
+        except RequestRefused as refusal:
+            return {} if refusal.status in NOT_ALLOWED else {each.entry.index: UNKNOWN for each in entries}
+        return {each.entry.index: IDENTITY_TAKEN for each in entries if each.identity not in places}
+
+    # By identity -----------------------------------------------------------------------------------------------------
+
+    async def _by_identity(self, entries: Sequence[AcceptedEntry]) -> dict[str, Stored]:
+        """Return where entries are stored, by identity."""
+        generation, known = await self._cache.stored_entries(each.identity for each in entries)
+        if not await self._still_stored([each for each in entries if each.identity in known]):
+            await self._cache.invalidate_stored_entries()
+            generation, known = await self._cache.generation(), {}
+        DUPLICATES.labels(self._cache.source).inc(len(known))
+        unknown = [each for each in entries if each.identity not in known]
+        if len(unknown) > PROBES:
+            probes = unknown[:: len(unknown) // PROBES]
+            found = await self._stored_if_allowed(probes)
+            if found and len(probes) < len(unknown):
+                found = await self._stored_if_allowed(unknown)
             DUPLICATES.labels("search").inc(len(found))
-            await self._memory.add_stored_entries(found, epoch)
+            await self._cache.add_stored_entries(found, generation)
             known |= found
         return known
 
-    async def _still_true(self, known: Mapping[str, Stored], identified: Sequence[Identified]) -> bool:
-        """Ask for a few of those that are remembered: others than this proxy may have deleted them, or restored a backup."""
-        asked = [one for one in identified if one.identity in known]
-        probes = asked[:: -(-len(asked) // PROBES) or 1]
+    async def _still_stored(self, cached: Sequence[AcceptedEntry]) -> bool:
+        """Search for a few cached entries: others than this proxy may have deleted them, or restored a backup."""
+        probes = cached[:: -(-len(cached) // PROBES) or 1]
         try:
-            return (await self._places_of(probes)).keys() >= {one.identity for one in probes}
-        except RequestRefused as refused:
-            if refused.status not in NOT_ALLOWED:
+            return (await self._stored(probes)).keys() >= {each.identity for each in probes}
+        except RequestRefused as refusal:
+            if refusal.status not in NOT_ALLOWED:
                 raise
-            return True  # who may not search is told what is remembered
+            return True  # a submitter who may not search is answered from the cache
 
-    async def by_condition(self, identified: Iterable[Identified]) -> dict[int, Outcome]:
-        """Honour `request.ifNoneExist`, by index: one match is where the entry is stored; several refuse it with 412.
-
-        A condition is part of the submitter's own write, so it is looked up with the submitter's own authority.
-        """
-        asking = [(one, one.entry.request["ifNoneExist"]) for one in identified if one.entry.request.get("ifNoneExist")]
-        wanted = {one.entry.index: (one.entry.type, parameters(text, one.entry.type)) for one, text in asking}
-        found = await self._matches({(kind, asked) for kind, asked in wanted.values() if asked})
-        settled: dict[int, Outcome] = {}
-        for index, (kind, asked) in wanted.items():
-            match found[kind, asked] if asked else INVALID:
-                case Refused() as why:
-                    settled[index] = why
-                case [only] if place := location_of(only):
-                    settled[index] = place
-                case [_, _, *_]:
-                    settled[index] = SEVERAL
-        DUPLICATES.labels("condition").inc(sum(isinstance(outcome, Stored) for outcome in settled.values()))
-        return settled
-
-    async def _matches(self, conditions: Iterable[tuple[str, Parameters]]) -> Mapping[tuple[str, Parameters], Matches]:
-        """Look each condition up once; those on one identifier together."""
-        asked = list(conditions)
-        simple = {(kind, wanted): token for kind, wanted in asked if (token := one_identifier(wanted))}
-        others = [condition for condition in asked if condition not in simple]
+    async def _stored_if_allowed(self, entries: Sequence[AcceptedEntry]) -> dict[str, Stored]:
         try:
-            found: dict[tuple[str, Parameters], Matches] = dict(await self._match_identifiers(simple))
-            matched = await self._all(partial(self._match, kind, wanted) for kind, wanted in others)
-        except RequestRefused as refused:
-            if refused.status not in NOT_ALLOWED:
-                raise
-            text = "the submitter may not search what request.ifNoneExist asks for; leave it out, or have it allowed"
-            return dict.fromkeys(asked, _refusal(refused.status, "condition-forbidden", text, "forbidden"))
-        return found | dict(zip(others, matched, strict=True))
-
-    async def not_confirmed(
-        self, identified: Iterable[Identified], outcomes: Mapping[int, Outcome]
-    ) -> dict[int, Refused]:
-        """Refuse what the upstream says is stored already, where what it means is not about the patient.
-
-        Somebody who may write other data could have given it this identity; the entry would be lost without a word.
-        """
-        stored = [(one, o) for one in identified if isinstance(o := outcomes.get(one.entry.index), Stored)]
-        said = [one for one, outcome in stored if not outcome.created]
-        try:
-            places = await self._places_of(said)
-        except RequestRefused as refused:
-            return {} if refused.status in NOT_ALLOWED else {one.entry.index: UNKNOWN for one in said}
-        return {one.entry.index: TAKEN for one in said if one.identity not in places}
-
-    async def _look_up(self, asked: Sequence[Identified]) -> dict[str, Stored]:
-        try:
-            return await self._places_of(asked)
-        except RequestRefused as refused:
-            if refused.status not in NOT_ALLOWED:
+            return await self._stored(entries)
+        except RequestRefused as refusal:
+            if refusal.status not in NOT_ALLOWED:
                 raise
             return {}
 
-    async def _places_of(self, asked: Iterable[Identified]) -> dict[str, Stored]:
-        by_type: dict[str, list[str]] = {}
-        for one in asked:
-            by_type.setdefault(one.entry.type, []).append(one.identity)
-        parts = [(kind, part) for kind, identities in by_type.items() for part in _parts(identities)]
+    async def _stored(self, entries: Iterable[AcceptedEntry]) -> dict[str, Stored]:
+        """Search for entries that are stored as resources about the patient, by identity."""
         found = await self._all(
-            partial(self._upstream.stored, kind, part, self._patient, self._submitter) for kind, part in parts
+            partial(self._upstream.stored, resource_type, [e.identity for e in batch], self._patient, self._requester)
+            for resource_type, listed in _by_type(entries).items()
+            for batch in _batches(listed)
         )
-        return {identity: stored for part in found for identity, stored in part.items()}
+        return {identity: stored for batch in found for identity, stored in batch.items()}
+
+    def _where(self, holders: Sequence[JsonObject]) -> Outcome:
+        """Return the outcome of an entry whose identity these resources have; only those about the patient count."""
+        mine = [each for each in holders if self._upstream.about(each) in {None, self._patient}]
+        places = [place for each in mine if (place := location_of(each))]
+        return IDENTITY_AMBIGUOUS if len(places) > 1 else places[0] if places else IDENTITY_TAKEN
+
+    # By the submitter's own condition --------------------------------------------------------------------------------
+
+    async def _by_condition(self, entries: Iterable[AcceptedEntry]) -> dict[int, Outcome]:
+        """Honour `request.ifNoneExist`: with one match the entry is stored there, with several it is refused with 412.
+
+        A condition is part of the submitter's own write, so it is searched for with the submitter's own authority.
+        """
+        conditions: dict[int, tuple[str, Parameters | None]] = {
+            each.entry.index: (each.entry.type, parameters(condition, each.entry.type))
+            for each in entries
+            if (condition := each.entry.request.get("ifNoneExist"))
+        }
+        matches = await self._matches({(kind, condition) for kind, condition in conditions.values() if condition})
+        outcomes: dict[int, Outcome] = {}
+        for index, (resource_type, condition) in conditions.items():
+            match matches[resource_type, condition] if condition else CONDITION_INVALID:
+                case Refused() as refusal:
+                    outcomes[index] = refusal
+                case [only] if place := location_of(only):
+                    outcomes[index] = place
+                case [_, _, *_]:
+                    outcomes[index] = CONDITION_AMBIGUOUS
+        DUPLICATES.labels("condition").inc(sum(isinstance(outcome, Stored) for outcome in outcomes.values()))
+        return outcomes
+
+    async def _matches(self, conditions: Iterable[tuple[str, Parameters]]) -> Mapping[tuple[str, Parameters], Matches]:
+        """Search once for each condition, and together for the conditions on a single identifier."""
+        listed = list(conditions)
+        tokens = {(kind, condition): token for kind, condition in listed if (token := one_identifier(condition))}
+        others = [condition for condition in listed if condition not in tokens]
+        try:
+            found: dict[tuple[str, Parameters], Matches] = dict(await self._match_identifiers(tokens))
+            matched = await self._all(partial(self._match, kind, condition) for kind, condition in others)
+        except RequestRefused as refusal:
+            if refusal.status not in NOT_ALLOWED:
+                raise
+            text = (
+                "the submitter may not search for what request.ifNoneExist names; leave it out, or get the permission"
+            )
+            forbidden = refused(refusal.status, "condition-forbidden", text, "request.ifNoneExist", code="forbidden")
+            return dict.fromkeys(listed, forbidden)
+        return found | dict(zip(others, matched, strict=True))
 
     async def _match_identifiers(
-        self, simple: Mapping[tuple[str, Parameters], str]
+        self, tokens: Mapping[tuple[str, Parameters], str]
     ) -> dict[tuple[str, Parameters], list[JsonObject]]:
         by_type: dict[str, list[str]] = {}
-        for (kind, _), wanted in simple.items():
-            by_type.setdefault(kind, []).append(wanted)
-        parts = [(kind, part) for kind, wanted in by_type.items() for part in _parts(wanted)]
+        for (resource_type, _), token in tokens.items():
+            by_type.setdefault(resource_type, []).append(token)
         found = await self._all(
             partial(
                 self._upstream.search,
-                kind,
-                {"identifier": ",".join(p), "_elements": "identifier", "_count": str(2 * len(p))},
-                self._submitter,
+                resource_type,
+                {"identifier": ",".join(batch), "_elements": "identifier", "_count": str(2 * len(batch))},
+                self._requester,
                 own=True,
             )
-            for kind, p in parts
+            for resource_type, listed in by_type.items()
+            for batch in _batches(listed)
         )
         by_token: dict[tuple[str, str], dict[str, JsonObject]] = {}
-        for resource in (resource for part in found for resource in part):
+        for resource in (resource for batch in found for resource in batch):
             for identifier in objects(resource.get("identifier")):
                 key = (resource["resourceType"], f"{identifier.get('system', '')}|{identifier.get('value')}")
                 by_token.setdefault(key, {})[resource["id"]] = resource
-        return {key: list(by_token.get((key[0], token), {}).values()) for key, token in simple.items()}
+        return {key: list(by_token.get((key[0], token), {}).values()) for key, token in tokens.items()}
 
-    async def _match(self, kind: str, wanted: Parameters) -> Matches:
-        asked = (*wanted, ("_elements", "identifier"), ("_count", "2"))
+    async def _match(self, resource_type: str, condition: Parameters) -> Matches:
+        query = (*condition, ("_elements", "identifier"), ("_count", "2"))
         try:
-            return await self._upstream.search(kind, asked, self._submitter, pages=1, own=True)
-        except RequestRefused as refused:
-            if refused.issues[0].rule != REJECTED:
+            return await self._upstream.search(resource_type, query, self._requester, pages=1, own=True)
+        except RequestRefused as refusal:
+            if refusal.issues[0].rule != REJECTED:
                 raise
-            return REJECTED_CONDITION
+            return CONDITION_REJECTED
 
-    async def _all(self, look_ups: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-        async def placed(look_up: Callable[[], Awaitable[T]]) -> T:
-            async with self._places:
-                return await look_up()
+    async def _all(self, searches: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+        async def limited(search: Callable[[], Awaitable[T]]) -> T:
+            async with self._searches:
+                return await search()
 
-        return await asyncio.gather(*(placed(look_up) for look_up in look_ups))
+        return await asyncio.gather(*(limited(search) for search in searches))
 
 
-def _parts(values: Sequence[str]) -> Iterable[Sequence[str]]:
+def _by_type(entries: Iterable[AcceptedEntry]) -> dict[str, list[AcceptedEntry]]:
+    by_type: dict[str, list[AcceptedEntry]] = {}
+    for each in entries:
+        by_type.setdefault(each.entry.type, []).append(each)
+    return by_type
+
+
+def _batches(values: Sequence[T]) -> Iterable[Sequence[T]]:
+    """Cut values into batches that one search can take."""
     return (values[start : start + SEARCHED] for start in range(0, len(values), SEARCHED))

@@ -1,10 +1,10 @@
-"""The way of a submission from its request to its answer, without HTTP: so it is the same now and, if it is kept, later."""
+"""From the request of a submission to its response, without HTTP: the same for a submission that is kept for later."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any
 
 from multidict import CIMultiDict
 
@@ -12,7 +12,7 @@ from cgm_proxy.core.codec.json_body import Buffer, Format, encode
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.rest import confirmed
+from cgm_proxy.core.rest.responses import stored_by_transaction
 from cgm_proxy.core.submission import detection, model, reply
 from cgm_proxy.core.submission.detection import Endpoint
 from cgm_proxy.core.submission.dialects import Dialect
@@ -21,23 +21,20 @@ from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
 from cgm_proxy.offload import IN_THREAD_BYTES, offload
 from cgm_proxy.receiver.parsing import BodyParser
-from cgm_proxy.receiver.story import Finished, Submissions
+from cgm_proxy.receiver.story import Receipt, Receiver
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester
 
 #: The message of the cancellation when a submitter deletes its kept submission.
 CANCELLED = "cancelled by its submitter"
 
-#: Statuses that tell of the upstream's failure, not of the submission.
+#: Statuses that say that the upstream failed, whatever the submission was.
 FAILURES = frozenset({502, 503, 504})
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
 class SubmissionRequest:
-    """The request of a submission, all but its body; `fields` are the header fields that its requests upstream carry."""
+    """The request of a submission without its body; `fields` are the header fields that its requests upstream carry."""
 
     target: Endpoint
     request_id: str
@@ -48,67 +45,70 @@ class SubmissionRequest:
     fields: tuple[tuple[str, str], ...]
 
     @property
-    def submitter(self) -> Requester:
-        """Give on whose behalf the upstream is asked."""
+    def requester(self) -> Requester:
+        """On whose behalf the upstream is asked."""
         return Requester(CIMultiDict([*self.fields, ("X-Request-ID", self.request_id)]))
 
 
 @dataclass(frozen=True, slots=True)
 class SubmissionResponse:
-    """An answer that is not yet written; `size` says roughly how many bytes it will have."""
+    """The response to a submission, not yet serialised; `size` is roughly its number of bytes."""
 
     status: int
     content: JsonObject | None
     headers: Mapping[str, str] = field(default_factory=dict)
     failed: bool = False
-    """Whether the upstream failed, so that the same submission may fare better later."""
+    """Whether the upstream failed, so that the same submission may succeed later."""
     size: int = 0
 
     @classmethod
     def refusal(cls, refused: RequestRefused) -> "SubmissionResponse":
-        """Make the answer to a refused submission."""
+        """Return the response to a refused submission."""
         return cls(refused.status, operation_outcome(refused.issues), refused.headers, refused.status in FAILURES)
 
 
-#: Keeps a submission and tells so, or gives None: it is answered now.
-Later = Callable[[Submission], Awaitable[SubmissionResponse | None]]
+#: Keeps a submission for later and returns the response that says so, or returns None: the submission is answered now.
+Defer = Callable[[Submission], Awaitable[SubmissionResponse | None]]
 
 
 class Intake:
-    """Take submissions in; the story of each is told by `Submissions`."""
+    """Takes submissions in, and logs and counts what became of them."""
 
-    def __init__(self, settings: Settings, parser: BodyParser, submissions: Submissions) -> None:
+    def __init__(self, settings: Settings, parser: BodyParser, receiver: Receiver) -> None:
         self._limits = settings.limits
         self._content = settings.detection == "content"
         self._public = settings.listen.public_url
         self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
         self._parser = parser
-        self._submissions = submissions
+        self._receiver = receiver
 
     async def open(self, raw: Buffer, target: Endpoint, content_encoding: str) -> tuple[JsonObject, Dialect | None]:
-        """Parse a body and tell its dialect, None for what is no submission; raises `RequestRefused`."""
+        """Parse a body and recognise its dialect, None if it is no submission; raises `RequestRefused`."""
         document = await self._parser.parse(raw, content_encoding)
         if target == "operation":
             document = model.operation_bundle(document)
-        return document, await offload(_weight(raw, content_encoding), self._dialect, document, target)
+        return document, await offload(_size(raw, content_encoding), self._dialect, document, target)
 
     async def take(
-        self, asked: SubmissionRequest, document: JsonObject, dialect: Dialect, raw: bytearray, later: Later
+        self, request: SubmissionRequest, document: JsonObject, dialect: Dialect, raw: bytearray, defer: Defer
     ) -> SubmissionResponse:
-        """Take a submission, or let `later` keep it; log and count what became of it. A refusal is an answer too."""
-        size = _weight(raw, asked.content_encoding)
+        """Take a submission, or let `defer` keep it for later. A refusal is a response, too.
+
+        `raw`, the body, is emptied when it is no longer needed: the entries hold their own bytes.
+        """
+        size = _size(raw, request.content_encoding)
         started = perf_counter()
-        fields: dict[str, Any] = {"request_id": asked.request_id, "dialect": dialect.id, "outcome": "failed"}
+        fields: dict[str, Any] = {"request_id": request.request_id, "dialect": dialect.id, "outcome": "failed"}
         with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
             try:
-                submission = await offload(size, self._submission, asked, document, dialect)
-                if kept := await later(submission):
+                submission = await offload(size, self._submission, request, document, dialect)
+                if deferred := await defer(submission):
                     fields |= {"outcome": "kept", "entries": len(submission.entries)}
-                    return kept
-                raw.clear()  # the entries hold what is needed of it
-                finished = await self._submissions.take(submission, asked.submitter, asked.preferred)
-                fields |= {"outcome": finished.outcome, "entries": len(finished.answers)}
-                return await offload(size, self._told, finished, asked.preferred, size)
+                    return deferred
+                raw.clear()
+                receipt = await self._receiver.receive(submission, request.requester, request.preferred)
+                fields |= {"outcome": receipt.outcome, "entries": len(receipt.responses)}
+                return await offload(size, self._response, receipt, request.preferred, size)
             except RequestRefused as refused:
                 outcome = "failed" if refused.status >= 500 else "refused"
                 fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
@@ -127,31 +127,36 @@ class Intake:
         tagged = detection.tagged_dialect(document) if target == "base" else None
         return tagged or (detection.content_dialect(document) if self._content else None)
 
-    def _submission(self, asked: SubmissionRequest, document: JsonObject, dialect: Dialect) -> Submission:
-        if asked.format is None:
-            text = "Content-Type is none of FHIR's; send application/fhir+json or application/fhir+xml"
+    def _submission(self, request: SubmissionRequest, document: JsonObject, dialect: Dialect) -> Submission:
+        if request.format is None:
+            text = "Content-Type is not a FHIR type; send application/fhir+json or application/fhir+xml"
             raise refuse(415, "content-type", text, code="not-supported")
-        if asked.target == "create":
-            return model.submission_from_resource(document, dialect, self._localize, asked.if_none_exist)
-        return model.submission_from_bundle(document, dialect, asked.target, self._localize, self._limits)
+        if request.target == "create":
+            return model.submission_from_resource(document, dialect, self._localize, request.if_none_exist)
+        return model.submission_from_bundle(document, dialect, request.target, self._localize, self._limits)
 
-    def _told(self, finished: Finished, preferred: reply.Return, size: int) -> SubmissionResponse:
-        judgement, answers = finished.judgement, finished.answers
-        relayed = any(answer.relayed is not None for answer in answers)  # sent once more, it would be stored once more
-        failed = finished.outcome == "failed" and not relayed
+    def _response(self, receipt: Receipt, preferred: reply.Return, size: int) -> SubmissionResponse:
+        judgement, responses = receipt.judgement, receipt.responses
+        passed_through = any(
+            each.passed_through is not None for each in responses
+        )  # sent again, it would be stored again
+        failed = receipt.outcome == "failed" and not passed_through
         if judgement.submission.interaction != "create":
-            return SubmissionResponse(200, reply.bundle(judgement, answers, preferred), failed=failed, size=size)
-        answer, stored = answers[0], answers[0].stored
-        if answer.relayed is not None:  # in observe mode
-            stored = next(iter(confirmed.confirmation(encode({"entry": [answer.relayed]}), 1) or ()), None)
-        told = operation_outcome(answer.issues) if answer.issues or preferred == "OperationOutcome" else None
-        shown = stored.resource if stored and preferred == "representation" else None
+            bundle = reply.response_bundle(judgement, responses, preferred)
+            return SubmissionResponse(200, bundle, failed=failed, size=size)
+        response, stored = responses[0], responses[0].stored
+        if response.passed_through is not None:  # in observe mode
+            written = encode({"entry": [response.passed_through]})
+            stored = next(iter(stored_by_transaction(written, 1) or ()), None)
+        explained = response.issues or preferred == "OperationOutcome"
+        outcome = operation_outcome(response.issues) if explained else None
+        resource = stored.resource if stored and preferred == "representation" else None
         headers = {"Location": f"{self._public}/{stored.location}"} if stored else {}
         headers |= {"ETag": stored.etag} if stored and stored.etag else {}
-        headers |= {"WWW-Authenticate": answer.authenticate} if answer.authenticate else {}
-        return SubmissionResponse(answer.status, shown or told, headers, failed, size)
+        headers |= {"WWW-Authenticate": response.authenticate} if response.authenticate else {}
+        return SubmissionResponse(response.status, resource or outcome, headers, failed, size)
 
 
-def _weight(raw: Buffer, content_encoding: str) -> int:
-    """Say how many bytes there are to work on; what is compressed may be any number."""
+def _size(raw: Buffer, content_encoding: str) -> int:
+    """Return the number of bytes to work on; a compressed body may hold any number."""
     return IN_THREAD_BYTES if content_encoding else len(raw)

@@ -1,14 +1,16 @@
-"""The story of a submission, as one function that reads like the architecture's line.
+"""The story of a submission: find orders → judge → find duplicates → plan → send → settle → reply.
 
-Judge, plan and reply are pure; finding orders, finding what is known and forwarding are the only awaits.
+Judging, planning and replying are pure; finding orders, finding duplicates and sending are the only awaits.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from cgm_proxy.cache.cache import Cache, Orders
 from cgm_proxy.core.http.base_urls import BaseUrls
@@ -16,15 +18,16 @@ from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.dialects import ORDER_TOKENS
-from cgm_proxy.core.submission.judge import IncrementalJudge
+from cgm_proxy.core.submission.judge import IncrementalJudge, reference_resolver
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import read_orders
-from cgm_proxy.core.submission.plan import Outcome
+from cgm_proxy.core.submission.outcomes import Outcome
+from cgm_proxy.core.submission.plan import AcceptedEntry, identify
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import Throttle
-from cgm_proxy.receiver.storing import Part, Receiver, Storing
+from cgm_proxy.receiver.storing import Part, Store
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester, UpstreamClient
 from cgm_proxy.upstream.faults import within
@@ -32,30 +35,32 @@ from cgm_proxy.upstream.faults import within
 #: Entries that are judged, and then stored, together.
 PART = 1000
 
-#: Threads that judge: more would only wait for one another, and for those who read bodies.
+#: Threads that judge: more would only wait for one another, and for the threads that parse bodies.
 JUDGES = 2
 
-#: What has more entries than this is judged and answered in a thread, so that streamed traffic goes on.
+#: Submissions with more entries than this are judged and answered in a thread, so that streamed traffic stays fast.
 JUDGED_IN_THREAD = 250
 
-#: Stored resources that one submission may refer to, which are read before judging.
+#: The number of stored resources that one submission may refer to; they are read before judging.
 REFERENCED = 200
 
-#: Types of stored resources that matter to a verdict or an identity, when an entry refers to them.
+#: The types of stored resources that a verdict or an identity depends on when an entry refers to them.
 STORED_REFERENCE = re.compile(r"(?:Observation|Device|DiagnosticReport)/[A-Za-z0-9\-.]{1,64}")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A submission's judgement, and the answer to each entry."""
+class Receipt:
+    """A submission's judgement, and the response to each entry."""
 
     judgement: Judgement
-    answers: tuple[reply.EntryResponse, ...]
+    responses: tuple[reply.EntryResponse, ...]
 
     @property
     def outcome(self) -> str:
-        """What became of it, for the metrics: `stored`, `duplicate`, `partly`, `refused` or `failed`."""
-        statuses = {answer.status for answer in self.answers}
+        """The label of the metrics: `stored`, `duplicate`, `partly`, `refused` or `failed`."""
+        statuses = {response.status for response in self.responses}
         if 503 in statuses:
             return "failed"
         if statuses <= {200, 201}:
@@ -63,65 +68,41 @@ class Finished:
         return "partly" if statuses & {200, 201} else "refused"
 
 
-class Submissions:
-    """Take submissions; it holds all that a story needs beside the submission itself."""
+class Receiver:
+    """Receives submissions; it holds what all of them share."""
 
     def __init__(
-        self, settings: Settings, upstream: UpstreamClient, rules: Rules, memory: Cache, traffic: StreamStats
+        self, settings: Settings, upstream: UpstreamClient, rules: Rules, cache: Cache, stats: StreamStats
     ) -> None:
         self._settings = settings
         self._upstream = upstream
         self.rules = rules
-        """Judge what begins from now on; replaced when the rules are read again."""
-        self._memory = memory
-        self._traffic = traffic
+        """The rules for submissions that begin from now on; replaced when the rules are reloaded."""
+        self._cache = cache
+        self._stats = stats
         self._judges = ThreadPoolExecutor(JUDGES, "judge")
         self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
-        self._receiver = Receiver(settings, upstream, memory, self._localize)
+        self._store = Store(settings, upstream, cache, self._localize)
 
-    async def take(self, submission: Submission, submitter: Requester, preferred: reply.Return) -> Finished:
-        """Tell the story: find orders → judge → find known → plan → forward → reply.
+    async def receive(self, submission: Submission, requester: Requester, preferred: reply.Return) -> Receipt:
+        """Receive a submission.
 
-        Raises `RequestRefused` where the whole of it is refused, or the upstream fails before anything was sent.
+        Raises `RequestRefused` if the whole submission is refused, or if the upstream fails before anything was sent.
         """
         async with within(self._settings.limits.seconds):
-            context = await self._find_orders(submission, submitter)
-        storing = Storing(self._receiver, submission, context, submitter, preferred)
-        async with self._memory.patient_lock(submission.patient or "") as turn, asyncio.TaskGroup() as tasks:
-            judging = IncrementalJudge(submission, context)
-            async for part in self._judged(judging, storing):
-                storing.begin(part, tasks, turn)
-        outcomes = await storing.finish()
+            context = await self._find_orders(submission, requester)
+        judge = IncrementalJudge(submission, context)
+        judged = aclosing(_one_ahead(self._judge(judge, context)))
+        async with self._cache.patient_lock(submission.patient or "") as lock, judged as parts_in_order:
+            outcomes = await self._store.store(submission, parts_in_order, lock, context, requester, preferred)
         if len(submission.entries) > JUDGED_IN_THREAD:
-            return await asyncio.to_thread(_finished, judging, outcomes)
-        return _finished(judging, outcomes)
+            return await asyncio.to_thread(_reply, judge, outcomes)
+        return _reply(judge, outcomes)
 
-    async def _judged(self, judging: IncrementalJudge, storing: Storing) -> AsyncIterator[Part]:
-        """Judge part by part, and give what may be stored: nothing before it is sure that it is not refused with the whole."""
-        throttle = Throttle(self._traffic)
-
-        def judged(entries: Iterable[Entry]) -> Part:
-            return storing.identify(judging.judge(entries))
-
-        waiting = Part()
-        try:
-            for entries in parts(judging.submission, PART):
-                if len(entries) > JUDGED_IN_THREAD:
-                    waiting += await asyncio.get_running_loop().run_in_executor(
-                        self._judges, judged, throttle.over(entries)
-                    )
-                else:
-                    waiting += judged(entries)
-                if judging.acceptance_is_final:
-                    yield waiting
-                    waiting = Part()
-        finally:
-            throttle.stop()
-
-    async def _find_orders(self, submission: Submission, submitter: Requester) -> JudgingContext:
-        """Gather all that the verdicts depend on: the patient's orders, what entries refer to, when it last submitted."""
-        rules = self.rules  # those that are in force as it begins
-        orders = await self._orders(submission.patient, submitter) if submission.patient else None
+    async def _find_orders(self, submission: Submission, requester: Requester) -> JudgingContext:
+        """Collect what the verdicts depend on: the patient's orders, the resources that entries refer to, the last submission."""
+        rules = self.rules  # a submission is judged by the rules in force when it begins
+        orders = await self._orders(submission.patient, requester) if submission.patient else None
         rejecting = self._settings.policies.too_often == "reject"
         fingerprint = await asyncio.to_thread(submission.fingerprint) if rejecting else ""
         return JudgingContext(
@@ -132,40 +113,86 @@ class Submissions:
             max_depth=self._settings.limits.depth,
             patient_known=orders is not None,
             orders=orders or (),
-            stored_resources=await self._referenced(submission, submitter),
-            last_submission=await self._memory.last_submission(submission.patient, fingerprint),
+            stored_resources=await self._referenced(submission, requester),
+            last_submission=await self._cache.last_submission(submission.patient, fingerprint),
             fingerprint=fingerprint,
             observe=self._settings.mode == "observe",
         )
 
-    async def _orders(self, patient: str, submitter: Requester) -> Orders:
-        async def ask() -> Orders:
-            if not await self._upstream.patient(patient, submitter):
+    async def _orders(self, patient: str, requester: Requester) -> Orders:
+        async def search() -> Orders:
+            if not await self._upstream.patient(patient, requester):
                 return None
-            parameters = {"subject": patient, "status": "active", "code": ",".join(ORDER_TOKENS), "_count": "100"}
-            return read_orders(await self._upstream.search("ServiceRequest", parameters, submitter))
+            query = {"subject": patient, "status": "active", "code": ",".join(ORDER_TOKENS), "_count": "100"}
+            return read_orders(await self._upstream.search("ServiceRequest", query, requester))
 
-        return await self._memory.orders(patient, submitter.credentials, ask)
+        return await self._cache.orders(patient, requester.credentials, search)
 
-    async def _referenced(self, submission: Submission, submitter: Requester) -> dict[str, JsonObject]:
-        """Read the stored resources that entries refer to, once each and as many as is reasonable."""
-        wanted: dict[str, list[str]] = {}
-        for reference in {
-            r for entry in submission.entries for r in entry.references if r not in submission.internal_references
-        }:
-            local = self._localize(reference).partition("/_history/")[0]
-            if STORED_REFERENCE.fullmatch(local):
-                wanted.setdefault(local, []).append(reference)
-        found = await self._upstream.read(sorted(wanted)[:REFERENCED], submitter) if wanted else {}
-        return {reference: found[local] for local, said in wanted.items() if local in found for reference in said}
+    async def _referenced(self, submission: Submission, requester: Requester) -> dict[str, JsonObject]:
+        """Read the stored resources that entries refer to, each of them once."""
+        inside = submission.internal_references
+        spellings: dict[str, list[str]] = {}
+        for reference in {r for entry in submission.entries for r in entry.references if r not in inside}:
+            relative = self._localize(reference).partition("/_history/")[0]
+            if STORED_REFERENCE.fullmatch(relative):
+                spellings.setdefault(relative, []).append(reference)
+        found = await self._upstream.read(sorted(spellings)[:REFERENCED], requester) if spellings else {}
+        return {
+            reference: found[relative]
+            for relative, references in spellings.items()
+            if relative in found
+            for reference in references
+        }
+
+    async def _judge(self, judge: IncrementalJudge, context: JudgingContext) -> AsyncGenerator[Part, None]:
+        """Yield the judged parts that may be stored: none before it is certain that the submission is not refused whole."""
+        submission = judge.submission
+        resolve = reference_resolver(submission, context.stored_resources)
+        throttle = Throttle(self._stats)
+        first: Mapping[int, AcceptedEntry] | None = None
+
+        def judge_part(entries: Iterable[Entry], earlier: Mapping[int, AcceptedEntry]) -> Part:
+            verdicts = judge.judge(entries)
+            return Part(verdicts, identify(verdicts, submission, resolve, earlier))
+
+        waiting = Part()
+        try:
+            for entries in parts(submission, PART):
+                if len(entries) > JUDGED_IN_THREAD:
+                    part = await asyncio.get_running_loop().run_in_executor(
+                        self._judges, judge_part, throttle.over(entries), first or {}
+                    )
+                else:
+                    part = judge_part(entries, first or {})
+                if first is None:  # it holds all entries that entries of other parts may reference
+                    first = {each.entry.index: each for each in part.accepted}
+                waiting += part
+                if judge.acceptance_is_final:
+                    yield waiting
+                    waiting = Part()
+        finally:
+            throttle.stop()
 
 
-def _finished(judging: IncrementalJudge, outcomes: Mapping[int, Outcome]) -> Finished:
-    """Give the answers and count them; raises `RequestRefused` where the whole of it is refused."""
-    judgement = judging.judgement()
-    finished = Finished(judgement, reply.answers(judgement, outcomes))
-    refused = reply.refusal(judgement, finished.answers)
-    metrics.count(judgement, finished.answers)
+async def _one_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield items; while one of them is used, the next one is being made."""
+    upcoming = asyncio.ensure_future(anext(items, None))
+    try:
+        while (item := await upcoming) is not None:
+            upcoming = asyncio.ensure_future(anext(items, None))
+            yield item
+    finally:
+        upcoming.cancel()
+        await asyncio.wait([upcoming])
+        await items.aclose()
+
+
+def _reply(judge: IncrementalJudge, outcomes: Mapping[int, Outcome]) -> Receipt:
+    """Return the responses, and count them; raises `RequestRefused` if the whole submission is refused."""
+    judgement = judge.judgement()
+    receipt = Receipt(judgement, reply.entry_responses(judgement, outcomes))
+    refused = reply.refusal(judgement, receipt.responses)
+    metrics.count(judgement, receipt.responses)
     if refused:
         raise refused
-    return finished
+    return receipt

@@ -45,7 +45,7 @@ class AsyncStatus:
         Raises `RequestRefused`: the upstream's 401 or 403 for who may not read the patient, 503 where there is no room.
         """
         async_pattern.refuse_files(request.query)
-        if not await self._upstream.patient(patient, asked.submitter):
+        if not await self._upstream.patient(patient, asked.requester):
             return None
         made = fhir_responses.wanted_format(request, asked.format or "json")
         try:

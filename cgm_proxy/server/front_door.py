@@ -23,7 +23,7 @@ from cgm_proxy.jobs.worker import Worker
 from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.intake import Intake, SubmissionRequest, SubmissionResponse
 from cgm_proxy.receiver.parsing import BodyParser
-from cgm_proxy.receiver.story import Submissions
+from cgm_proxy.receiver.story import Receiver
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.server import fhir_responses
 from cgm_proxy.server.async_status import AsyncStatus
@@ -63,7 +63,7 @@ class FrontDoor:
         settings: Settings,
         relay: Relay,
         upstream: UpstreamClient,
-        submissions: Submissions,
+        receiver: Receiver,
         memory: Cache,
         status: AsyncStatus | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class FrontDoor:
         self._upstream = upstream
         self._memory = memory
         self._bodies = RequestBodies(settings)
-        self._intake = Intake(settings, BodyParser(settings, relay.traffic), submissions)
+        self._intake = Intake(settings, BodyParser(settings, relay.traffic), receiver)
         self._status = status
         self.work = Worker(self._intake).work
         self._working: set[asyncio.Task[web.StreamResponse]] = set()

@@ -18,7 +18,7 @@ from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
 from cgm_proxy.jobs.job_queue import JobQueue
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
-from cgm_proxy.receiver.story import Submissions
+from cgm_proxy.receiver.story import Receiver
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.rulekit.lint import load_linted
@@ -59,9 +59,9 @@ class Proxy:
         upstream = UpstreamClient(settings, self._session, self._relay.traffic)
         self._memory = memory = Cache(settings)
         await memory.start()
-        self._submissions = Submissions(settings, upstream, self._rules, memory, self._relay.traffic)
+        self._receiver = Receiver(settings, upstream, self._rules, memory, self._relay.traffic)
         status = AsyncStatus(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
-        self._handlers = FrontDoor(settings, self._relay, upstream, self._submissions, memory, status)
+        self._handlers = FrontDoor(settings, self._relay, upstream, self._receiver, memory, status)
         self._server = web.Server(self._handlers, **SERVER_OPTIONS)
         patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
         self._public = web.ServerRunner(self._server, shutdown_timeout=patience)
@@ -90,7 +90,7 @@ class Proxy:
 
     def use(self, rules: RuleBook) -> None:
         """Judge by `rules` what begins from now on; a submission under way keeps those that it began with."""
-        self._rules = self._submissions.rules = rules
+        self._rules = self._receiver.rules = rules
         metrics.RULES.set(rules.size()[1])
         Thread(target=rules.warm, daemon=True).start()
 

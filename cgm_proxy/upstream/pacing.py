@@ -1,13 +1,14 @@
-"""How much goes upstream at once, and in one transaction: more while that costs it no time, half when it fails (AIMD).
+"""The rate limiter: how many transactions run upstream at once, and how many entries each has (AIMD).
 
-One pace is shared by all submissions. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: about 80 entries in a
-transaction (it compares each condition with each resource of the transaction: BaseTransactionProcessor.validateNoDuplicates)
-and two transactions at once are best; more of either only makes each of them slower, which is what the pace listens to. A larger
-server answers as fast to more at once, and gets it.
+All submissions share one limiter. It allows more as long as that costs the server no time, and half as much when the server
+fails. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: two transactions at once with about 80 entries each
+are best. HAPI compares each condition with each resource of the transaction
+(BaseTransactionProcessor.validateNoDuplicates), so more of either only makes each transaction slower, and the limiter
+notices that. A larger server answers as fast to more transactions at once, and gets more.
 
-Who looks at a patient's record goes first: while other requests stream through, fewer transactions are under way
-(`forward.beside`), or one with pauses. Two at once fill both cores of such a server, and its garbage collector stops all
-requests the more often the more is stored a second.
+While other requests stream through, submissions are throttled (`forward.beside`), so that interactive reads stay fast: fewer
+transactions run at once, or one with pauses. Two at once fill both cores of such a server, and the more is stored a second,
+the more often its garbage collector stops all requests.
 """
 
 import asyncio
@@ -20,95 +21,100 @@ from cgm_proxy.observability.metrics import CHUNK_ENTRIES, CONCURRENCY
 from cgm_proxy.observability.stream_stats import RECENT, StreamStats
 from cgm_proxy.settings.loading import ForwardSettings
 
-#: Transactions under way at once, to begin with.
+#: Transactions that run at once in the beginning.
 FIRST = 2
 
-#: Entries in one transaction, at least, unless the setting is lower.
+#: The smallest size of a transaction (entries), unless the setting is lower.
 LEAST = 10
 
-#: Transactions by which it is learnt, with few at once, what an entry usually costs.
+#: Transactions from which the limiter learns, with few at once, what an entry usually costs.
 LEARNING = 10
 
-#: Transactions after which that is learnt anew: an upstream may get slower, or faster, for reasons of its own.
+#: Transactions after which it learns that again: a server may become slower, or faster, for reasons of its own.
 ROUND = 200
 
-#: How much more than usual an entry may cost, in a transaction among several, until fewer are sent at once.
+#: How much more than usual an entry may cost, among several transactions, before fewer run at once.
 TOLERANCE = 1.3
 
-#: Weight of the newest transaction in what entries have cost lately.
+#: Weight of the newest transaction in the recent cost of an entry.
 NEWEST = 0.2
 
-#: Longest pause after a transaction: one that took its time failed, or will be cut (seconds).
+#: Longest pause after a transaction: one that took longer failed, or will be smaller (seconds).
 LONGEST_PAUSE = 1.0
 
-#: Longest time that one transaction should take; longer ones are cut (seconds).
+#: How long one transaction should take at most; a longer one makes the next ones smaller (seconds).
 LONGEST = 5.0
 
 
 class RateLimiter:
-    """Give places to transactions, and tell how large they may be; learn from how long they took, or that they failed."""
+    """Admits transactions, and learns from how long they took, or that they failed."""
 
-    def __init__(self, settings: ForwardSettings, traffic: StreamStats | None = None) -> None:
+    def __init__(self, settings: ForwardSettings, stats: StreamStats | None = None) -> None:
         self._settings = settings
-        self._traffic = traffic or StreamStats()
-        self._most = settings.chunk
+        self._stats = stats or StreamStats()
+        self._largest = settings.chunk
         self.chunk = settings.chunk
-        """Entries in the next transaction."""
+        """The number of entries in the next transaction."""
         self._few = float(min(FIRST, settings.concurrency))
         self._limit = self._few
-        self._busy = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._look: asyncio.TimerHandle | None = None
+        self._running = 0
+        self._waiting: dict[object, deque[asyncio.Future[None]]] = {}
+        self._check: asyncio.TimerHandle | None = None
         self._learnt = 0
-        self._usual = self._lately = 0.0
-        self._slowed = 0.0
+        self._usual_cost = self._recent_cost = 0.0
+        self._slowed_at = 0.0
         self._show()
 
+    @property
+    def most_at_once(self) -> int:
+        """The number of transactions that may ever run at once (`forward.concurrency`)."""
+        return self._settings.concurrency
+
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Wait for a place among the transactions that are under way, in the order of asking."""
-        if self._busy >= self._most_at_once or self._waiting:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+    async def place(self, owner: object = None) -> AsyncIterator[None]:
+        """Wait until a transaction of `owner` may run; owners are served in turn, so that a large submission delays no other."""
+        if self._running >= self._allowed or self._waiting:
+            admitted = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(owner, deque()).append(admitted)
             self._wake()
             try:
-                await turn
+                await admitted
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._busy -= 1
+                if admitted.done() and not admitted.cancelled():
+                    self._running -= 1
                 self._wake()
                 raise
         else:
-            self._busy += 1
+            self._running += 1
         began = monotonic()
         try:
             yield
         finally:
             beside = self._settings.beside
-            if beside < 1 and self._traffic.streaming:
+            if beside < 1 and self._stats.streaming:
                 pause = (monotonic() - began) * (1 / beside - 1)
                 asyncio.get_running_loop().call_later(min(pause, LONGEST_PAUSE), self._leave)
             else:
                 self._leave()
 
     @property
-    def _most_at_once(self) -> int:
-        limit = min(self._limit, self._settings.beside) if self._traffic.streaming else self._limit
+    def _allowed(self) -> int:
+        limit = min(self._limit, self._settings.beside) if self._stats.streaming else self._limit
         return max(1, int(limit))
 
     def _leave(self) -> None:
-        self._busy -= 1
+        self._running -= 1
         self._wake()
 
     def at_most(self, entries: int | None) -> None:
-        """Heed how many entries the upstream takes at once; None where it is not known."""
-        self._most = min(entries or self._settings.chunk, self._settings.chunk)
+        """Bound the size of a transaction by what the server takes; None if that is not known."""
+        self._largest = min(entries or self._settings.chunk, self._settings.chunk)
         self._resize(self.chunk)
         self._show()
 
     def stored(self, entries: int, seconds: float) -> None:
-        """Learn from a transaction that the upstream carried out in `seconds`."""
-        if entries * 2 >= self.chunk and not self._traffic.streaming:  # a small one costs more an entry, at any pace
+        """Learn from a transaction that the server carried out in `seconds`."""
+        if entries * 2 >= self.chunk and not self._stats.streaming:  # an entry of a small one costs more at any rate
             self._compare(seconds / entries)
         if seconds > LONGEST:
             self._resize(int(entries * LONGEST / seconds))
@@ -118,47 +124,52 @@ class RateLimiter:
         self._wake()
 
     def failed(self, began: float) -> None:
-        """Learn from a transaction that began at `began` (the loop's time) and was not answered, or 429 or 5xx.
-
-        What was under way together fails together and counts once.
-        """
-        if began < self._slowed:
+        """Learn from a transaction that began at `began` (event loop time) and failed; concurrent failures count once."""
+        if began < self._slowed_at:
             return
-        self._slowed = asyncio.get_running_loop().time()
+        self._slowed_at = asyncio.get_running_loop().time()
         self._limit = max(1.0, self._limit / 2)
         self._resize(self.chunk // 2)
         self._show()
 
     def _compare(self, cost: float) -> None:
-        """Grow or shrink by what an entry costs now (seconds) and by what it usually costs with few transactions at once."""
+        """Raise or lower the limit: compare what an entry costs now (seconds) with what it costs with few transactions at once."""
         self._learnt += 1
         if self._learnt > ROUND:
             self._learnt, self._limit = 1, min(self._limit, self._few)
         if self._learnt <= LEARNING:
-            self._usual += (cost - self._usual) / self._learnt
-            self._lately = self._usual
+            self._usual_cost += (cost - self._usual_cost) / self._learnt
+            self._recent_cost = self._usual_cost
             return
-        self._lately += (cost - self._lately) * NEWEST
-        cheap = self._lately <= self._usual * TOLERANCE
-        wanted = self._limit + 1 / self._limit if cheap else max(self._limit * 0.9, min(self._limit, self._few))
-        self._limit = min(wanted, self._settings.concurrency)
+        self._recent_cost += (cost - self._recent_cost) * NEWEST
+        cheap = self._recent_cost <= self._usual_cost * TOLERANCE
+        limit = self._limit + 1 / self._limit if cheap else max(self._limit * 0.9, min(self._limit, self._few))
+        self._limit = min(limit, self._settings.concurrency)
 
     def _resize(self, entries: int) -> None:
-        self.chunk = min(max(entries, LEAST), self._most)
+        self.chunk = min(max(entries, LEAST), self._largest)
 
     def _wake(self) -> None:
-        while self._waiting and (self._waiting[0].done() or self._busy < self._most_at_once):
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._busy += 1
-                turn.set_result(None)
-        if self._waiting and self._look is None:  # who streams may stop
-            self._look = asyncio.get_running_loop().call_later(RECENT, self._look_again)
+        """Admit those who may run now, one of each owner in turn."""
+        while self._waiting:
+            owner, queue = next(iter(self._waiting.items()))
+            while queue and queue[0].done():  # cancelled
+                queue.popleft()
+            if queue:
+                if self._running >= self._allowed:
+                    break
+                self._running += 1
+                queue.popleft().set_result(None)
+            del self._waiting[owner]
+            if queue:
+                self._waiting[owner] = queue  # behind the others
+        if self._waiting and self._check is None:  # streaming may end without a transaction that ends
+            self._check = asyncio.get_running_loop().call_later(RECENT, self._check_again)
 
-    def _look_again(self) -> None:
-        self._look = None
+    def _check_again(self) -> None:
+        self._check = None
         self._wake()
 
     def _show(self) -> None:
-        CONCURRENCY.set(self._most_at_once)
+        CONCURRENCY.set(self._allowed)
         CHUNK_ENTRIES.set(self.chunk)

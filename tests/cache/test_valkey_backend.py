@@ -16,7 +16,7 @@ from support.sharing import HERE, ONE, TWO, found, knows, replica
 from cgm_proxy.cache import valkey_backend
 from cgm_proxy.cache.cache import Cache, Orders
 from cgm_proxy.core.submission.orders import FIRST, LAST, Schedule, StandingOrder
-from cgm_proxy.core.submission.plan import Stored
+from cgm_proxy.core.submission.outcomes import Stored
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.cache.valkey_client import Valkey
 from cgm_proxy.cache.valkey_lease import Leases
-from cgm_proxy.core.submission.plan import Stored
+from cgm_proxy.core.submission.outcomes import Stored
 from cgm_proxy.settings.loading import load
 
 ONE = "6f1c1a52-0000-5000-8000-000000000001"

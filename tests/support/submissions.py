@@ -11,7 +11,7 @@ from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.judge import judge, reference_resolver
 from cgm_proxy.core.submission.model import Submission, submission_from_bundle
-from cgm_proxy.core.submission.plan import Identified, identify
+from cgm_proxy.core.submission.plan import AcceptedEntry, identify
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext
 from cgm_proxy.settings.loading import LimitSettings, PolicySettings
 
@@ -167,6 +167,6 @@ def rules_found(judgement: Judgement) -> list[list[str]]:
     return [[issue.rule for issue in verdict.issues] for verdict in judgement.verdicts]
 
 
-def identified_entries(submission: Submission, *, observe: bool = False) -> tuple[Identified, ...]:
+def identified_entries(submission: Submission, *, observe: bool = False) -> tuple[AcceptedEntry, ...]:
     judgement = judge(submission, context(rules=FakeRules(always="http://x/any"), observe=observe))
     return identify(judgement.verdicts, submission, reference_resolver(submission))

@@ -11,7 +11,7 @@ from support.proxying import OTHER, entry_rules, proxying, statuses
 from support.relaying import talk
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.rest import confirmed
+from cgm_proxy.core.rest import responses
 from cgm_proxy.sandbox.simulation.submissions import standing_orders
 
 MINE, SERVICE = "Bearer mine", "Bearer service-token"
@@ -128,12 +128,12 @@ LINKS = [
 @pytest.mark.parametrize(("link", "asked"), LINKS)
 def test_a_next_link_is_followed_at_the_upstream_alone(link: str, asked: str) -> None:
     page = {"link": [{"relation": "self", "url": "http://x"}, {"relation": "next", "url": link}]}
-    assert confirmed.next_page(page, "Observation") == asked
+    assert responses.next_page(page, "Observation") == asked
 
 
 @pytest.mark.parametrize("link", [None, 7, "x", [7], [{"relation": "next"}], [{"relation": "next", "url": 7}], {}])
 def test_what_is_no_next_link_ends_the_pages(link: Any) -> None:
-    assert confirmed.next_page({"link": link}, "Observation") is None
+    assert responses.next_page({"link": link}, "Observation") is None
 
 
 #: Which read is refused, and with what; what the submitter is answered.

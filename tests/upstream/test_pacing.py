@@ -93,7 +93,7 @@ async def test_places_are_given_in_order_and_none_is_lost_with_those_who_give_up
         nonlocal most
         async with pace.place():
             order.append(number)
-            most = max(most, pace._busy)
+            most = max(most, pace._running)
             await asyncio.sleep(0.001)
 
     tasks = [asyncio.create_task(work(number)) for number in range(40)]
@@ -102,7 +102,7 @@ async def test_places_are_given_in_order_and_none_is_lost_with_those_who_give_up
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert [number for number in order if number % 3] == [number for number in range(40) if number % 3]
-    assert (most, pace._busy) == (2, 0)
+    assert (most, pace._running) == (2, 0)
     async with asyncio.timeout(1), pace.place(), pace.place():
         pass
 
@@ -113,13 +113,13 @@ async def test_while_others_stream_through_fewer_are_under_way(beside: float, mo
     pace = RateLimiter(ForwardSettings(beside=beside), traffic)
     for _ in range(100):
         pace.stored(50, 0.1)
-    assert pace._most_at_once == 8
+    assert pace._allowed == 8
     traffic.in_flight = 1  # a client that does not read its answer waits for nothing
-    assert pace._most_at_once == 8
+    assert pace._allowed == 8
     traffic.count_response(200, 0.001)
-    assert pace._most_at_once == most
+    assert pace._allowed == most
     traffic.last_response -= RECENT
-    assert pace._most_at_once == 8
+    assert pace._allowed == 8
 
 
 async def test_a_share_below_one_is_one_with_pauses_as_long_as_others_stream_through(

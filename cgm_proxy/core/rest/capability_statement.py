@@ -1,4 +1,4 @@
-"""What the proxy changes in the upstream's CapabilityStatement: it receives CGM data by the operation, at the public base."""
+"""What the proxy changes in the upstream's CapabilityStatement: the public base, and that it receives CGM data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.dialects import OPERATION, OPERATION_DEFINITION, RECEIVER_CAPABILITIES
 
-#: Says that a client may choose between a synchronous and an asynchronous answer (FHIR Extensions Pack, for R4 too).
+#: A client may choose between a synchronous and an asynchronous response (FHIR Extensions Pack, for R4 as well).
 EITHER = {"url": "http://hl7.org/fhir/StructureDefinition/synchronicity-control", "valueUri": "either"}
 
-#: Where a statement gives URLs at its server's base. HAPI keeps the base of whoever asked first, maybe its own probe.
+#: The elements of a statement with URLs at its server's base. HAPI keeps the base of the first request, which may be a probe.
 ADDRESSES = (
     ("implementation", "url"),
     ("rest", "operation", "definition"),
@@ -18,7 +18,7 @@ ADDRESSES = (
 
 
 def publish(statement: JsonObject, public: Callable[[str], str]) -> JsonObject:
-    """Give the statement with the URLs at its server's base as `public` makes them; anything else comes back as it is."""
+    """Return the statement with `public` applied to the URLs at its server's base; any other resource is returned unchanged."""
     if statement.get("resourceType") == "CapabilityStatement":
         for path in ADDRESSES:
             statement = _replaced(statement, path, public)
@@ -34,9 +34,9 @@ def _replaced(value: Any, path: tuple[str, ...], public: Callable[[str], str]) -
 
 
 def add_receiver(statement: JsonObject, *, asynchronous: bool = False) -> JsonObject:
-    """Give the statement with `instantiates` and the operation added, once; anything else comes back as it is.
+    """Return the statement with `instantiates` and the operation added once; any other resource is returned unchanged.
 
-    With `asynchronous`, the operation is said to have answers of both kinds.
+    `asynchronous` is whether the operation can also be answered later.
     """
     if statement.get("resourceType") != "CapabilityStatement":
         return statement

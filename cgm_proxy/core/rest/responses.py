@@ -1,111 +1,56 @@
-"""Read what a FHIR server answers to entries that it was sent: each is stored, refused, or may be sent again.
+"""Read what a FHIR server answers to searches and to entries that it was sent.
 
-A server, or a gateway before it, may answer anything: nothing here raises.
+A server, or a gateway before it, may answer anything: nothing here raises. What does not fit is left out of a search and
+confirms nothing.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import msgspec
 
+from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.rest import confirmed
-from cgm_proxy.core.submission.plan import Identified, Refused, Stored
+from cgm_proxy.core.rest.reactions import Cause, cause_of
+from cgm_proxy.core.submission.outcomes import Refused, Stored
+from cgm_proxy.core.submission.plan import AcceptedEntry
 
-#: Why an entry may be answered otherwise: it lost a race (`conflict`); it is stored, but it was not said where, or its condition
-#: failed (`unclear`); the server did nothing (`busy`); it says that it failed (`failed`); nobody knows what it did (`lost`).
-Cause = Literal["conflict", "unclear", "busy", "failed", "lost"]
+#: The end of a location, relative to the base: type, id and version (https://hl7.org/fhir/R4/http.html#create).
+LOCATION = re.compile(r"(?:^|/)([A-Z][A-Za-z]*/[A-Za-z0-9\-.]{1,64}(?:/_history/[A-Za-z0-9\-._~=]{1,64})?)$")
 
-#: Those by which the upstream itself fails, or may.
-FAILING: frozenset[Cause] = frozenset({"busy", "failed", "lost"})
+#: An ETag (RFC 9110, 8.8.3), and the bare version that HAPI writes in transaction-responses.
+ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"')
+VERSION = re.compile(r"[\x21\x23-\x7e]+")
 
-#: Statuses below 500 after which the same request may be answered otherwise: HAPI's losers (HAPI-0550, HAPI-2745) get 409.
-CAUSES: dict[int, Cause] = {408: "busy", 409: "conflict", 412: "unclear", 425: "busy", 429: "busy"}
+#: The ETag of a first version.
+FIRST_VERSION = 'W/"1"'
 
-#: Statuses from 500 that stay: any other one may be a restart's, a gateway's or an overload's.
-LASTING = frozenset({501, 505})
+#: Statuses that refuse the submitter, the endpoint or the format, not an entry: sending fewer entries would not help.
+REFUSING_ALL = frozenset({401, 403, 405, 406, 407, 410, 415, 501, 505})
 
-#: Statuses that refuse the submitter, the endpoint or the format, not an entry: narrowing would change nothing.
-OF_ALL = frozenset({401, 403, 405, 406, 407, 410, 415, 501, 505})
-
-#: Issue types of a Bundle that is too large (https://hl7.org/fhir/R4/valueset-issue-type.html), beside 413.
+#: Issue types of a Bundle that is too large (https://hl7.org/fhir/R4/valueset-issue-type.html), besides status 413.
 TOO_LARGE = frozenset({"too-costly", "too-long"})
 
-#: Digits of a number of seconds that is none any more.
-LONG = 300
+#: A `Retry-After` of so many digits is endless.
+LONGEST_NUMBER = 300
+
+#: Characters of a link's query that are not percent-encoded.
+_IN_QUERY = "!$%&'()*+,-./:;=?@_~|"
 
 _STATUSES = frozenset(map(int, HTTPStatus))
 _ENTRY = re.compile(r"\bentry\[(\d{1,6})\]")
 
 
-class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
-    """A refusal that sending again does not change."""
-
-    status: int
-    outcome: JsonObject
-    authenticate: str | None = None
-
-    @property
-    def of_all(self) -> bool:
-        """Whether it refuses whatever would be sent."""
-        return self.status < 400 or self.status in OF_ALL
-
-    @property
-    def too_large(self) -> bool:
-        """Whether less at once may be taken."""
-        return self.status == 413 or any(
-            str(issue.get("code")) in TOO_LARGE for issue in objects(self.outcome.get("issue"))
-        )
-
-    def told(self) -> Refused:
-        """Give what to tell the submitter, in the server's words, cut short; a redirection is none of its business."""
-        said = [issue.get("diagnostics") for issue in objects(self.outcome.get("issue"))]
-        texts = [text for text in said if isinstance(text, str)] or ["it gave no reason"]
-        issues = [
-            Issue("upstream-refused", f"the server refuses the entry: {text[:500]}", code="processing")
-            for text in texts[:5]
-        ]
-        status = self.status if self.status in _STATUSES else 400 if self.status < 500 else 502
-        return Refused(502 if self.status < 400 else status, tuple(issues), self.authenticate)
-
-    def named(self, ones: Sequence[Identified]) -> set[int]:
-        """Tell which of the entries that were sent it names, by their places: by FHIRPath, by identity, by what they reference.
-
-        HAPI 8.8 gives no path; it quotes the condition, which holds the identity, or the reference.
-        """
-        text = "\n".join(self._texts())
-        places = {int(place) for place in _ENTRY.findall(text)} & set(range(len(ones)))
-        quoted = (i for i, one in enumerate(ones) if any(t in text for t in (one.identity, *one.entry.references)))
-        return places or set(quoted)
-
-    def _texts(self) -> Iterator[str]:
-        for issue in objects(self.outcome.get("issue")):
-            for said in (issue.get("diagnostics"), issue.get("expression"), issue.get("location")):
-                yield from (str(text) for text in (said if isinstance(said, list) else [said]))
-
-
-class Retry(msgspec.Struct, frozen=True, gc=False):
-    """An entry may be answered otherwise when it is sent again, not before `wait` seconds have passed."""
-
-    cause: Cause
-    wait: float = 0.0
-    refusal: UpstreamRefusal | None = None
-    """What stands if it stays `unclear`, and is told beside if it stays a `conflict`."""
-
-
-EntryResult = Stored | UpstreamRefusal | Retry
-
-LOST = Retry("lost")
-
-
 class UpstreamResponse(NamedTuple):
-    """An HTTP response, and when it came."""
+    """An HTTP response of the upstream, and when it came."""
 
     status: int
     headers: Mapping[str, str]
@@ -113,73 +58,245 @@ class UpstreamResponse(NamedTuple):
     at: datetime
 
 
-def of_bundle(answered: UpstreamResponse, count: int, *, whole: bool) -> list[EntryResult] | UpstreamRefusal | Retry:
-    """Read the answer to `count` entries that were sent together: a result for each, or one for all."""
-    body = answered.body
-    if answered.status >= 300:
-        return _without(answered.status, confirmed.document(body), answered)
+class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
+    """A refusal that sending the same again does not change."""
+
+    status: int
+    outcome: JsonObject
+    authenticate: str | None = None
+
+    @property
+    def of_all(self) -> bool:
+        """Whether the server would refuse any entry."""
+        return self.status < 400 or self.status in REFUSING_ALL
+
+    @property
+    def too_large(self) -> bool:
+        """Whether the server might take fewer entries."""
+        return self.status == 413 or any(
+            str(issue.get("code")) in TOO_LARGE for issue in objects(self.outcome.get("issue"))
+        )
+
+    def as_refused(self) -> Refused:
+        """Return what the submitter is told: the server's words, cut short, without the status of a redirect."""
+        texts = [issue.get("diagnostics") for issue in objects(self.outcome.get("issue"))]
+        given = [text for text in texts if isinstance(text, str)] or ["it gave no reason"]
+        issues = [
+            Issue("upstream-refused", f"the server refuses the entry: {text[:500]}", code="processing")
+            for text in given[:5]
+        ]
+        status = self.status if self.status in _STATUSES else 400 if self.status < 500 else 502
+        return Refused(502 if self.status < 400 else status, tuple(issues), self.authenticate)
+
+    def named(self, entries: Sequence[AcceptedEntry]) -> set[int]:
+        """Return the positions of the entries that it names: by FHIRPath, by identity, or by what they reference.
+
+        HAPI 8.8 gives no path; it quotes the condition, which holds the identity, or the reference.
+        """
+        text = "\n".join(self._texts())
+        positions = {int(position) for position in _ENTRY.findall(text)} & set(range(len(entries)))
+        quoted = (i for i, e in enumerate(entries) if any(t in text for t in (e.identity, *e.entry.references)))
+        return positions or set(quoted)
+
+    def _texts(self) -> Iterator[str]:
+        for issue in objects(self.outcome.get("issue")):
+            for value in (issue.get("diagnostics"), issue.get("expression"), issue.get("location")):
+                yield from (str(text) for text in (value if isinstance(value, list) else [value]))
+
+
+class Retry(msgspec.Struct, frozen=True, gc=False):
+    """An entry that may be answered differently when it is sent again, not before `wait` seconds have passed."""
+
+    cause: Cause
+    wait: float = 0.0
+    refusal: UpstreamRefusal | None = None
+    """The server's words: the answer if the entry stays `unclear`, and a part of it if it stays a `conflict`."""
+
+
+EntryResult = Stored | UpstreamRefusal | Retry
+
+LOST = Retry("lost")
+
+
+# Responses to creates ------------------------------------------------------------------------------------------------
+
+
+class _Response(msgspec.Struct, gc=False):
+    """What is read of `Bundle.entry.response`; the outcome, most of its text, is skipped."""
+
+    status: Any = None
+    location: Any = None
+    etag: Any = None
+
+
+class _ResponseEntry(msgspec.Struct, gc=False):
+    """An entry of a transaction-response."""
+
+    response: _Response
+    resource: Any = None
+
+
+class _TransactionResponse(msgspec.Struct):
+    """A transaction-response."""
+
+    entry: list[_ResponseEntry]
+
+
+_transaction_response = msgspec.json.Decoder(_TransactionResponse, float_hook=Decimal)
+
+
+def read_bundle_response(
+    response: UpstreamResponse, count: int, *, whole: bool
+) -> list[EntryResult] | UpstreamRefusal | Retry:
+    """Read the response to `count` entries that were sent together: one result for each, or one for all of them.
+
+    `whole` is whether the Bundle was a transaction.
+    """
+    if response.status >= 300:
+        return _not_stored(response.status, document(response.body), response)
     if whole:
-        stored = confirmed.confirmation(body, count)
-        return [*stored] if stored else LOST
-    entries = (confirmed.document(body) or {}).get("entry")
+        confirmed = stored_by_transaction(response.body, count)
+        return [*confirmed] if confirmed else LOST
+    entries = (document(response.body) or {}).get("entry")
     if not isinstance(entries, list) or len(entries) != count:
         return LOST
-    return [_of_entry(entry) for entry in entries]
+    return [_read_entry(entry) for entry in entries]
 
 
-def _of_entry(entry: Any) -> EntryResult:
-    """Read one entry of a batch-response."""
-    if stored := confirmed.stored(entry):
-        return stored
-    response = entry.get("response") if isinstance(entry, dict) else None
-    said = str(response.get("status"))[:3] if isinstance(response, dict) else ""
-    if not (said.isascii() and said.isdigit()):
-        return LOST
-    outcome = response.get("outcome") if isinstance(response, dict) else None
-    status = int(said)
-    if 200 <= status < 300:
-        return Retry("unclear")
-    return _without(status, outcome if isinstance(outcome, dict) else None)
-
-
-def of_single(answered: UpstreamResponse, kind: str) -> EntryResult:
-    """Read the answer to an entry that was sent by itself, as a resource of type `kind`."""
-    status, headers, body, _ = answered
-    document = confirmed.document(body)
+def read_single_response(response: UpstreamResponse, resource_type: str) -> EntryResult:
+    """Read the response to an entry that was sent by itself."""
+    status, headers, body, _ = response
+    parsed = document(body)
     if status >= 300:
-        return _without(status, document, answered)
-    resource = document if document and document.get("resourceType") == kind else None
-    told = (confirmed.LOCATION.search(headers.get(field, "")) for field in ("Location", "Content-Location"))
-    places = [place[1] for place in told if place and place[1].startswith(f"{kind}/")]
+        return _not_stored(status, parsed, response)
+    resource = parsed if parsed and parsed.get("resourceType") == resource_type else None
+    found = (LOCATION.search(headers.get(name, "")) for name in ("Location", "Content-Location"))
+    places = [match[1] for match in found if match and match[1].startswith(f"{resource_type}/")]
     if places:
-        return Stored(places[0], confirmed.etag(headers.get("ETag")), status == 201, resource)
-    if resource and (found := confirmed.location_of(resource)):
-        return Stored(found.location, found.etag, status == 201, resource)
+        return Stored(places[0], etag(headers.get("ETag")), status == 201, resource)
+    if resource and (location := location_of(resource)):
+        return Stored(location.location, location.etag, status == 201, resource)
     return Retry("unclear")
 
 
-def _without(
-    status: int, outcome: JsonObject | None, answered: UpstreamResponse | None = None
+def stored_by_transaction(data: bytes, count: int) -> list[Stored] | None:
+    """Read a transaction-response to `count` creates: 200 or 201 and a location for each of them, else None."""
+    try:
+        entries = _transaction_response.decode(data).entry
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+        return None
+    found = [
+        stored
+        for e in entries
+        if (stored := _stored(e.response.status, e.response.location, e.response.etag, e.resource))
+    ]
+    return found if len(found) == len(entries) == count else None
+
+
+def _read_entry(entry: Any) -> EntryResult:
+    """Read one entry of a batch-response."""
+    response = entry.get("response") if isinstance(entry, dict) else None
+    if not isinstance(response, dict):
+        return LOST
+    given = response.get("status")
+    if stored := _stored(given, response.get("location"), response.get("etag"), entry.get("resource")):
+        return stored
+    digits = str(given)[:3]
+    if not (digits.isascii() and digits.isdigit()):
+        return LOST
+    status, outcome = int(digits), response.get("outcome")
+    if 200 <= status < 300:
+        return Retry("unclear")
+    return _not_stored(status, outcome if isinstance(outcome, dict) else None)
+
+
+def _stored(status: Any, location: Any, tag: Any, resource: Any) -> Stored | None:
+    code, found = str(status)[:3], LOCATION.search(str(location))
+    if code not in {"200", "201"} or found is None:
+        return None
+    return Stored(found[1], etag(tag), code == "201", resource if isinstance(resource, dict) else None)
+
+
+def _not_stored(
+    status: int, outcome: JsonObject | None, response: UpstreamResponse | None = None
 ) -> UpstreamRefusal | Retry:
-    """Read an answer by which nothing is known to be stored."""
-    headers = answered.headers if answered else {}
-    wait = retry_after(headers.get("Retry-After", ""), answered.at) if answered else None
+    """Read a response that does not say that anything is stored."""
+    headers = response.headers if response else {}
+    wait = retry_after(headers.get("Retry-After", ""), response.at) if response else None
     refusal = UpstreamRefusal(status, outcome or {}, headers.get("WWW-Authenticate"))
-    if status in CAUSES:
-        return Retry(CAUSES[status], wait or 0.0, refusal if status in {409, 412} else None)
-    if status < 500 or status in LASTING:
+    cause = cause_of(status, explained=outcome is not None, retry_after=wait is not None)
+    if cause == "refused":
         return refusal
-    if status == 503 and wait is not None:
-        return Retry("busy", wait)
-    return Retry("failed" if status == 500 and outcome is not None else "lost", wait or 0.0)
+    return Retry(cause, wait or 0.0, refusal if cause in {"conflict", "unclear"} else None)
 
 
 def retry_after(text: str, now: datetime) -> float | None:
-    """Read `Retry-After` (RFC 9110, 10.2.3), which is seconds or a date, in seconds; None where it is neither."""
+    """Return the seconds of a `Retry-After` (RFC 9110, 10.2.3), a number or a date; None if it is neither."""
     if text.isascii() and text.isdigit():
-        return float(text) if len(text) < LONG else math.inf
+        return float(text) if len(text) < LONGEST_NUMBER else math.inf
     try:
         date = parsedate_to_datetime(text)
     except (TypeError, ValueError):
         return None
     return max((date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds(), 0.0)
+
+
+def etag(value: Any) -> str | None:
+    """Return an ETag that may stand in a header field, also for a bare version; None for anything else."""
+    if value == "1":  # HAPI writes it for whatever is new: one string for all of them
+        return FIRST_VERSION
+    if not isinstance(value, str) or ETAG.fullmatch(value):
+        return value if isinstance(value, str) else None
+    return f'W/"{value}"' if VERSION.fullmatch(value) else None
+
+
+# Responses to searches and reads -------------------------------------------------------------------------------------
+
+
+def document(data: bytes) -> JsonObject | None:
+    """Parse a body; None if it is not a JSON object."""
+    try:
+        return decode(data)
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+        return None
+
+
+def resources(page: JsonObject, resource_type: str) -> Iterator[JsonObject]:
+    """Yield the resources of one type in a searchset, without outcomes and included resources."""
+    for entry in objects(page.get("entry")):
+        resource = entry.get("resource")
+        if isinstance(resource, dict) and resource.get("resourceType") == resource_type and location_of(resource):
+            yield resource
+
+
+def next_page(page: JsonObject, resource_type: str) -> str | None:
+    """Return the link to the next page of a search as path and query below the base, whatever host the link names."""
+    urls = [link.get("url") for link in objects(page.get("link")) if link.get("relation") == "next"]
+    if not urls or not isinstance(url := urls[0], str):
+        return None
+    path, _, query = url.partition("#")[0].partition("?")
+    steps = [unquote(step) for step in path.split("/") if step]
+    below = "/".join(steps[steps.index(resource_type) :]) if resource_type in steps else ""
+    return (f"/{quote(below)}" if below else "") + "?" + quote(query, safe=_IN_QUERY)
+
+
+def location_of(resource: JsonObject) -> Stored | None:
+    """Return where a resource that was read or found is stored; None if it has no id."""
+    logical_id = resource.get("id")
+    place = LOCATION.fullmatch(f"{resource.get('resourceType')}/{logical_id}")
+    if not isinstance(logical_id, str) or not place:
+        return None
+    meta = resource.get("meta")
+    version = meta.get("versionId") if isinstance(meta, dict) else None
+    if not isinstance(version, str) or not LOCATION.fullmatch(f"{place[1]}/_history/{version}"):
+        return Stored(place[1])
+    return Stored(f"{place[1]}/_history/{version}", f'W/"{version}"')
+
+
+def subject_of(resource: JsonObject) -> str | None:
+    """Return the reference to the patient whom a resource is about; None if it names nobody."""
+    for name in ("subject", "patient"):
+        element = resource.get(name)
+        if isinstance(element, dict) and isinstance(reference := element.get("reference"), str):
+            return reference
+    return None

@@ -1,7 +1,7 @@
-"""What an upstream can do, and so the way that entries take, by two small tables: how they are sent, how each is created once.
+"""What an upstream can do, and how entries are sent to it and created once: two small tables.
 
-Of each table the first row counts that the upstream is able to do, unless a setting names another one. A row keeps the invariants
-by itself: whatever is sent together, an entry is created in the way of its row or not at all.
+In each table the first row counts that the upstream is able to do, unless a setting names another row. Each row keeps the
+invariants by itself: an entry is created in the way of its row, or not at all.
 """
 
 from collections.abc import Callable, Collection
@@ -12,27 +12,28 @@ from cgm_proxy.core.submission.identity import search_token
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.plan import Group, Plan
 
-#: What an identity begins with; a UUID follows.
+#: The beginning of an identity; a UUID follows.
 URN = "urn:uuid:"
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a server says that it can do; the defaults are FHIR's own way, for one that says nothing that can be read."""
+    """What a server declares that it can do. The defaults are FHIR's own way, for a server whose statement can't be read."""
 
     transactions: bool = True
     batches: bool = True
     conditional_create: bool = True
     update_create: bool = False
     hapi: bool = False
-    """Whether it is a HAPI, which looks conditions up together only if they name the type (HAPI 8.8.0,
-    TransactionProcessor.preFetchConditionalUrls), and takes batches although it does not say so."""
+    """Whether it is a HAPI. HAPI prefetches the conditions of a transaction in one statement only if they name the type (HAPI
+    8.8.0, TransactionProcessor.preFetchConditionalUrls), and it takes batches although it does not declare them."""
 
 
 def abilities(statement: JsonObject, types: Collection[str]) -> Abilities | None:
-    """Read a CapabilityStatement, as far as it is about resources of `types`; None where it does not say what the server does.
+    """Read a CapabilityStatement as far as it is about resources of `types`; None if it is not one of a server.
 
-    What is not said is not done (https://hl7.org/fhir/R4/capabilitystatement.html): the way without it is slower, and as safe.
+    If the server does not declare an ability, the proxy does not use it. The fallback is slower but equally safe.
+    (https://hl7.org/fhir/R4/capabilitystatement.html)
     """
     served = [rest for rest in objects(statement.get("rest")) if rest.get("mode") == "server"]
     if not served or statement.get("resourceType") != "CapabilityStatement":
@@ -41,51 +42,52 @@ def abilities(statement: JsonObject, types: Collection[str]) -> Abilities | None
     resources = [each for each in objects(served[0].get("resource")) if each.get("type") in types]
     software = statement.get("software")
     hapi = isinstance(software, dict) and "hapi" in str(software.get("name")).lower()
+
+    def declared(ability: str) -> bool:
+        return bool(resources) and all(each.get(ability) is True for each in resources)
+
     return Abilities(
         transactions="transaction" in codes,
         batches="batch" in codes or hapi,
-        conditional_create=_all(resources, "conditionalCreate"),
-        update_create=_all(resources, "updateCreate"),
+        conditional_create=declared("conditionalCreate"),
+        update_create=declared("updateCreate"),
         hapi=hapi,
     )
 
 
-def _all(resources: Collection[JsonObject], ability: str) -> bool:
-    return bool(resources) and all(each.get(ability) is True for each in resources)
-
-
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A row of how entries are sent."""
+    """One way to send entries."""
 
     name: str
-    able: Callable[[Abilities], bool]
+    available: Callable[[Abilities], bool]
     whole: bool = False
-    """Whether what is sent together is stored whole or not at all; else members go before their summary, each by itself."""
+    """Whether entries that are sent together are stored whole or not at all. If not, members are sent before their summary,
+    each entry by itself."""
     bundled: bool = True
     most: int | None = None
-    """Entries that are sent together at most."""
+    """The largest number of entries that are sent together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Creating:
-    """A row of how it is made sure that each entry is created once; `request` is made of type, identity and condition."""
+    """One way to create each entry once; `request` is called with type, identity and condition."""
 
     name: str
-    able: Callable[[Abilities], bool]
+    available: Callable[[Abilities], bool]
     request: Callable[[str, str, str], JsonObject]
     looks: bool = False
-    """Whether the upstream is asked for all identities before anything is sent, and again before it is sent again."""
+    """Whether the upstream is searched for all identities before entries are sent, and before they are sent again."""
     by_id: bool = False
-    """Whether the identity is the resource's id, and looked for there as well: it is an identifier in any case, by which that is
-    found which was created in another way, but which whoever amends the resource may drop."""
+    """Whether the identity is the resource's id, and is searched for as an id as well. It is an identifier in any case, which
+    finds resources that were created in another way; but whoever amends a resource may drop an identifier."""
     alone: bool = False
-    """Whether it rests on the patient's turn, and on what was sent before being over: what may still be under way is not sent
-    again."""
+    """Whether it relies on the patient's lock, and on earlier requests being over: entries of a request that may still arrive
+    are not sent again."""
 
 
 def name(identity: str) -> str:
-    """Give the id of the resource whose id is its identity."""
+    """Return the id of the resource whose id is its identity."""
     return identity.removeprefix(URN)
 
 
@@ -95,59 +97,71 @@ SENDING = (
     Sending("single", lambda _: True, bundled=False, most=10),
 )
 
-#: `If-None-Match: *` (RFC 9110, 13.1.2) keeps what is there by then, where the server heeds it on a PUT.
+#: `If-None-Match: *` (RFC 9110, 13.1.2) keeps a resource that exists by then, if the server heeds it on a PUT.
 CREATING = (
     Creating(
         "conditional",
         lambda able: able.conditional_create,
-        lambda kind, _, condition: {"method": "POST", "url": kind, "ifNoneExist": condition},
+        lambda resource_type, _, condition: {"method": "POST", "url": resource_type, "ifNoneExist": condition},
     ),
     Creating(
         "update",
         lambda able: able.update_create,
-        lambda kind, identity, _: {"method": "PUT", "url": f"{kind}/{name(identity)}", "ifNoneMatch": "*"},
+        lambda resource_type, identity, _: {
+            "method": "PUT",
+            "url": f"{resource_type}/{name(identity)}",
+            "ifNoneMatch": "*",
+        },
         looks=True,
         by_id=True,
     ),
-    Creating("search", lambda _: True, lambda kind, *_: {"method": "POST", "url": kind}, looks=True, alone=True),
+    Creating(
+        "search",
+        lambda _: True,
+        lambda resource_type, *_: {"method": "POST", "url": resource_type},
+        looks=True,
+        alone=True,
+    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A row of each table; `entries` is how many the upstream takes at once at most, None where that is not known."""
+    """One row of each table; `entries` is how many entries the upstream takes at once, None if that is not known."""
 
     sending: Sending = SENDING[0]
     creating: Creating = CREATING[0]
     hapi: bool = False
     entries: int | None = None
 
-    def request(self, kind: str, identity: str) -> JsonObject:
-        """Give `Bundle.entry.request` of an entry."""
+    def request(self, resource_type: str, identity: str) -> JsonObject:
+        """Return `Bundle.entry.request` of an entry."""
         condition = f"identifier={search_token(identity)}"
-        return self.creating.request(kind, identity, f"{kind}?{condition}" if self.hapi else condition)
+        return self.creating.request(
+            resource_type, identity, f"{resource_type}?{condition}" if self.hapi else condition
+        )
 
     def fits(self, group: Collection[int]) -> bool:
-        """Tell whether a group can be stored whole."""
+        """Whether a group can be stored whole."""
         return len(group) == 1 or (self.sending.whole and len(group) <= (self.entries or len(group)))
 
 
 def strategy(able: Abilities, *, send: str = "auto", create: str = "auto", entries: int = 0) -> Strategy:
     """Choose the rows; `send` and `create` name them, or are `auto`; `entries` is 0 for no limit."""
-    sending = next(row for row in SENDING if _chosen(row, able, send))
-    creating = next(row for row in CREATING if _chosen(row, able, create))
+
+    def chosen(row: Sending | Creating, setting: str) -> bool:
+        return row.available(able) if setting == "auto" else row.name == setting
+
+    sending = next(row for row in SENDING if chosen(row, send))
+    creating = next(row for row in CREATING if chosen(row, create))
     limits = [limit for limit in (entries, sending.most) if limit]
     return Strategy(sending, creating, able.hapi, min(limits, default=None))
 
 
-def _chosen(row: Sending | Creating, able: Abilities, wanted: str) -> bool:
-    return row.able(able) if wanted == "auto" else row.name == wanted
-
-
 def apart(groups: Collection[Group], plan: Plan) -> tuple[list[tuple[Group, ...]], list[int]]:
-    """Take groups apart into entries by themselves, each wave after what it references; and those that lie on a circle.
+    """Split groups into single entries: return the waves, each after what it references, and the entries on a circle.
 
-    On a circle lies what references a repetition of what references it.
+    An entry is on a circle if it references the duplicate of an entry that references it.
     """
     inside = {index for group in groups for index in group}
     linked = {i: {plan.links.get(r, -1) for r in plan.creates[i].entry.references} & inside for i in inside}

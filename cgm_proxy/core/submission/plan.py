@@ -1,7 +1,8 @@
-"""Plan what goes upstream: what to create, what together and after what; what is stored; what is the same twice.
+"""Plan what goes upstream: which entries to create, which belong together, in which order, and which are duplicates.
 
-An entry comes after what it references, so that references can be replaced by locations that exist. What belongs to one
-group, a summary with its members and the report on it, stays in one transaction: it is stored whole or not at all.
+An entry comes after the entries that it references, so that its references can be replaced by the locations of stored
+resources. The entries of a group (a summary, its members and the report on it) stay in one transaction: all of them are
+stored, or none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,69 +12,24 @@ from types import MappingProxyType
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue
-from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.identity import ReferenceResolver, compute_identity, has_foreign_identity, reading_code
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.model import Entry, Submission
+from cgm_proxy.core.submission.outcomes import Outcome, Refused, Stored, refused
 from cgm_proxy.core.submission.verdicts import Verdict
 
-
-class Stored(msgspec.Struct, frozen=True, gc=False):
-    """What is known of a stored resource: `Observation/7/_history/1` and, where the server says it, its ETag."""
-
-    location: str
-    etag: str | None = None
-    created: bool = False
-    """Whether this submission created it."""
-    resource: JsonObject | None = None
-    """The stored resource, where the submitter asked for its representation."""
-
-    @property
-    def reference(self) -> str:
-        """The location without its version, as a reference."""
-        return self.location.partition("/_history/")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why the upstream did not store an entry; `status` is what the entry is answered with."""
-
-    status: int
-    issues: tuple[Issue, ...]
-    authenticate: str | None = None
-    """The `WWW-Authenticate` of a 401."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassedThrough:
-    """The upstream's answer to an entry that was sent in the submitter's own words."""
-
-    status: int
-    entry: JsonObject
-
-
-Outcome = Stored | Refused | PassedThrough
-
-TOO_LARGE = Refused(
+GROUP_TOO_LARGE = refused(
     422,
-    (
-        Issue(
-            "group-too-large",
-            "it belongs to a group of too many entries that reference one another; split it",
-            code="too-costly",
-        ),
-    ),
+    "group-too-large",
+    "the entry belongs to a group of too many entries that reference one another; split the group",
+    code="too-costly",
 )
 
-#: Entries that are stored together or not at all, by index.
+#: The indices of entries that are stored together or not at all.
 Group = tuple[int, ...]
 
-#: What has been planned, by identity and by type and ifNoneExist: the index of the first that has it.
-Seen = dict[str | tuple[str, str], int]
 
-
-class Identified(msgspec.Struct, frozen=True, gc=False):
+class AcceptedEntry(msgspec.Struct, frozen=True, gc=False):
     """An accepted entry and its identity."""
 
     entry: Entry
@@ -83,7 +39,7 @@ class Identified(msgspec.Struct, frozen=True, gc=False):
     def url(self) -> str:
         """What other entries of its transaction call it.
 
-        Servers replace only a `urn:uuid:` by the location of what is created: to HAPI any other URL is an external one.
+        Servers replace only a `urn:uuid:` by the location of the new resource: HAPI takes any other URL for an external one.
         """
         given = self.entry.full_url or ""
         return given if given.startswith("urn:uuid:") else self.identity
@@ -91,120 +47,137 @@ class Identified(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with the accepted entries, by index."""
+    """What to do with the accepted entries of one part of a submission, by index."""
 
-    creates: Mapping[int, Identified]
+    creates: Mapping[int, AcceptedEntry]
     same_as: Mapping[int, int]
-    """Entries that another one of the submission already holds."""
+    """Duplicates within the submission: each with the first entry that has the same content."""
     waves: tuple[tuple[Group, ...], ...]
-    """Done one after another; the groups of a wave may go in any order, and in any transaction, but each in one."""
+    """Sent one after another; the groups of one wave may be sent in any order and in any transaction."""
     aliases: Mapping[str, str]
-    """References that are written in another way upstream: to what is stored, to an entry by its id, to this server."""
+    """References that are written differently upstream: to stored resources, to entries, and to this server."""
     links: Mapping[str, int]
-    """Its references that mean an entry, with that entry's index, or the index of the one that it is the same as."""
+    """The references that mean an entry, each with the index of that entry, or of the first entry that it duplicates."""
     settled: Mapping[int, Outcome]
-    """Accepted entries of which it is known without the upstream what becomes of them."""
+    """Accepted entries whose outcome is known without sending them."""
+    earlier: frozenset[int] = frozenset()
+    """Entries of earlier parts that entries of this part reference: they must be stored first."""
     atomic: bool = False
-    """Whether all of it must be stored, or nothing."""
+    """Whether everything must be stored, or nothing."""
 
 
 def identify(
     verdicts: Iterable[Verdict],
     submission: Submission,
     resolve: ReferenceResolver,
-    earlier: Mapping[int, Identified] = MappingProxyType({}),
-) -> tuple[Identified, ...]:
-    """Give each accepted entry its identity, those that are referenced first; one on a circle of references has none.
+    earlier: Mapping[int, AcceptedEntry] = MappingProxyType({}),
+) -> tuple[AcceptedEntry, ...]:
+    """Return the accepted entries with their identities; an entry on a circle of references has none and is left out.
 
-    `earlier` are those of an earlier part that these may reference, by index.
+    `earlier` are the entries of an earlier part that these may reference, by index.
     """
     accepted = {v.entry.index: v.entry for v in verdicts if v.accepted and v.profiles}
     edges = {entry.index: submission.referenced_entries(entry) for entry in accepted.values()}
-    found = {i: earlier[i].identity for targets in edges.values() for i in targets if i in earlier}
+    identities = {i: earlier[i].identity for targets in edges.values() for i in targets if i in earlier}
     for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
         entry = accepted[index]
         inner = {
-            r: found[submission.internal_references[r]]
+            r: identities[submission.internal_references[r]]
             for r in entry.references
-            if submission.internal_references.get(r) in found
+            if submission.internal_references.get(r) in identities
         }
-        found[index] = compute_identity(entry, submission.patient or "", resolve, inner)
-    return tuple(Identified(entry, found[index]) for index, entry in accepted.items() if index in found)
+        identities[index] = compute_identity(entry, submission.patient or "", resolve, inner)
+    return tuple(AcceptedEntry(entry, identities[index]) for index, entry in accepted.items() if index in identities)
 
 
-def forged(identified: Iterable[Identified]) -> dict[int, Refused]:
-    """Refuse what carries the identity of something else: it would later stand in that one's place."""
-    refused = {}
-    for one in identified:
-        if has_foreign_identity(one.entry, one.identity):
-            text = "an identifier has the form of this receiver's identities, but not of this entry's; leave it out"
-            issue = Issue("identity-forged", text, f"{one.entry.type}.identifier", code="business-rule")
-            refused[one.entry.index] = Refused(422, (issue,))
-    return refused
+def forged(accepted: Iterable[AcceptedEntry]) -> dict[int, Refused]:
+    """Refuse entries that carry the identity of another entry: they would later be taken for that one."""
+    found = {}
+    for each in accepted:
+        if has_foreign_identity(each.entry, each.identity):
+            text = "an identifier has the form of this receiver's identities but is not this entry's identity; leave it out"
+            expression = f"{each.entry.type}.identifier"
+            found[each.entry.index] = refused(422, "identity-forged", text, expression, code="business-rule")
+    return found
 
 
-def plan(
-    identified: Sequence[Identified],
-    settled: Mapping[int, Outcome],
-    submission: Submission,
-    largest: int,
-    localize: Callable[[str], str],
-    seen: Seen | None = None,
-) -> Plan:
-    """Plan the creation of what is not in `settled`, by index.
+class Planner:
+    """Plans one submission part by part: entries that repeat an entry of an earlier part are recognised.
 
-    `largest` is how many entries one group may have; `localize` makes references to this server relative; `seen` is what
-    earlier parts of the submission have planned, to which this part is added.
+    `largest` is the number of entries that one group may have; `localize` makes references to this server relative.
     """
-    sound = [one for one in identified if one.entry.index not in settled]
-    same_as = _same_as(sound, {} if seen is None else seen)
-    creates = {one.entry.index: one for one in sound if one.entry.index not in same_as}
-    named = {r for one in identified for r in one.entry.references if r in submission.internal_references}
-    links = {name: same_as.get(index := submission.internal_references[name], index) for name in named}
-    edges = {i: {links[r] for r in o.entry.references if links.get(r) in creates} for i, o in creates.items()}
-    groups = [tuple(creates)] if submission.atomic and creates else _grouped(creates, edges)
-    too_large = {index: TOO_LARGE for group in groups if len(group) > largest for index in group}
-    waves = _waves([group for group in groups if group[0] not in too_large], edges)
-    aliases = _aliases(identified, links, settled, localize)
-    return Plan(creates, same_as, tuple(waves), aliases, links, {**settled, **too_large}, submission.atomic)
 
+    def __init__(self, submission: Submission, largest: int, localize: Callable[[str], str]) -> None:
+        self._submission = submission
+        self._largest = largest
+        self._localize = localize
+        self._first: dict[str | tuple[str, str], int] = {}
+        self._same_as: dict[int, int] = {}
+        self._planned: set[int] = set()
 
-def _same_as(identified: Iterable[Identified], first: Seen) -> dict[int, int]:
-    """Map entries to earlier ones that they repeat: by identity, or by their own ifNoneExist, which the earlier one fulfils."""
-    same_as: dict[int, int] = {}
-    for one in identified:
-        index, condition = one.entry.index, one.entry.request.get("ifNoneExist")
-        earlier = first.get(one.identity, index)
-        if condition:
-            earlier = min(earlier, first.get((one.entry.type, condition), index))
-            first.setdefault((one.entry.type, condition), earlier)
-        first.setdefault(one.identity, earlier)
-        if earlier != index:
-            same_as[index] = earlier
-    return same_as
+    def plan(self, accepted: Sequence[AcceptedEntry], settled: Mapping[int, Outcome]) -> Plan:
+        """Plan the creation of the next part's entries; those in `settled` have an outcome already."""
+        submission, planned_before = self._submission, frozenset(self._planned)
+        remaining = [each for each in accepted if each.entry.index not in settled]
+        same_as = self._duplicates(remaining)
+        creates = {each.entry.index: each for each in remaining if each.entry.index not in same_as}
+        names = {r for each in accepted for r in each.entry.references if r in submission.internal_references}
+        links = {name: self._same_as.get(index := submission.internal_references[name], index) for name in names}
+        edges = {i: {links[r] for r in c.entry.references if links.get(r) in creates} for i, c in creates.items()}
+        groups = [tuple(creates)] if submission.atomic and creates else _grouped(creates, edges)
+        too_large = {index: GROUP_TOO_LARGE for group in groups if len(group) > self._largest for index in group}
+        waves = _waves([group for group in groups if group[0] not in too_large], edges)
+        aliases = _aliases(accepted, links, settled, self._localize)
+        self._planned.update(each.entry.index for each in accepted)
+        return Plan(
+            creates,
+            same_as,
+            tuple(waves),
+            aliases,
+            links,
+            {**settled, **too_large},
+            planned_before.intersection(links.values()),
+            submission.atomic,
+        )
+
+    def _duplicates(self, accepted: Iterable[AcceptedEntry]) -> dict[int, int]:
+        """Map entries to earlier ones that they repeat: by identity, or by an equal ifNoneExist, which the earlier one fulfils."""
+        same_as: dict[int, int] = {}
+        first = self._first
+        for each in accepted:
+            index, condition = each.entry.index, each.entry.request.get("ifNoneExist")
+            earlier = first.get(each.identity, index)
+            if condition:
+                earlier = min(earlier, first.get((each.entry.type, condition), index))
+                first.setdefault((each.entry.type, condition), earlier)
+            first.setdefault(each.identity, earlier)
+            if earlier != index:
+                same_as[index] = earlier
+        self._same_as.update(same_as)
+        return same_as
 
 
 def _aliases(
-    identified: Sequence[Identified],
+    accepted: Sequence[AcceptedEntry],
     links: Mapping[str, int],
     settled: Mapping[int, Outcome],
     localize: Callable[[str], str],
 ) -> dict[str, str]:
-    by_index = {one.entry.index: one for one in identified}
-    aliases = {r: localize(r) for one in identified for r in one.entry.references if r.startswith("http")}
+    by_index = {each.entry.index: each for each in accepted}
+    aliases = {r: localize(r) for each in accepted for r in each.entry.references if r[:4].lower() == "http"}
     for name, index in links.items():
-        if first := by_index.get(index):
-            place = settled.get(index)
-            aliases[name] = place.reference if isinstance(place, Stored) else first.url
+        if target := by_index.get(index):
+            outcome = settled.get(index)
+            aliases[name] = outcome.reference if isinstance(outcome, Stored) else target.url
     return {name: alias for name, alias in aliases.items() if name != alias}
 
 
 def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> Iterator[tuple[Group, ...]]:
-    """Give the groups, wave by wave: what references nothing new first, then what references that."""
-    if not any(edges.values()):  # readings alone, mostly
+    """Yield the groups wave by wave: first those that reference nothing new, then those that reference them."""
+    if not any(edges.values()):  # usually there are readings alone
         yield from [tuple(groups)] if groups else ()
         return
-    order = TopologicalSorter(_leaning(groups, edges))
+    order = TopologicalSorter(_dependencies(groups, edges))
     order.prepare()
     while order.is_active():
         ready = order.get_ready()
@@ -212,8 +185,8 @@ def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> Iterator[t
         order.done(*ready)
 
 
-def _leaning(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> dict[int, set[int]]:
-    """Map each group, by its number, to the others that it references."""
+def _dependencies(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> dict[int, set[int]]:
+    """Map the number of each group to the numbers of the other groups that it references."""
     group_of = {index: number for number, group in enumerate(groups) for index in group}
     return {
         number: {group_of[target] for index in group for target in edges[index] if target in group_of} - {number}
@@ -221,18 +194,16 @@ def _leaning(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> dict[int
     }
 
 
-def _grouped(creates: Mapping[int, Identified], edges: Mapping[int, set[int]]) -> list[Group]:
-    """Group what is stored together or not at all; without references each entry is a group."""
+def _grouped(creates: Mapping[int, AcceptedEntry], edges: Mapping[int, set[int]]) -> list[Group]:
+    """Group the entries that are stored together or not at all; without references each entry is a group.
+
+    Groups that depend on one another, which can happen although no entry does, become one group with their dependants.
+    """
     if not any(edges.values()):
         return [(index,) for index in creates]
-    return _acyclic(_groups({index: _rank(one.entry) for index, one in creates.items()}, edges), edges)
-
-
-def _acyclic(groups: list[Group], edges: Mapping[int, set[int]]) -> list[Group]:
-    """Make one group of those that lean on one another, which groups can although no entry does, and of their users."""
-    leaning = _leaning(groups, edges)
-    order = referenced_first(leaning)
-    circular = leaning.keys() - set(order)
+    groups = _joined({index: _rank(each.entry) for index, each in creates.items()}, edges)
+    dependencies = _dependencies(groups, edges)
+    circular = dependencies.keys() - set(referenced_first(dependencies))
     if not circular:
         return groups
     merged = tuple(sorted(index for number in circular for index in groups[number]))
@@ -240,14 +211,14 @@ def _acyclic(groups: list[Group], edges: Mapping[int, set[int]]) -> list[Group]:
 
 
 def _rank(entry: Entry) -> int:
-    """Order what stands for itself below what is made of it: devices, readings, summaries and reports."""
+    """Rank devices below readings, and readings below the summaries and reports that are made of them."""
     if entry.type == "Device":
         return 0
     return 1 if reading_code(entry.resource) else 2
 
 
-def _groups(ranks: Mapping[int, int], edges: Mapping[int, set[int]]) -> list[Group]:
-    """Group the entries: references join, but not those that lead to a lower rank."""
+def _joined(ranks: Mapping[int, int], edges: Mapping[int, set[int]]) -> list[Group]:
+    """Join the entries by their references, except references to a lower rank."""
     parent = {index: index for index in ranks}
 
     def root(index: int) -> int:

@@ -1,291 +1,194 @@
-"""Deliver groups of entries: look, send, again, and narrow down to what keeps them out, until the fate of each is known."""
+"""The life of one chunk: look, send, settle, and send again or halve, until the outcome of each entry is known.
+
+What each answer of the server leads to is decided by the tables in `core/rest/reactions.py`; how often and after which
+pauses a chunk is sent again, by `retry_budget.py`. This module carries it out.
+"""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 from cgm_proxy.cache.backends import PatientLock
-from cgm_proxy.core.issues import Issue, RequestRefused
-from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.rest import confirmed
-from cgm_proxy.core.rest.responses import FAILING, Cause, EntryResult, Retry, UpstreamRefusal, retry_after
+from cgm_proxy.core.rest.reactions import REACTIONS
+from cgm_proxy.core.rest.responses import EntryResult, Retry, UpstreamRefusal
 from cgm_proxy.core.rest.strategy import Strategy
-from cgm_proxy.core.submission.plan import Group, Outcome, Plan, Refused, Stored
+from cgm_proxy.core.submission.outcomes import UNKNOWN, Refused, Stored, refused
+from cgm_proxy.core.submission.plan import Group, Plan
 from cgm_proxy.observability.metrics import CHUNKS
-from cgm_proxy.receiver.duplicates import TAKEN, UNKNOWN
-from cgm_proxy.receiver.forwarding.retry_budget import RetryBudget, after_race
+from cgm_proxy.receiver.duplicates import DuplicateFinder
+from cgm_proxy.receiver.forwarding.ledger import Ledger
+from cgm_proxy.receiver.forwarding.retry_budget import Attempts, RetryBudget
 from cgm_proxy.receiver.forwarding.send import Sender
-from cgm_proxy.upstream.client import NOT_ALLOWED, SEARCHED, Requester, UpstreamClient
+from cgm_proxy.upstream.client import NOT_ALLOWED
 from cgm_proxy.upstream.faults import FAILED, UNAVAILABLE
 
-#: What an entry answers that can't be created once without the patient's turn.
-NO_TURN = Refused(
+NO_LOCK = refused(
     503,
-    (
-        Issue(
-            "turn-lost",
-            "another submission of the patient may be under way, and the server can't create conditionally; send it again",
-            code="conflict",
-        ),
-    ),
+    "turn-lost",
+    "another submission of the patient may be in progress, and the server can't create conditionally; send the entry again",
+    code="conflict",
 )
 
-SEVERAL = Refused(
-    412,
-    (
-        Issue(
-            "identity-ambiguous",
-            "several stored resources carry this entry's identity; the server's operator must correct that",
-            code="multiple-matches",
-        ),
-    ),
-)
-
-#: Failures (500, 409) of parts of chunks, in one submission, until the upstream itself is taken for broken, not an entry.
-FAILURES = 32
-
-#: Races that one chunk may lose, and one that is a part of another that lost all of its.
-RACES = 12
-FEWER_RACES = 3
-
-#: Causes that may last, and be of one entry's making: HAPI says 409 of whatever its store refuses.
-NARROWED: tuple[set[Cause], ...] = ({"failed"}, {"conflict"})
-
-#: How long the upstream is left alone where what it was sent may still be under way, and must not be sent again (seconds).
+#: How long nothing is sent after a request that may still arrive, if its entries must not be sent again (seconds).
 SETTLING = 1.0
 
 
-class Way:
-    """One submission's way upstream, which its parts share."""
-
-    def __init__(
-        self,
-        upstream: UpstreamClient,
-        submitter: Requester,
-        turn: PatientLock,
-        prefer: str,
-        patient: str,
-        *,
-        concurrency: int,
-        retries: int,
-        deadline: float,
-    ) -> None:
-        self.upstream = upstream
-        self.submitter = submitter
-        self.turn = turn
-        self.prefer = prefer
-        self.patient = patient
-        self.concurrency = concurrency
-        self.retries = retries
-        self.patience = RetryBudget(retries, deadline)
-        self.places = asyncio.Semaphore(concurrency)
-        self.failures_left = FAILURES
-
-
+@dataclass(frozen=True, slots=True)
 class Delivery:
-    """Deliver what a plan says by one strategy; `outcomes` grows as the upstream answers."""
+    """Who takes part in delivering the entries of one submission."""
 
-    def __init__(self, plan: Plan, way: Way, strategy: Strategy) -> None:
+    sender: Sender
+    duplicates: DuplicateFinder
+    lock: PatientLock
+    budget: RetryBudget
+    ledger: Ledger
+
+
+class Chunks:
+    """Delivers the chunks of one plan by one strategy; the outcomes are recorded in the ledger."""
+
+    def __init__(self, plan: Plan, strategy: Strategy, delivery: Delivery) -> None:
         self._plan = plan
-        self._way = way
         self._strategy = strategy
-        self._sender = Sender(way.upstream, way.submitter, way.prefer, strategy)
-        self._locations = dict(plan.aliases)
-        self._names: dict[int, list[str]] = {}
-        for name, index in plan.links.items():
-            self._names.setdefault(index, []).append(name)
-        self._doubted: set[int] = set()
-        self.found: set[int] = set()
-        """Those that a look-up found stored, about the patient."""
-        self.outcomes: dict[int, Outcome] = {}
-        self.note(plan.settled)
+        self._upstream = delivery.sender.upstream
+        self._delivery = delivery
+        self._ledger = delivery.ledger
+        self._budget = delivery.budget
+        self._may_arrive_late: set[int] = set()
 
-    def note(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Take outcomes over; references to what is stored are written as its location from now on."""
-        self.outcomes.update(outcomes)
-        for index in outcomes.keys() & self._names.keys():
-            if isinstance(outcome := outcomes[index], Stored):
-                self._locations.update(dict.fromkeys(self._names[index], outcome.reference))
+    async def deliver(self, groups: Sequence[Group], *, part: bool = False) -> None:
+        """Send groups in one chunk, again while that may help, and halved if the server refuses or fails at it.
 
-    async def deliver(self, groups: Sequence[Group], retries: int | None = None) -> None:
-        """Send groups together, again while that may help, then by parts; a group that is too large for that is left as it is.
-
-        `retries` are those of a part of what has failed before.
+        `part` is whether they are a part of a chunk that was given up. A group that is too large for the server is left
+        without an outcome.
         """
-        look, tries = self._strategy.creating.looks, _Tries(self._way, retries)
-        left = self.open(groups)
-        while left:
-            answer = await self._attempt(_indices(left), look=look)
-            left = self.open(left)
+        attempts = Attempts(self._budget, part=part)
+        look, condition_failed = self._strategy.creating.looks, False
+        remaining = self._ledger.unsettled(groups)
+        while remaining:
+            answer = await self._attempt(_indices(remaining), look=look)
+            remaining = self._ledger.unsettled(remaining)
             if isinstance(answer, UpstreamRefusal):
-                return await self._narrow(left, answer)
-            causes = {again.cause for again in answer.values()}
-            if look and tries.unclear and causes == {"unclear"}:
-                return await self._stay_unclear(left, answer)
-            look = look or "unclear" in causes
-            if left and not await tries.worthwhile(causes):
-                return await self._give_up(left, answer)
+                return await self._refused(remaining, answer)
+            causes = {retry.cause for retry in answer.values()}
+            if condition_failed and causes == {"unclear"}:
+                return await self._condition_failed_again(remaining, answer)
+            if any(REACTIONS[cause].looks for cause in causes):
+                look = condition_failed = True
+            if remaining and not await attempts.another(causes):
+                return await self._give_up(remaining, answer)
         return None
 
-    def open(self, groups: Sequence[Group]) -> list[Group]:
-        """Give what of the groups has no outcome yet."""
-        return [left for group in groups if (left := tuple(i for i in group if i not in self.outcomes))]
+    # One attempt -----------------------------------------------------------------------------------------------------
 
     async def _attempt(self, indices: Sequence[int], *, look: bool) -> UpstreamRefusal | dict[int, Retry]:
-        """Look and send once, in a place among the transactions under way; give what is not settled by it."""
-        way = self._way
+        """Look and send once; record what is known afterwards, and return why the other entries have no outcome."""
+        budget = self._budget
         while True:
-            await asyncio.sleep(way.patience.resting)
-            async with way.places, way.upstream.pace.place():
-                if way.patience.over:
+            await asyncio.sleep(budget.pause)
+            async with self._upstream.limiter.place(budget):
+                if budget.used_up:
                     return dict.fromkeys(indices, Retry("busy"))
-                if not way.patience.resting:
-                    return await self._look_and_send(indices, look=look)
+                if budget.pause:
+                    continue
+                began = asyncio.get_running_loop().time()
+                retries, to_send = await self._look(indices) if look else ({}, list(indices))
+                if to_send and self._strategy.creating.alone and not self._delivery.lock.held:
+                    self._ledger.record(dict.fromkeys(to_send, NO_LOCK))
+                    return retries
+                entries = [self._plan.creates[index] for index in to_send]
+                locations = self._ledger.locations(self._plan, entries)
+                results = await self._delivery.sender.send(entries, locations, self._strategy) if entries else []
+            if isinstance(results, UpstreamRefusal):
+                CHUNKS.labels("refused").inc()
+                budget.succeeded()
+                return results
+            each = [results] * len(to_send) if isinstance(results, Retry) else results
+            retries |= {i: result for i, result in zip(to_send, each, strict=True) if isinstance(result, Retry)}
+            self._report(retries, began)
+            if self._strategy.creating.alone:
+                self._may_arrive_late |= {i for i, r in retries.items() if REACTIONS[r.cause].may_arrive_late}
+            await self._settle(dict(zip(to_send, each, strict=True)))
+            return retries
 
-    async def _look_and_send(self, indices: Sequence[int], *, look: bool) -> UpstreamRefusal | dict[int, Retry]:
-        began = asyncio.get_running_loop().time()
-        again = await self._look(indices) if look else {}
-        left = [i for i in indices if i not in self.outcomes and i not in again]
-        again |= {i: Retry("lost") for i in left if i in self._doubted}
-        left = [i for i in left if i not in self._doubted]
-        if left and self._strategy.creating.alone and not self._way.turn.held:
-            self.note(dict.fromkeys(left, NO_TURN))
-            return again
-        results = await self._sender.send([self._plan.creates[i] for i in left], self._locations) if left else []
-        if isinstance(results, UpstreamRefusal):
-            CHUNKS.labels("refused").inc()
-            self._way.patience.succeeded()
-            return results
-        each = [results] * len(left) if isinstance(results, Retry) else results
-        again |= self._settle(dict(zip(left, each, strict=True)))
-        self._learn(again, began)
-        return again
+    async def _look(self, indices: Sequence[int]) -> tuple[dict[int, Retry], list[int]]:
+        """Search for entries: return why some can't be sent now, and which are to be sent."""
+        creating = self._strategy.creating
+        entries = [self._plan.creates[index] for index in indices]
+        found, retries = await self._delivery.duplicates.look_up(entries, by_id=creating.by_id, must=creating.looks)
+        self._ledger.record(found)
+        remaining = [index for index in indices if index not in found and index not in retries]
+        late = {index: Retry("lost") for index in remaining if index in self._may_arrive_late}
+        return retries | late, [index for index in remaining if index not in late]
 
-    def _settle(self, results: Mapping[int, EntryResult]) -> dict[int, Retry]:
-        """Note what is known now, and give the rest."""
-        stored: dict[int, Outcome] = {i: result for i, result in results.items() if isinstance(result, Stored)}
-        self.note(stored)
-        self.note({i: result.told() for i, result in results.items() if isinstance(result, UpstreamRefusal)})
+    async def _settle(self, results: Mapping[int, EntryResult]) -> None:
+        """Record results. Entries that the server says it had before must be about this patient."""
+        stored = {index: result for index, result in results.items() if isinstance(result, Stored)}
+        existing = {index: result for index, result in stored.items() if not result.created}
         if stored:
             CHUNKS.labels("stored").inc()
-        again = {i: result for i, result in results.items() if isinstance(result, Retry)}
-        if self._strategy.creating.alone:
-            self._doubted |= {i for i, result in again.items() if result.cause == "lost"}
-        return again
+        self._ledger.record({index: result for index, result in stored.items() if result.created})
+        self._ledger.record(
+            {i: result.as_refused() for i, result in results.items() if isinstance(result, UpstreamRefusal)}
+        )
+        if existing:
+            not_confirmed = await self._delivery.duplicates.not_confirmed([self._plan.creates[i] for i in existing])
+            self._ledger.record({**existing, **not_confirmed})
 
-    def _learn(self, again: Mapping[int, Retry], began: float) -> None:
-        failed = [each for each in again.values() if each.cause in FAILING]
-        if not failed:
-            self._way.patience.succeeded()
+    def _report(self, retries: Mapping[int, Retry], began: float) -> None:
+        """Tell the retry budget how the attempt went."""
+        failures = [retry for retry in retries.values() if REACTIONS[retry.cause].slows]
+        if not failures:
+            self._budget.succeeded()
             return
-        settling = SETTLING if self._strategy.creating.alone and any(each.cause == "lost" for each in failed) else 0.0
-        self._way.patience.failed(began, max(settling, *(each.wait for each in failed)))
+        late = self._strategy.creating.alone and any(REACTIONS[retry.cause].may_arrive_late for retry in failures)
+        self._budget.failed(began, max(SETTLING if late else 0.0, *(retry.wait for retry in failures)))
 
-    async def _look(self, indices: Sequence[int]) -> dict[int, Retry]:
-        """Ask where entries are stored; give those of which that could not be learnt."""
-        by_type: dict[str, list[int]] = {}
-        for index in indices:
-            by_type.setdefault(self._plan.creates[index].entry.type, []).append(index)
-        again: dict[int, Retry] = {}
-        for kind, listed in by_type.items():
-            for start in range(0, len(listed), SEARCHED):
-                again |= await self._look_for(kind, listed[start : start + SEARCHED])
-        return again
+    # When sending the same again does not help -----------------------------------------------------------------------
 
-    async def _look_for(self, kind: str, indices: Sequence[int]) -> dict[int, Retry]:
-        identities = {self._plan.creates[index].identity: index for index in indices}
-        creating, way, holders = self._strategy.creating, self._way, dict[str, list[JsonObject]]()
-        try:
-            for by_id in (False, True) if creating.by_id else (False,):
-                if asked := [identity for identity in identities if identity not in holders]:
-                    holders |= await way.upstream.holders(kind, asked, way.submitter, by_id=by_id)
-        except RequestRefused as refused:
-            if refused.status not in NOT_ALLOWED:
-                wait = retry_after(refused.headers.get("Retry-After", ""), datetime.now(UTC))
-                return dict.fromkeys(indices, Retry("busy", wait or 0.0))
-            if creating.looks:  # without, nobody knows what it would be stored beside
-                said = Refused(refused.status, refused.issues, refused.headers.get("WWW-Authenticate"))
-                self.note(dict.fromkeys(indices, said))
-            return {}
-        found = {identities[identity]: self._where(resources) for identity, resources in holders.items()}
-        self.found |= {index for index, outcome in found.items() if isinstance(outcome, Stored)}
-        self.note(found)
-        return {}
-
-    def _where(self, holders: Sequence[JsonObject]) -> Outcome:
-        """Give where an entry is stored, from those that have its identity; one about somebody else is not it."""
-        mine = [one for one in holders if self._way.upstream.about(one) in {None, self._way.patient}]
-        places = [place for one in mine if (place := confirmed.location_of(one))]
-        return SEVERAL if len(places) > 1 else places[0] if places else TAKEN
-
-    async def _narrow(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> None:
-        """Narrow a refusal down to the guilty groups: those that it names, else by halves."""
-        strategy, size = self._way.upstream.strategy, len(_indices(groups))
-        if refusal.too_large and size > 1:
-            strategy.too_large(size)
+    async def _refused(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> None:
+        """Find the guilty groups of a refused chunk: the groups that the refusal names, else by halves."""
+        negotiation, indices = self._upstream.strategy, _indices(groups)
+        if refusal.too_large and len(indices) > 1:
+            negotiation.too_large(len(indices))
             if len(groups) == 1 and not self._plan.atomic:
                 return
         if len(groups) > 1 and not refusal.of_all:
-            for part in self._parts(groups, refusal):
+            positions = refusal.named([self._plan.creates[index] for index in indices])
+            named = {indices[position] for position in positions}
+            guilty = [group for group in groups if not named.isdisjoint(group)]
+            innocent = [group for group in groups if named.isdisjoint(group)]
+            half = len(groups) // 2
+            for part in (innocent, guilty) if guilty and innocent else (groups[:half], groups[half:]):
                 await self.deliver(part)
             return
         if refusal.of_all and refusal.status not in NOT_ALLOWED:
-            strategy.doubt()
-        self.note(dict.fromkeys(_indices(groups), refusal.told()))
+            negotiation.doubt()
+        self._ledger.record(dict.fromkeys(indices, refusal.as_refused()))
 
-    def _parts(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> tuple[Sequence[Group], Sequence[Group]]:
-        indices = _indices(groups)
-        named = {indices[place] for place in refusal.named([self._plan.creates[index] for index in indices])}
-        guilty = [group for group in groups if not named.isdisjoint(group)]
-        if 0 < len(guilty) < len(groups):
-            return [group for group in groups if named.isdisjoint(group)], guilty
-        half = len(groups) // 2
-        return groups[:half], groups[half:]
-
-    async def _stay_unclear(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
-        """Take a failed condition as a refusal: a look-up has not told what it met."""
-        refusals = {index: again.refusal for index, again in answer.items()}
+    async def _condition_failed_again(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
+        """Take a failed condition for a refusal: looking did not tell what it met."""
+        refusals = {index: retry.refusal for index, retry in answer.items()}
         refusal = next((each for each in refusals.values() if each), None)
         if refusal and self._strategy.sending.whole:
-            return await self._narrow(groups, refusal)
-        self.note({index: each.told() if each else UNKNOWN for index, each in refusals.items()})
-        return None
+            await self._refused(groups, refusal)
+        else:
+            self._ledger.record({i: each.as_refused() if each else UNKNOWN for i, each in refusals.items()})
 
     async def _give_up(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
-        """Leave entries unknown; but one that a server can't digest must not keep the others of its chunk out for ever."""
+        """Leave the entries unknown; but first halve a chunk in which one bad entry may keep the others out."""
         CHUNKS.labels("unknown").inc()
-        if {again.cause for again in answer.values()} in NARROWED and len(groups) > 1 and self._way.failures_left > 0:
-            self._way.failures_left -= 1
+        causes = {retry.cause for retry in answer.values()}
+        halves = len(causes) == 1 and all(REACTIONS[cause].halves for cause in causes)
+        if halves and len(groups) > 1 and self._budget.halve():
             half = len(groups) // 2
-            await self.deliver(groups[:half], 0)
-            await self.deliver(groups[half:], 0)
+            await self.deliver(groups[:half], part=True)
+            await self.deliver(groups[half:], part=True)
             return
-        for index, again in answer.items():
-            why = FAILED if again.cause == "failed" else UNAVAILABLE
-            said = again.refusal.told() if again.refusal else why
-            self.note({index: Refused(503, UNKNOWN.issues + said.issues)})
-
-
-class _Tries:
-    """How often one chunk has been sent for nothing."""
-
-    def __init__(self, way: Way, retries: int | None) -> None:
-        self._patience = way.patience
-        self._retries = way.retries if retries is None else retries
-        self._races = RACES if retries is None else FEWER_RACES
-        self._lost = 0
-        self.unclear = False
-        """Whether a condition has failed before."""
-
-    async def worthwhile(self, causes: set[Cause]) -> bool:
-        """Tell whether to send it again, after a pause that keeps those apart who ran a race."""
-        self.unclear = self.unclear or "unclear" in causes
-        if causes & FAILING:
-            self._retries -= 1
-            return self._retries >= 0 and not self._patience.over
-        self._lost += 1
-        await after_race(self._lost)
-        return self._lost <= self._races
+        for index, retry in answer.items():
+            why = FAILED if retry.cause == "failed" else UNAVAILABLE
+            issues = retry.refusal.as_refused().issues if retry.refusal else why.issues
+            self._ledger.record({index: Refused(503, UNKNOWN.issues + issues)})
 
 
 def _indices(groups: Iterable[Group]) -> list[int]:

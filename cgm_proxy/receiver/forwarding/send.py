@@ -1,4 +1,4 @@
-"""Send entries upstream the way that it takes them, and give what became of each."""
+"""Send entries upstream in one request, or one after another, and read what became of each."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.rest import create_requests
+from cgm_proxy.core.rest.reactions import REACTIONS
 from cgm_proxy.core.rest.responses import (
-    FAILING,
     LOST,
     EntryResult,
     Retry,
     UpstreamRefusal,
     UpstreamResponse,
-    of_bundle,
-    of_single,
+    read_bundle_response,
+    read_single_response,
 )
 from cgm_proxy.core.rest.strategy import Strategy
-from cgm_proxy.core.submission.plan import Identified
+from cgm_proxy.core.submission.plan import AcceptedEntry
 from cgm_proxy.upstream.client import JSON, Requester, UpstreamClient
 
 Results = Sequence[EntryResult] | UpstreamRefusal | Retry
@@ -25,45 +25,59 @@ Results = Sequence[EntryResult] | UpstreamRefusal | Retry
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """How one submission's entries are sent."""
+    """Sends the entries of one submission, as its submitter; `prefer` is the submitter's `return` preference."""
 
     upstream: UpstreamClient
-    submitter: Requester
+    requester: Requester
     prefer: str
-    strategy: Strategy
 
-    async def send(self, ones: Sequence[Identified], locations: Mapping[str, str]) -> Results:
-        """Send entries together, once: a result for each, or one for all; `locations` replace references."""
-        began, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
-        results = await (self._bundled if self.strategy.sending.bundled else self._singly)(ones, locations)
-        each = [results] if isinstance(results, UpstreamRefusal | Retry) else results
-        if any(isinstance(result, Retry) and result.cause in FAILING for result in each):
-            self.upstream.pace.failed(began)
-        elif not isinstance(results, UpstreamRefusal | Retry):
-            self.upstream.pace.stored(len(ones), loop.time() - began)
+    async def send(self, entries: Sequence[AcceptedEntry], locations: Mapping[str, str], strategy: Strategy) -> Results:
+        """Send entries once: return one result for each, or one for all; `locations` replace references.
+
+        The rate limiter learns how long it took, or that the server failed.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        if strategy.sending.bundled:
+            results = await self._bundled(entries, locations, strategy)
+        else:
+            results = await self._one_by_one(entries, locations, strategy)
+        if isinstance(results, UpstreamRefusal):
+            return results
+        retries = [results] if isinstance(results, Retry) else [each for each in results if isinstance(each, Retry)]
+        if any(REACTIONS[retry.cause].slows for retry in retries):
+            self.upstream.limiter.failed(began)
+        elif not isinstance(results, Retry):
+            self.upstream.limiter.stored(len(entries), clock() - began)
         return results
 
-    async def _bundled(self, ones: Sequence[Identified], locations: Mapping[str, str]) -> Results:
-        answered = await self._ask("POST", "", create_requests.bundle(ones, locations, self.strategy), {})
-        if isinstance(answered, Retry):
-            return answered
-        return of_bundle(answered, len(ones), whole=self.strategy.sending.whole)
+    async def _bundled(
+        self, entries: Sequence[AcceptedEntry], locations: Mapping[str, str], strategy: Strategy
+    ) -> Results:
+        response = await self._request("POST", "", create_requests.bundle(entries, locations, strategy), {})
+        if isinstance(response, Retry):
+            return response
+        return read_bundle_response(response, len(entries), whole=strategy.sending.whole)
 
-    async def _singly(self, ones: Sequence[Identified], locations: Mapping[str, str]) -> Results:
-        """Send entries one after another, until the upstream fails."""
+    async def _one_by_one(
+        self, entries: Sequence[AcceptedEntry], locations: Mapping[str, str], strategy: Strategy
+    ) -> Results:
+        """Send entries one after another; once the server is busy or gone, the others are not sent."""
         results: list[EntryResult] = []
-        for one in ones:
-            request, fields, resource = create_requests.single(one, locations, self.strategy)
-            answered = await self._ask(request["method"], f"/{request['url']}", resource, fields)
-            result = answered if isinstance(answered, Retry) else of_single(answered, one.entry.type)
+        for each in entries:
+            request, fields, resource = create_requests.single(each, locations, strategy)
+            response = await self._request(request["method"], f"/{request['url']}", resource, fields)
+            result = response if isinstance(response, Retry) else read_single_response(response, each.entry.type)
             results.append(result)
             if isinstance(result, Retry) and result.cause in {"busy", "lost"}:
                 break
-        return [*results, *[Retry("busy")] * (len(ones) - len(results))]
+        return [*results, *[Retry("busy")] * (len(entries) - len(results))]
 
-    async def _ask(self, method: str, path: str, body: bytes, fields: Mapping[str, str]) -> UpstreamResponse | Retry:
+    async def _request(
+        self, method: str, path: str, body: bytes, fields: Mapping[str, str]
+    ) -> UpstreamResponse | Retry:
         headers = {"Content-Type": JSON, "Prefer": f"return={self.prefer}", **fields}
         try:
-            return await self.upstream.write(method, path, body, self.submitter, headers)
-        except RequestRefused as unanswered:
-            return Retry("busy") if unanswered.status == 503 else LOST  # 503: there was no connection to send it by
+            return await self.upstream.write(method, path, body, self.requester, headers)
+        except RequestRefused as fault:
+            return Retry("busy") if fault.status == 503 else LOST  # 503: there was no connection to send it on

@@ -14,11 +14,11 @@ from cgm_proxy.core.rest.responses import (
     Retry,
     UpstreamRefusal,
     UpstreamResponse,
-    of_bundle,
-    of_single,
+    read_bundle_response,
+    read_single_response,
     retry_after,
 )
-from cgm_proxy.core.submission.plan import Stored
+from cgm_proxy.core.submission.outcomes import Stored
 
 NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "x", "diagnostics": "why"}]}
@@ -55,9 +55,9 @@ WITHOUT: list[tuple[UpstreamResponse, Retry | UpstreamRefusal]] = [
 
 @pytest.mark.parametrize(("given", "meaning"), WITHOUT)
 def test_what_an_answer_without_a_location_means(given: UpstreamResponse, meaning: Any) -> None:
-    assert of_bundle(given, 2, whole=True) == meaning
-    assert of_bundle(given, 2, whole=False) == meaning
-    assert of_single(given, "Observation") == meaning
+    assert read_bundle_response(given, 2, whole=True) == meaning
+    assert read_bundle_response(given, 2, whole=False) == meaning
+    assert read_single_response(given, "Observation") == meaning
 
 
 def response(status: str, location: str | None = None, **more: Any) -> Any:
@@ -91,13 +91,13 @@ ENTRIES: list[tuple[Any, Any]] = [
 def test_each_entry_of_a_batch_is_answered_for_itself(one: Any, meaning: Any) -> None:
     sound = response("201", "Observation/9/_history/1")
     given = answered(200, {"resourceType": "Bundle", "entry": [sound, one]})
-    assert of_bundle(given, 2, whole=False) == [Stored("Observation/9/_history/1", created=True), meaning]
+    assert read_bundle_response(given, 2, whole=False) == [Stored("Observation/9/_history/1", created=True), meaning]
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", {}, {"entry": None}, {"entry": []}, {"entry": [{}, {}, {}]}])
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_answer_that_is_not_about_what_was_sent_leaves_its_fate_unknown(body: Any, whole: bool) -> None:
-    assert of_bundle(answered(200, body), 2, whole=whole) == LOST
+    assert read_bundle_response(answered(200, body), 2, whole=whole) == LOST
 
 
 RESOURCE = {"resourceType": "Observation", "id": "7", "meta": {"versionId": "2"}}
@@ -116,7 +116,7 @@ SINGLE: list[tuple[UpstreamResponse, Any]] = [
 
 @pytest.mark.parametrize(("given", "place"), SINGLE)
 def test_an_entry_by_itself_is_where_the_answer_says(given: UpstreamResponse, place: Any) -> None:
-    stored = of_single(given, "Observation")
+    stored = read_single_response(given, "Observation")
     assert isinstance(stored, Stored)
     assert (stored.location, stored.etag, stored.created) == (f"Observation/{place[0]}", *place[1:])
 
@@ -131,7 +131,7 @@ def test_an_entry_by_itself_is_where_the_answer_says(given: UpstreamResponse, pl
     ],
 )
 def test_an_entry_that_is_stored_nobody_says_where_is_unclear(given: UpstreamResponse) -> None:
-    assert of_single(given, "Observation") == Retry("unclear")
+    assert read_single_response(given, "Observation") == Retry("unclear")
 
 
 @pytest.mark.parametrize(

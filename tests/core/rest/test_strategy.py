@@ -20,7 +20,7 @@ from support.submissions import (
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.rest.create_requests import bundle, single
 from cgm_proxy.core.rest.strategy import CREATING, SENDING, Abilities, Strategy, abilities, apart, strategy
-from cgm_proxy.core.submission.plan import Plan, plan
+from cgm_proxy.core.submission.plan import Plan, Planner
 from cgm_proxy.settings.sections import UpstreamSettings
 
 TYPES = ("Observation", "DiagnosticReport", "Device")
@@ -140,7 +140,7 @@ def test_what_fits_is_stored_whole(send: str, entries: int, group: int, fits: bo
 
 def planned(*entries: Any, settled: Any = None) -> Plan:
     taken = submitted(*entries, kind="batch", endpoint="base")
-    return plan(identified_entries(taken), settled or {}, taken, 500, localize)
+    return Planner(taken, 500, localize).plan(identified_entries(taken), settled or {})
 
 
 def everything(made: Plan) -> list[Any]:

@@ -27,10 +27,11 @@ from cgm_proxy.core.rest.strategy import Strategy
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.identity import IDENTITY_SYSTEM
 from cgm_proxy.core.submission.judge import judge, reference_resolver
-from cgm_proxy.core.submission.plan import Group, Identified, Outcome, Plan, Refused, Stored, forged, identify, plan
+from cgm_proxy.core.submission.outcomes import Outcome, Refused, Stored
+from cgm_proxy.core.submission.plan import AcceptedEntry, Group, Plan, Planner, forged, identify
 
 
-def identified(*entries: Any, observe: bool = False) -> tuple[Identified, ...]:
+def identified(*entries: Any, observe: bool = False) -> tuple[AcceptedEntry, ...]:
     return identified_entries(submitted(*entries), observe=observe)
 
 
@@ -41,7 +42,7 @@ def planned(
     kind: str = "batch",
 ) -> Plan:
     taken = submitted(*entries, kind=kind, endpoint="base")
-    return plan(identified_entries(taken), settled or {}, taken, largest, localize)
+    return Planner(taken, largest, localize).plan(identified_entries(taken), settled or {})
 
 
 def shape(made: Plan) -> list[list[Group]]:
@@ -311,7 +312,7 @@ def test_each_entry_is_settled_once_and_references_lead_to_what_is_there(
     ones = identified_entries(taken)
     stored = {index: Stored(f"Observation/{index}/_history/1") for index in known}
     given = {i: o for i, o in {**stored, **dict.fromkeys(bad, Refused(412, ()))}.items() if i < len(items)}
-    made = plan(ones, given, taken, largest, localize)
+    made = Planner(taken, largest, localize).plan(ones, given)
     waves = {index: number for number, wave in enumerate(made.waves) for group in wave for index in group}
     groups = {index: group for wave in made.waves for group in wave for index in group}
     assert sorted(waves) == sorted(made.creates.keys() - made.settled.keys())
@@ -331,7 +332,7 @@ def test_a_submission_that_is_cut_into_parts_is_identified_as_in_one_piece(items
     verdicts = judge(taken, context(rules=FakeRules(always="http://x/any"))).verdicts
     whole = {one.entry.index: one.identity for one in identified_entries(taken)}
     cut = list(parts(taken, size))
-    found: dict[int, Identified] = {}
+    found: dict[int, AcceptedEntry] = {}
     for part in cut:
         made = identify([verdicts[entry.index] for entry in part], taken, reference_resolver(taken), found)
         leaning = {index for one in made for index in taken.referenced_entries(one.entry)}

@@ -12,8 +12,8 @@ from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.judge import judge
 from cgm_proxy.core.submission.orders import Schedule, StandingOrder
-from cgm_proxy.core.submission.plan import Outcome, PassedThrough, Refused, Stored
-from cgm_proxy.core.submission.reply import EntryResponse, answers, preferred_return, refusal, with_entry_path
+from cgm_proxy.core.submission.outcomes import Outcome, PassedThrough, Refused, Stored
+from cgm_proxy.core.submission.reply import EntryResponse, entry_responses, preferred_return, refusal, with_entry_path
 from cgm_proxy.core.submission.verdicts import Judgement
 from cgm_proxy.settings.loading import PolicySettings
 
@@ -26,7 +26,7 @@ def judgement(*items: Any, kind: str = "transaction", target: str = "operation",
 
 def bundle(judgement: Judgement, made: Sequence[EntryResponse], preferred: reply.Return) -> dict[str, Any]:
     """Give the response Bundle as it is written."""
-    return decode(encode(reply.bundle(judgement, made, preferred)))
+    return decode(encode(reply.response_bundle(judgement, made, preferred)))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_answers_come_in_the_entries_order_with_what_became_of_each() -> None:
         3: Refused(503, (Issue("y", "when"),)),
         2: PassedThrough(201, {"response": {"status": "201 Created"}}),
     }
-    made = answers(judged, outcomes)
+    made = entry_responses(judged, outcomes)
     assert [answer.status for answer in made] == [201, 200, 201, 503, 422, 422, 422]
     whole = bundle(judged, made, "minimal")
     assert [e["response"]["status"] for e in whole["entry"]] == [
@@ -86,7 +86,7 @@ def test_answers_come_in_the_entries_order_with_what_became_of_each() -> None:
 
 
 def test_what_was_accepted_and_has_no_outcome_is_not_said_to_be_stored() -> None:
-    [answer] = answers(judgement(entry(reading())), {})
+    [answer] = entry_responses(judgement(entry(reading())), {})
     assert (answer.status, answer.stored) == (422, None)
 
 
@@ -101,13 +101,13 @@ def test_what_was_accepted_and_has_no_outcome_is_not_said_to_be_stored() -> None
 )
 def test_the_responses_type_follows_the_way_of_submitting(kind: str, target: str, expected: str) -> None:
     judged = judgement(entry(reading()), kind=kind, target=target)
-    assert bundle(judged, answers(judged, {}), "minimal")["type"] == expected
+    assert bundle(judged, entry_responses(judged, {}), "minimal")["type"] == expected
 
 
 @pytest.mark.parametrize("status", [299, 420, 499, 520, 599])
 def test_a_status_without_a_phrase_is_answered_as_it_is(status: int) -> None:
     judged = judgement(entry(reading()))
-    made = answers(judged, {0: Refused(status, (Issue("x", "why"),))})
+    made = entry_responses(judged, {0: Refused(status, (Issue("x", "why"),))})
     assert bundle(judged, made, "minimal")["entry"][0]["response"]["status"] == str(status)
 
 
@@ -125,7 +125,7 @@ def test_a_status_without_a_phrase_is_answered_as_it_is(status: int) -> None:
 )
 def test_a_refusals_status_tells_its_kind(item: Any, status: int) -> None:
     judged = judgement(entry(reading(1)), entry(reading(2)), item)
-    assert answers(judged, {})[2].status == status
+    assert entry_responses(judged, {})[2].status == status
 
 
 PREFERENCES = [
@@ -157,7 +157,7 @@ def test_a_representation_that_is_not_there_is_left_out() -> None:
 
 def test_what_is_said_of_the_whole_stands_in_the_first_entry() -> None:
     judged = judgement(entry(reading()), entry(reading(1)), policies=PolicySettings(no_order="warn"))
-    first, second = bundle(judged, answers(judged, {}), "minimal")["entry"]
+    first, second = bundle(judged, entry_responses(judged, {}), "minimal")["entry"]
     assert [issue["details"]["coding"][0]["code"] for issue in first["response"]["outcome"]["issue"]] == ["order-none"]
     assert "outcome" not in second["response"]
 
@@ -184,7 +184,7 @@ def test_an_issue_says_where_in_the_submission_it_is(expression: str | None, exp
 
 
 def refused(judged: Judgement, outcomes: dict[int, Outcome] | None = None) -> tuple[int, list[str | None]] | None:
-    found = refusal(judged, answers(judged, outcomes or {}))
+    found = refusal(judged, entry_responses(judged, outcomes or {}))
     return found and (found.status, [issue.expression for issue in found.issues])
 
 
@@ -241,7 +241,7 @@ def test_too_often_is_answered_429_with_the_time_to_wait() -> None:
     last = context().now - timedelta(days=13, hours=23, minutes=59, seconds=59.5)
     policies = PolicySettings(too_often="reject", incomplete="accept", unsolicited="accept")
     judged = judgement(entry(reading()), orders=(ORDER,), policies=policies, last_submission=last)
-    found = refusal(judged, answers(judged, {}))
+    found = refusal(judged, entry_responses(judged, {}))
     assert found is not None
     assert (found.status, found.headers) == (429, {"Retry-After": "1"})
 

@@ -19,10 +19,10 @@ async def test_failures_in_a_row_wear_it_out_and_a_success_restores_it() -> None
     it.succeeded()
     for _ in range(CHUNKS - 1):
         it.failed(now(), 0)
-    assert not it.over
+    assert not it.used_up
     it.failed(now(), 0)
-    assert it.over
-    assert it.resting == 0
+    assert it.used_up
+    assert it.pause == 0
 
 
 async def test_what_was_under_way_together_fails_together() -> None:
@@ -30,7 +30,7 @@ async def test_what_was_under_way_together_fails_together() -> None:
     await asyncio.sleep(0.01)
     for _ in range(10 * CHUNKS):
         it.failed(began, 0)
-    assert not it.over
+    assert not it.used_up
 
 
 async def test_pauses_grow_with_failures_in_a_row_up_to_a_limit() -> None:
@@ -38,7 +38,7 @@ async def test_pauses_grow_with_failures_in_a_row_up_to_a_limit() -> None:
     pauses = []
     for _ in range(12):
         it.failed(now(), 0)
-        pauses.append(it.resting)
+        pauses.append(it.pause)
     assert retry_budget.FIRST_PAUSE / 3 < pauses[0] <= retry_budget.FIRST_PAUSE
     assert retry_budget.LONGEST_PAUSE / 3 < max(pauses) <= retry_budget.LONGEST_PAUSE
     assert pauses[3] > 3 * pauses[0]
@@ -48,5 +48,5 @@ async def test_pauses_grow_with_failures_in_a_row_up_to_a_limit() -> None:
 async def test_a_wait_is_heeded_within_the_submissions_time(wait: float, over: bool) -> None:
     it = RetryBudget(retries=4, deadline=now() + 60)
     it.failed(now(), wait)
-    assert it.over is over
-    assert it.resting == pytest.approx(0 if over else wait, abs=0.5)
+    assert it.used_up is over
+    assert it.pause == pytest.approx(0 if over else wait, abs=0.5)

@@ -27,10 +27,11 @@ from support.fake_upstream import (
 from support.proxying import counted, entry_rules, locations, proxying, statuses
 
 from cgm_proxy import offload
+from cgm_proxy.core.rest.reactions import RACES, RACES_OF_A_PART
 from cgm_proxy.core.submission import reader
 from cgm_proxy.core.submission.judge import IncrementalJudge
 from cgm_proxy.observability import stream_stats
-from cgm_proxy.receiver.forwarding import chunks, retry_budget
+from cgm_proxy.receiver.forwarding import retry_budget
 
 REFUSAL = {
     "resourceType": "OperationOutcome",
@@ -154,7 +155,7 @@ async def test_a_race_that_never_ends_leaves_nothing_but_503() -> None:
         world.fake.always(transactions, before(409))
         assert statuses(await world.submit(world.readings(3))) == [503] * 3
         parts = 4  # of three readings: one and two, then each of these
-        assert len(world.fake.of(transactions)) == chunks.RACES + 1 + parts * (chunks.FEWER_RACES + 1)
+        assert len(world.fake.of(transactions)) == RACES + 1 + parts * (RACES_OF_A_PART + 1)
 
 
 #: Faults that outlast the budget: whether the store had committed, and why nobody could know.
@@ -482,7 +483,7 @@ async def test_what_is_large_is_read_and_judged_beside_the_event_loop(monkeypatc
         monkeypatch.setattr(owner, method, noted)
 
     noting("judge", IncrementalJudge, "judge")
-    noting("read", reader, "read")
+    noting("read", reader, "read_document")
     async with proxying() as world:
         assert counted(await world.submit(world.readings(600))) == {201: 600}
         assert seen == {"judge": {False}, "read": {False}}
@@ -498,7 +499,7 @@ async def test_what_is_large_gives_way_to_what_streams_where_it_is_read_and_wher
 
     def slept(_: float) -> None:
         frames = {frame.name for frame in traceback.extract_stack()}
-        by.update(frames & {"read", "judged"})
+        by.update(frames & {"read_document", "judge_part"})
 
     monkeypatch.setattr(offload, "sleep", slept)
     monkeypatch.setattr(offload, "WORK", 0)
@@ -506,7 +507,7 @@ async def test_what_is_large_gives_way_to_what_streams_where_it_is_read_and_wher
     async with proxying() as world:
         await world.request("GET", world.about)
         assert counted(await world.submit(world.readings(600))) == {201: 600}
-        assert by == ({"read", "judged"} if streaming else set())
+        assert by == ({"read_document", "judge_part"} if streaming else set())
         by.clear()
         assert counted(await world.submit(world.readings(20))) == {200: 20}
         assert not by, "the event loop must not sleep"
