@@ -45,7 +45,7 @@ async def unprobed(world: World) -> str:
     """Store 40 readings, and return the reference of one that the proxy does not look up before it trusts the cache."""
     stored = locations(await world.submit(world.readings(40)))
     await world.submit(world.readings(40))
-    probed = world.fake.of(searches("Observation"))[-1].form["identifier"]
+    probed = world.fake.received(searches("Observation"))[-1].form["identifier"]
     for location in map(str, stored):
         reference = location.partition("/_history")[0]
         identity = (await world.ask_store("GET", reference)).body["identifier"][-1]["value"]
@@ -85,7 +85,7 @@ async def test_cached_entries_are_trusted_after_a_few_of_them_were_looked_up() -
         again = await world.submit(world.readings(400, device=True))
         assert (
             len(world.fake.seen)
-            == len(world.fake.of(searches("Observation"))) + len(world.fake.of(searches("Device")))
+            == len(world.fake.received(searches("Observation"))) + len(world.fake.received(searches("Device")))
             == 2
         )
         assert sum(request.form["identifier"].count("urn:uuid:") for request in world.fake.seen) <= 32
@@ -134,8 +134,8 @@ async def test_orders_are_looked_up_once_even_if_there_are_none() -> None:
     async with proxying() as world:
         for number in (1, 2, 3):
             assert statuses(await world.submit(world.readings(number)))
-        assert len(world.fake.of(searches("ServiceRequest"))) == 1
-        assert len(world.fake.of(gets(world.about))) == 1
+        assert len(world.fake.received(searches("ServiceRequest"))) == 1
+        assert len(world.fake.received(gets(world.about))) == 1
         await world.put(summary_order(world))  # past the proxy
         assert not await is_ordered(world)
 
@@ -196,7 +196,7 @@ async def test_a_search_for_orders_through_the_proxy_invalidates_nothing() -> No
             "POST", "ServiceRequest/_search", b"_id=x", Content_Type="application/x-www-form-urlencoded"
         )
         assert not await is_ordered(world)
-        assert len([one for one in world.fake.of(searches("ServiceRequest")) if "subject" in one.form]) == 1
+        assert len([one for one in world.fake.received(searches("ServiceRequest")) if "subject" in one.form]) == 1
 
 
 @pytest.mark.parametrize("method", ["PUT", "batch"])
@@ -239,8 +239,8 @@ async def test_submissions_at_the_same_moment_share_one_look_up() -> None:
         gate.opened.set()
         answers = await asyncio.gather(*sending)
         assert sorted(status for answer in answers for status in statuses(answer)) == [200, 200, 200, 200, 201]
-        assert len(world.fake.of(searches("ServiceRequest"))) == 1
-        assert len(world.fake.of(transactions)) == 1
+        assert len(world.fake.received(searches("ServiceRequest"))) == 1
+        assert len(world.fake.received(transactions)) == 1
 
 
 async def test_a_failed_look_up_is_not_cached() -> None:
@@ -255,7 +255,7 @@ async def test_a_patient_that_did_not_exist_is_found_once_created_through_the_pr
         world.about = "Patient/newcomer"
         assert statuses(await world.submit(world.readings(1))) == [400]
         assert entry_rules(await world.submit(world.readings(1))) == ["subject-unknown"]
-        assert len(world.fake.of(gets(world.about))) == 1
+        assert len(world.fake.received(gets(world.about))) == 1
         await world.request("PUT", "Patient/newcomer", patient("newcomer"))
         assert statuses(await world.submit(world.readings(1))) == [201]
 
@@ -272,7 +272,7 @@ async def test_orders_are_not_shared_between_authorizations() -> None:
     async with proxying() as world:
         for authorization in ("Bearer a", "Bearer b", "Bearer a", "Bearer b"):
             await world.submit(world.readings(1), Authorization=authorization)
-        sent = [request.headers["Authorization"] for request in world.fake.of(searches("ServiceRequest"))]
+        sent = [request.headers["Authorization"] for request in world.fake.received(searches("ServiceRequest"))]
         assert sent == ["Bearer a", "Bearer b"]
         world.fake.always(gets("Patient/"), before(403))
         assert (await world.submit(world.readings(1), Authorization="Bearer c")).status == 403

@@ -73,7 +73,7 @@ class Submitters:
         self.in_flight[proxy] += 1
         try:
             status, said = await self._exchange(
-                f"{proxy}/{Client.where(submission.dialect)}", submission, random, session
+                f"{proxy}/{Client.submission_path(submission.dialect)}", submission, random, session
             )
         except aiohttp.ClientConnectorError:
             self.counts["no connection"] += 1

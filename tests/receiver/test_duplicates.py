@@ -108,7 +108,10 @@ async def test_conditions_on_one_identifier_are_looked_up_together() -> None:
             entry["resource"]["valueQuantity"]["value"] += 1
         world.fake.seen.clear()
         assert counted(await world.submit(bundle)) == {200: 250}
-        assert len([asked for asked in world.fake.of(searches("Observation")) if "x.org" in asked.body.decode()]) == 2
+        assert (
+            len([asked for asked in world.fake.received(searches("Observation")) if "x.org" in asked.body.decode()])
+            == 2
+        )
         assert await world.count() == 250
 
 
@@ -119,7 +122,7 @@ async def test_a_condition_that_many_entries_share_is_looked_up_once() -> None:
         for entry in bundle["entry"]:
             entry["request"]["ifNoneExist"] = f"{TWO}&status=final"
         assert counted(await world.submit(bundle)) == {412: 20}
-        assert len(world.fake.of(searches("Observation"))) == 1
+        assert len(world.fake.received(searches("Observation"))) == 1
 
 
 async def test_a_condition_is_looked_up_with_the_submitters_own_authority() -> None:
@@ -129,7 +132,7 @@ async def test_a_condition_is_looked_up_with_the_submitters_own_authority() -> N
         bundle["entry"][0]["request"]["ifNoneExist"] = ONE
         bundle["entry"][1]["request"]["ifNoneExist"] = f"{ONE}&status=final"
         await world.submit(bundle, Authorization="Bearer mine")
-        asked = world.fake.of(searches("Observation", "identifier"))
+        asked = world.fake.received(searches("Observation", "identifier"))
         assert [one.headers["Authorization"] for one in asked[:2]] == ["Bearer mine"] * 2
 
 

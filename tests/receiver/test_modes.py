@@ -32,7 +32,7 @@ async def test_what_holds_no_cgm_data_passes_also_with_detection_by_content(kind
         note = {k: v for k, v in world.readings(1)["entry"][0]["resource"].items() if k != "meta"}
         note |= {"code": {"coding": [{"system": "http://loinc.org", "code": "8867-4"}]}}
         assert (await world.request("POST", "Observation", note)).status == 201
-        assert world.fake.of(transactions) == [] or kind == "transaction"
+        assert world.fake.received(transactions) == [] or kind == "transaction"
 
 
 def single(world: World, number: int = 0) -> dict[str, Any]:
@@ -144,7 +144,7 @@ async def test_observing_refuses_nothing_that_the_upstream_takes() -> None:
         assert "allow-method" in entry_rules(answer, 3)
         assert "entry-request" in entry_rules(answer, 4)
         assert await metric(world, "refusals_total", severity="warning") > before_
-        (batch,) = world.fake.of(batches)
+        (batch,) = world.fake.received(batches)
         assert len(batch.json["entry"]) == 3
 
 
@@ -208,7 +208,7 @@ async def test_what_observing_would_let_through_and_never_sent_may_be_sent_again
         answer = await world.submit(bundle)
         assert counted(answer) == {201: 1000, 503: 100}
         assert entry_rules(answer, 1050)[0] == "fate-unknown"
-        assert not world.fake.of(batches)
+        assert not world.fake.received(batches)
 
 
 async def test_a_single_post_while_observing_names_its_location() -> None:

@@ -47,7 +47,7 @@ def conditional(bundle: dict[str, Any], start: int) -> dict[str, Any]:
 
 
 async def until_sent(world: World) -> None:
-    while not world.fake.of(transactions):  # noqa: ASYNC110 -- the fake has no event for it
+    while not world.fake.received(transactions):  # noqa: ASYNC110 -- the fake has no event for it
         await asyncio.sleep(0.01)
 
 
@@ -84,7 +84,7 @@ async def test_an_atomic_submission_is_one_part() -> None:
         bundle = world.readings(100) | {"type": "transaction"}
         bundle["entry"][99]["resource"]["status"] = "none-such"
         assert (await world.submit(bundle)).status == 422
-        assert not world.fake.of(transactions)
+        assert not world.fake.received(transactions)
 
 
 async def test_a_reading_that_repeats_one_of_another_part_is_sent_once_and_has_its_location() -> None:
@@ -94,7 +94,7 @@ async def test_a_reading_that_repeats_one_of_another_part_is_sent_once_and_has_i
         answer = await world.submit(bundle)
         assert statuses(answer) == [201] * 60 + [200] * 3
         assert locations(answer)[60:] == locations(answer)[:3]
-        sent = [entry for asked in world.fake.of(transactions) for entry in asked.json["entry"]]
+        sent = [entry for asked in world.fake.received(transactions) for entry in asked.json["entry"]]
         assert len(sent) == await world.count() == 60
 
 

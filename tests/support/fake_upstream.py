@@ -1,7 +1,7 @@
 """A scripted upstream: the embedded store, with faults injected before or after the store has committed.
 
-Requests pass on to the store unless a scene is waiting for them. A scene takes each request that it is about, in turn, and
-does something to it: never lets it reach the store (`before`), or lets the store do it and spoils the answer (`after`).
+Requests pass on to the store, except those that a scene is about. A scene has acts; each act handles one of these requests.
+It may answer in place of the store (`before`), or let the store carry out the request and change the response (`after`).
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from cgm_proxy.sandbox.store.app import make_app
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request as the upstream got it."""
+class ReceivedRequest:
+    """A request as the upstream received it."""
 
     method: str
     path: str
-    """Below the base, without the query."""
+    """The path below the base, without the query."""
     query: str
     headers: CIMultiDictProxy[str]
     body: bytes
@@ -46,7 +46,7 @@ class Asked:
 
     @property
     def bundle(self) -> str:
-        """The type of the Bundle that was posted to the base, or ""."""
+        """The type of a Bundle that was posted to the base; "" for any other request."""
         if str(self) != "POST ":
             return ""
         try:
@@ -56,82 +56,85 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Given:
-    """The answer to a request."""
+class FakeResponse:
+    """The response to a request."""
 
     status: int
     headers: CIMultiDict[str]
     body: bytes
 
 
-About = Callable[[Asked], bool]
-Pass = Callable[[], Awaitable[Given]]
-#: Does something to one request, for which it may ask the store; None where there is nothing left to answer.
-Act = Callable[[web.BaseRequest, Pass], Awaitable[Given | None]]
+About = Callable[[ReceivedRequest], bool]
+#: Passes the request on to the store and returns its response.
+PassOn = Callable[[], Awaitable[FakeResponse]]
+#: Handles one request; returns None if it has broken the connection.
+Act = Callable[[web.BaseRequest, PassOn], Awaitable[FakeResponse | None]]
 
 
-def transactions(asked: Asked) -> bool:
-    return asked.bundle == "transaction"
+def transactions(request: ReceivedRequest) -> bool:
+    return request.bundle == "transaction"
 
 
-def batches(asked: Asked) -> bool:
-    return asked.bundle == "batch"
+def batches(request: ReceivedRequest) -> bool:
+    return request.bundle == "batch"
 
 
 def searches(kind: str, parameter: str = "") -> About:
-    return lambda asked: str(asked) == f"POST {kind}/_search" and parameter in asked.body.decode()
+    return lambda request: str(request) == f"POST {kind}/_search" and parameter in request.body.decode()
 
 
 def gets(path: str) -> About:
-    return lambda asked: asked.method == "GET" and asked.path.startswith(path)
+    return lambda request: request.method == "GET" and request.path.startswith(path)
 
 
 def holding(*texts: str) -> About:
-    """Transactions that hold all of the texts."""
-    return lambda asked: transactions(asked) and all(text in asked.body.decode() for text in texts)
+    """Return a predicate for transactions that contain all of the texts."""
+    return lambda request: transactions(request) and all(text in request.body.decode() for text in texts)
 
 
 def before(status: int, content: Any = None, **headers: str) -> Act:
-    """Answer instead of the store, which never sees the request."""
-    return lambda _request, _pass: _done(_given(status, content, headers))
+    """Answer in place of the store, which never receives the request."""
+    return lambda _request, _pass: _completed(_response(status, content, headers))
 
 
 def after(status: int, content: Any = None, **headers: str) -> Act:
-    """Let the store do it, and answer something else."""
+    """Let the store carry out the request, and answer something else."""
 
-    async def act(_request: web.BaseRequest, pass_on: Pass) -> Given:
+    async def act(_request: web.BaseRequest, pass_on: PassOn) -> FakeResponse:
         await pass_on()
-        return _given(status, content, headers)
+        return _response(status, content, headers)
 
     return act
 
 
 def changed(change: Callable[[Any], Any]) -> Act:
-    """Let the store do it and answer what `change` makes of its answer: bytes, or a document."""
+    """Let the store carry out the request, and answer what `change` returns for the response: bytes, or a document."""
 
-    async def act(_request: web.BaseRequest, pass_on: Pass) -> Given:
-        given = await pass_on()
-        made = change(decode(given.body))
-        return Given(given.status, given.headers, made if isinstance(made, bytes) else encode(made))
+    async def act(_request: web.BaseRequest, pass_on: PassOn) -> FakeResponse:
+        response = await pass_on()
+        content = change(decode(response.body))
+        return FakeResponse(
+            response.status, response.headers, content if isinstance(content, bytes) else encode(content)
+        )
 
     return act
 
 
 def reset(*, committed: bool) -> Act:
-    """Break the connection, before or after the store has done it."""
+    """Reset the connection, before or after the store has carried out the request."""
 
-    async def act(request: web.BaseRequest, pass_on: Pass) -> None:
+    async def act(request: web.BaseRequest, pass_on: PassOn) -> None:
         if committed:
             await pass_on()
-        _break(request)
+        reset_connection(request)
 
     return act
 
 
 def closed(*, committed: bool) -> Act:
-    """Close the connection without an answer, as a server does that stops."""
+    """Close the connection without a response, as a server does when it stops."""
 
-    async def act(request: web.BaseRequest, pass_on: Pass) -> None:
+    async def act(request: web.BaseRequest, pass_on: PassOn) -> None:
         if committed:
             await pass_on()
         request.transport.close()
@@ -140,13 +143,13 @@ def closed(*, committed: bool) -> Act:
 
 
 def half(*, framed: bool = True) -> Act:
-    """Let the store do it, and break off in the middle of the answer."""
+    """Let the store carry out the request, and close the connection in the middle of the response."""
 
-    async def act(request: web.BaseRequest, pass_on: Pass) -> None:
-        given = await pass_on()
-        size = len(given.body)
+    async def act(request: web.BaseRequest, pass_on: PassOn) -> None:
+        response = await pass_on()
+        size = len(response.body)
         length = b"Content-Length: %d\r\n" % size if framed else b"Connection: close\r\n"
-        request.transport.write(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (length, given.body[: size // 2]))
+        request.transport.write(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (length, response.body[: size // 2]))
         await asyncio.sleep(0.02)
         request.transport.close()
 
@@ -156,46 +159,46 @@ def half(*, framed: bool = True) -> Act:
 def silent(*, committed: bool) -> Act:
     """Never answer."""
 
-    async def act(_request: web.BaseRequest, pass_on: Pass) -> None:
+    async def act(_request: web.BaseRequest, pass_on: PassOn) -> None:
         if committed:
             await pass_on()
-        await asyncio.Event().wait()  # until the client leaves, which cancels this
+        await asyncio.Event().wait()  # until the client disconnects, which cancels this
 
     return act
 
 
 @dataclass
 class Gate:
-    """Hold a request, or with `late` its answer, until the test opens it; `reached` tells that one stands before it."""
+    """Hold a request, or with `late` its response, until the test sets `opened`; `reached` is set when one is held."""
 
     late: bool = False
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def __call__(self, _request: web.BaseRequest, pass_on: Pass) -> Given:
-        given = await pass_on() if self.late else None
+    async def __call__(self, _request: web.BaseRequest, pass_on: PassOn) -> FakeResponse:
+        response = await pass_on() if self.late else None
         self.reached.set()
         await asyncio.wait_for(self.opened.wait(), 20)
-        return given or await pass_on()
+        return response or await pass_on()
 
 
-async def untouched(_request: web.BaseRequest, pass_on: Pass) -> Given:
+async def untouched(_request: web.BaseRequest, pass_on: PassOn) -> FakeResponse:
     """Let the store answer."""
     return await pass_on()
 
 
-async def _done(given: Given) -> Given:
-    return given
+async def _completed(response: FakeResponse) -> FakeResponse:
+    return response
 
 
-def _given(status: int, content: Any, headers: dict[str, str]) -> Given:
+def _response(status: int, content: Any, headers: dict[str, str]) -> FakeResponse:
     fields = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
     if content is None:
         content = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "exception"}]}
-    return Given(status, fields, content if isinstance(content, bytes) else encode(content))
+    return FakeResponse(status, fields, content if isinstance(content, bytes) else encode(content))
 
 
-def _break(request: web.BaseRequest) -> None:
+def reset_connection(request: web.BaseRequest) -> None:
     """Send a TCP reset instead of a proper end."""
     sock = request.transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -210,29 +213,29 @@ class Scene:
 
 @dataclass
 class FakeUpstream:
-    """`url` is its base, `store` the base of the store behind; `seen` are the requests that came, in order."""
+    """`url` is its base, `store` the base of the store behind it, `seen` the requests that it received, in order."""
 
     store: str
     session: aiohttp.ClientSession
     url: str = ""
-    seen: list[Asked] = field(default_factory=list)
+    seen: list[ReceivedRequest] = field(default_factory=list)
     scenes: list[Scene] = field(default_factory=list)
 
     def script(self, about: About, *acts: Act) -> None:
-        """Do each act to one of the requests that `about` is true of; later ones pass."""
+        """Use each act for one of the requests for which `about` is true; later ones pass on to the store."""
         self.scenes.append(Scene(about, list(acts)))
 
     def always(self, about: About, act: Act) -> None:
-        """Do it to all such requests that no scene takes."""
+        """Use the act for all such requests that no other scene takes."""
         self.scenes.append(Scene(about, _Endless(act)))
 
-    def of(self, about: About) -> list[Asked]:
-        return [asked for asked in self.seen if about(asked)]
+    def received(self, about: About) -> list[ReceivedRequest]:
+        return [request for request in self.seen if about(request)]
 
     @property
     def dialogue(self) -> list[str]:
-        """What was asked, in order: method and path below the base, and the Bundle's type."""
-        return [f"{asked}{asked.bundle}" for asked in self.seen]
+        """The requests in order, each as its method, its path below the base and the Bundle's type."""
+        return [f"{request}{request.bundle}" for request in self.seen]
 
     @property
     def unplayed(self) -> list[Scene]:
@@ -241,21 +244,21 @@ class FakeUpstream:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
         path, _, query = request.raw_path.partition("?")
-        asked = Asked(request.method, path.removeprefix("/fhir").strip("/"), query, request.headers, body)
-        self.seen.append(asked)
-        act = next((scene.acts.pop(0) for scene in self.scenes if scene.acts and scene.about(asked)), untouched)
-        given = await act(request, lambda: self._pass_on(request, body))
-        if given is None:
+        received = ReceivedRequest(request.method, path.removeprefix("/fhir").strip("/"), query, request.headers, body)
+        self.seen.append(received)
+        act = next((scene.acts.pop(0) for scene in self.scenes if scene.acts and scene.about(received)), untouched)
+        response = await act(request, lambda: self._pass_on(request, body))
+        if response is None:
             return web.Response(status=500)
-        framing = {*_FRAMING, "content-encoding"}  # what the store has compressed was inflated on the way
-        kept = {name: value for name, value in given.headers.items() if name.lower() not in framing}
-        return web.Response(status=given.status, headers=CIMultiDict(kept), body=given.body)
+        framing = {*_FRAMING, "content-encoding"}  # aiohttp has inflated what the store compressed
+        headers = {name: value for name, value in response.headers.items() if name.lower() not in framing}
+        return web.Response(status=response.status, headers=CIMultiDict(headers), body=response.body)
 
-    async def _pass_on(self, request: web.BaseRequest, body: bytes) -> Given:
+    async def _pass_on(self, request: web.BaseRequest, body: bytes) -> FakeResponse:
         url = self.store.removesuffix("/fhir") + request.raw_path
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _FRAMING}
-        async with self.session.request(request.method, url, data=body, headers=headers) as answer:
-            return Given(answer.status, CIMultiDict(answer.headers), await answer.read())
+        async with self.session.request(request.method, url, data=body, headers=headers) as response:
+            return FakeResponse(response.status, CIMultiDict(response.headers), await response.read())
 
 
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "date", "server", "host"})
@@ -271,7 +274,7 @@ class _Endless(list[Act]):
 
 @asynccontextmanager
 async def fake_upstream() -> AsyncIterator[FakeUpstream]:
-    """Serve a store in memory, and the fake before it; at the end every scene must have been played."""
+    """Serve a store in memory, and the fake in front of it. At the end every act must have been used."""
     behind, session = web.AppRunner(make_app(), access_log=None), aiohttp.ClientSession()
     fake = FakeUpstream(f"{await _listen(behind)}/fhir", session)
     front = web.ServerRunner(

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
-from support.client import JSON, Answer, Client
+from support.client import JSON, Client, Response
 from support.fake_upstream import FakeUpstream, fake_upstream
 
 from cgm_proxy.core.codec.json_body import encode
@@ -43,13 +43,13 @@ class World:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.proxy.port}/fhir"
 
-    async def request(self, method: str, path: str = "", body: Any = None, **headers: str) -> Answer:
+    async def request(self, method: str, path: str = "", body: Any = None, **headers: str) -> Response:
         return await self._request(self.url, method, path, body, headers)
 
-    async def ask_store(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    async def ask_store(self, method: str, path: str, body: Any = None, **headers: str) -> Response:
         return await self._request(self.fake.store, method, path, body, headers)
 
-    async def _request(self, base: str, method: str, path: str, body: Any, headers: dict[str, str]) -> Answer:
+    async def _request(self, base: str, method: str, path: str, body: Any, headers: dict[str, str]) -> Response:
         url = f"{base}/{path}" if path and not path.startswith("?") else base + path
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
@@ -58,10 +58,10 @@ class World:
         async with self.session.request(
             method, url, data=body, headers=fields, allow_redirects=False, skip_auto_headers=("User-Agent",)
         ) as answer:
-            return Answer(answer.status, answer.headers, await answer.read())
+            return Response(answer.status, answer.headers, await answer.read())
 
-    async def submit(self, bundle: Any, dialect: str = "argo", **headers: str) -> Answer:
-        return await self.request("POST", Client.where(dialect), bundle, **headers)
+    async def submit(self, bundle: Any, dialect: str = "argo", **headers: str) -> Response:
+        return await self.request("POST", Client.submission_path(dialect), bundle, **headers)
 
     async def stored(self, kind: str = "Observation", about: str = "") -> list[dict[str, Any]]:
         """Return the stored resources of a type about a patient, by default the world's own."""
@@ -118,20 +118,20 @@ async def proxying(**settings: Any) -> AsyncIterator[World]:
             await proxy.stop()
 
 
-def statuses(answer: Answer) -> list[int]:
+def statuses(answer: Response) -> list[int]:
     assert answer.status == 200, answer.data
     return [int(entry["response"]["status"][:3]) for entry in answer.body["entry"]]
 
 
-def counted(answer: Answer) -> dict[int, int]:
+def counted(answer: Response) -> dict[int, int]:
     return dict(Counter(statuses(answer)))
 
 
-def locations(answer: Answer) -> list[str | None]:
+def locations(answer: Response) -> list[str | None]:
     return [entry["response"].get("location") for entry in answer.body["entry"]]
 
 
-def entry_rules(answer: Answer, index: int = 0) -> list[str]:
+def entry_rules(answer: Response, index: int = 0) -> list[str]:
     """Return the ids of the rules in an entry's OperationOutcome."""
     outcome = answer.body["entry"][index]["response"].get("outcome", {"issue": []})
     return [issue["details"]["coding"][0]["code"] for issue in outcome["issue"] if "details" in issue]

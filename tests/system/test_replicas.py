@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from redis import Redis
 from support import servers
-from support.client import Answer, Client
+from support.client import Client, Response
 from support.fake_upstream import Gate, fake_upstream
 from support.servers import Running
 
@@ -71,7 +71,7 @@ def readings(about: str, number: int) -> dict[str, Any]:
     return submission("argo", about, readings=number, summary=False, pdf=False, device=False)
 
 
-def submit(server: Running, bundle: dict[str, Any]) -> Answer:
+def submit(server: Running, bundle: dict[str, Any]) -> Response:
     """Submit, and hold that every entry is answered for, in time."""
     started = time.monotonic()
     answer = Client(server.url).submit("argo", bundle)
@@ -81,11 +81,11 @@ def submit(server: Running, bundle: dict[str, Any]) -> Answer:
     return answer
 
 
-def statuses(answer: Answer) -> dict[str, int]:
+def statuses(answer: Response) -> dict[str, int]:
     return dict(Counter(entry["response"]["status"][:3] for entry in answer.body["entry"]))
 
 
-def places(answer: Answer) -> list[tuple[str, str]]:
+def places(answer: Response) -> list[tuple[str, str]]:
     return [(entry["response"]["location"], entry["response"]["etag"]) for entry in answer.body["entry"]]
 
 
@@ -136,7 +136,7 @@ def order_look_ups(replicas: Replicas, result: str) -> float:
 
 
 #: Writes that remove one reading.
-REMOVALS: dict[str, Callable[[Client, str], Answer]] = {
+REMOVALS: dict[str, Callable[[Client, str], Response]] = {
     "DELETE": lambda client, place: client.request("DELETE", place),
     "batch": lambda client, place: client.post(
         "", {"resourceType": "Bundle", "type": "batch", "entry": [{"request": {"method": "DELETE", "url": place}}]}
@@ -147,7 +147,7 @@ REMOVALS: dict[str, Callable[[Client, str], Answer]] = {
 
 @pytest.mark.parametrize("remove", REMOVALS.values(), ids=REMOVALS)
 def test_what_was_deleted_through_one_replica_is_stored_anew_at_once_through_the_other(
-    replicas: Replicas, remove: Callable[[Client, str], Answer]
+    replicas: Replicas, remove: Callable[[Client, str], Response]
 ) -> None:
     about = replicas.new_patient()
     bundle = readings(about, 400)

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.client import Answer, Client
+from support.client import Client, Response
 from support.faulty import TROUBLES, Faulty, faulty
 from support.servers import proxy
 
@@ -27,7 +27,7 @@ KINDS: dict[str, Json] = {
     "transactions alone": {"conditional": False},
     "batches, conditional create": {"transactions": False},
     "batches, update as create": {"transactions": False, "conditional": False, "update": True},
-    "batches alone": {"transactions": False, "conditional": False, "refusal": 405},
+    "batches alone": {"transactions": False, "conditional": False, "refusal_status": 405},
     "conditional create alone": {"transactions": False, "batches": False},
     "update as create alone": {"transactions": False, "batches": False, "conditional": False, "update": True},
     "creates alone": {"transactions": False, "batches": False, "conditional": False},
@@ -35,7 +35,7 @@ KINDS: dict[str, Json] = {
         "transactions": False,
         "batches": False,
         "conditional": False,
-        "silent_about": True,
+        "undeclared": True,
     },
     "small transactions": {"entries": 4},
     "small batches": {"transactions": False, "entries": 4},
@@ -49,10 +49,10 @@ WAYS = {
     "batches, conditional create": "batch",
     "batches, update as create": "batch",
     "batches alone": "batch",
-    "conditional create alone": "POST by itself",
-    "update as create alone": "PUT by itself",
-    "creates alone": "POST by itself",
-    "creates alone, and says nothing": "POST by itself",
+    "conditional create alone": "single POST",
+    "update as create alone": "single PUT",
+    "creates alone": "single POST",
+    "creates alone, and says nothing": "single POST",
     "small transactions": "transaction",
     "small batches": "batch",
 }
@@ -104,7 +104,7 @@ class World:
     def bundle(self, entries: list[Json], kind: str = "batch") -> Json:
         return submission("argo", self.about, readings=1) | {"entry": entries, "type": kind}
 
-    def submit(self, bundle: Json, proxy: int = 0) -> Answer:
+    def submit(self, bundle: Json, proxy: int = 0) -> Response:
         return self.proxies[proxy].submit("argo", bundle)
 
     def persist(self, bundle: Json, proxy: int = 0) -> list[str]:
@@ -141,7 +141,7 @@ class World:
             assert {one["reference"] for one in linked if one} <= there
 
 
-def places(answer: Answer) -> list[str]:
+def places(answer: Response) -> list[str]:
     return [entry["response"]["location"].partition("/_history/")[0] for entry in answer.body["entry"]]
 
 
@@ -149,7 +149,7 @@ def moment(resource: Json) -> tuple[Any, Any]:
     return resource["effectiveDateTime"], resource["valueQuantity"]["value"]
 
 
-def statuses(answer: Answer) -> list[int]:
+def statuses(answer: Response) -> list[int]:
     return [int(entry["response"]["status"][:3]) for entry in answer.body["entry"]] if answer.status == 200 else []
 
 
@@ -157,7 +157,7 @@ def test_each_kind_of_server_gets_its_way_and_holds_a_session_once_and_whole(kin
     bundle = here.session(25)
     first = here.submit(bundle)
     assert set(statuses(first)) == {201}
-    assert here.server.asked.keys() == {WAYS[kind]}
+    assert here.server.counts.keys() == {WAYS[kind]}
     held = here.held()
     assert len([*held, *here.held("DiagnosticReport"), *here.held("Device")]) == len(bundle["entry"])
     assert here.persist(bundle, 1) == places(first)
@@ -180,10 +180,10 @@ def test_submissions_that_overlap_at_once_are_stored_once(here: World) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_befalls_writes_each_entry_is_stored_once_and_nothing_in_part(seed: int, here: World) -> None:
-    here.server.behave(troubles=TROUBLES, often=0.35, seed=seed)
+    here.server.behave(troubles=TROUBLES, probability=0.35, seed=seed)
     bundle = here.session(40)
     told = here.persist(bundle)
-    assert sum(here.server.asked[trouble] for trouble in TROUBLES)
+    assert sum(here.server.counts[trouble] for trouble in TROUBLES)
     held = [*here.held(), *here.held("DiagnosticReport"), *here.held("Device")]
     assert sorted(f"{each['resourceType']}/{each['id']}" for each in held) == sorted(told)
     here.assert_whole()
@@ -214,7 +214,7 @@ def test_a_reading_that_references_what_the_server_has_not_is_found_by_the_serve
     assert "Practitioner/none-such" in answer.body["entry"][6]["response"]["outcome"]["issue"][0]["diagnostics"]
     assert len(here.held()) == 9
     if here.server.entries > len(entries):
-        assert here.server.asked["transaction"] + here.server.asked["batch"] <= 3
+        assert here.server.counts["transaction"] + here.server.counts["batch"] <= 3
 
 
 def test_what_must_be_stored_whole_is_stored_so_or_refused(kind: str, here: World) -> None:
@@ -237,7 +237,7 @@ def test_the_count_shows_it_where_a_server_ignores_conditions_that_are_trusted(u
     settings = SETTINGS | {"upstream.create": "conditional", "cache.known_seconds": 0}
     with faulty(upstream, server) as url, proxy(url, tmp_path, settings) as only:
         here = World(server, Client(upstream), [Client(only.url)])
-        server.behave(troubles=("cut after",), often=0.5, seed=1)
+        server.behave(troubles=("cut after",), probability=0.5, seed=1)
         entries = here.readings(30)
         told = here.persist(here.bundle(entries))
         with pytest.raises(AssertionError):

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from support.fake_upstream import Asked, before, changed, closed, gets, reset, searches, silent, transactions
+from support.fake_upstream import ReceivedRequest, before, changed, closed, gets, reset, searches, silent, transactions
 from support.proxying import OTHER, entry_rules, proxying, statuses
 from support.relaying import talk
 
@@ -20,7 +20,7 @@ MINE, SERVICE = "Bearer mine", "Bearer service-token"
 CURIOUS = {"Authorization": MINE, "Prefer": "return=representation"}
 
 
-def authority(asked: Asked) -> str | None:
+def authority(asked: ReceivedRequest) -> str | None:
     return asked.headers.get("Authorization")
 
 
@@ -43,7 +43,7 @@ async def test_without_a_service_token_all_is_asked_with_the_submitters_authoriz
         kinds = {str(asked) for asked in world.fake.seen}
         assert {"POST ", "POST ServiceRequest/_search", "POST Observation/_search", "POST Device/_search"} < kinds
         assert {authority(asked) for asked in world.fake.seen if asked.path != "metadata"} == {MINE}
-        assert {authority(asked) for asked in world.fake.of(gets("metadata"))} == {None}
+        assert {authority(asked) for asked in world.fake.received(gets("metadata"))} == {None}
 
 
 async def test_answers_to_what_the_proxy_asks_for_itself_may_come_compressed() -> None:
@@ -57,8 +57,8 @@ async def test_a_service_token_is_for_searches_alone() -> None:
         await curious(world)
         reads = [asked for asked in world.fake.seen if asked.path.endswith("_search")]
         assert {authority(asked) for asked in reads} == {SERVICE}
-        assert {authority(asked) for asked in world.fake.of(transactions)} == {MINE}
-        assert {authority(asked) for asked in world.fake.of(gets("Patient/"))} == {MINE}
+        assert {authority(asked) for asked in world.fake.received(transactions)} == {MINE}
+        assert {authority(asked) for asked in world.fake.received(gets("Patient/"))} == {MINE}
         assert sum(authority(asked) == SERVICE for asked in world.fake.seen) == len(reads)
 
 
@@ -72,8 +72,8 @@ async def test_the_service_token_never_goes_with_what_passes_through(path: str) 
 async def test_without_authorization_writes_go_without_one_even_where_there_is_a_service_token() -> None:
     async with proxying(upstream__token="service-token") as world:
         assert statuses(await world.submit(world.readings(1))) == [201]
-        assert [authority(asked) for asked in world.fake.of(transactions)] == [None]
-        assert [authority(asked) for asked in world.fake.of(gets("Patient/"))] == [None]
+        assert [authority(asked) for asked in world.fake.received(transactions)] == [None]
+        assert [authority(asked) for asked in world.fake.received(gets("Patient/"))] == [None]
 
 
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
@@ -100,7 +100,7 @@ async def test_a_next_link_elsewhere_takes_no_token_there() -> None:
         world.fake.script(gets("ServiceRequest"), before(200, page))
         answer = await world.submit(world.readings(1), Authorization=MINE)
         assert answer.status == 422  # the second page's order wants a summary
-        (second,) = world.fake.of(gets("ServiceRequest"))
+        (second,) = world.fake.received(gets("ServiceRequest"))
         assert (second.query, authority(second)) == ("_page=2&x=%7C", SERVICE)
         assert visitors == []
     elsewhere.close()
@@ -165,7 +165,7 @@ async def test_a_refusal_of_the_first_reads_is_the_whole_requests(about, status:
         assert answer.headers.get("WWW-Authenticate") == ('Bearer realm="fhir"' if passed else None)
         assert answer.headers.get("Retry-After") == ("7" if passed else None)
         assert await world.count() == 0
-        assert world.fake.of(transactions) == []
+        assert world.fake.received(transactions) == []
         assert statuses(await world.submit(world.readings(2))) == [201, 201]
 
 
@@ -335,7 +335,7 @@ async def test_what_a_connection_field_names_stays_and_a_field_sent_twice_travel
         reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
         with closing(writer):
             assert (await talk(reader, writer, head % len(body) + body)).status == 200
-        (sent,) = world.fake.of(transactions)
+        (sent,) = world.fake.received(transactions)
         assert "X-Hop" not in sent.headers
         assert sent.headers.getall("X-Two") == ["a", "b"]
         assert sent.headers["X-Forwarded-For"] == "6.6.6.6, 127.0.0.1"
@@ -392,5 +392,5 @@ async def test_another_patients_orders_are_none_of_the_submissions() -> None:
     async with proxying() as world:
         await world.put(standing_orders("argo", OTHER)[0])
         assert statuses(await world.submit(world.readings(1))) == [201]
-        (asked,) = world.fake.of(searches("ServiceRequest"))
+        (asked,) = world.fake.received(searches("ServiceRequest"))
         assert asked.form["subject"] == [world.about]

@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict
-from support.fake_upstream import Given, Pass, before, gets, searches
+from support.fake_upstream import FakeResponse, PassOn, before, gets, searches
 from support.proxying import proxying
 
 SHORT = {"limits__seconds": 1, "upstream__read_timeout": 0.5}
 
 
-async def trickling(request: web.BaseRequest, _pass: Pass) -> None:
+async def trickling(request: web.BaseRequest, _pass: PassOn) -> None:
     """Answer a byte at a time, each soon enough for the read timeout."""
     answer = web.StreamResponse(headers={"Content-Type": "application/fhir+json"})
     await answer.prepare(request)
@@ -20,11 +20,11 @@ async def trickling(request: web.BaseRequest, _pass: Pass) -> None:
         await asyncio.sleep(0.05)
 
 
-async def paging(_request: web.BaseRequest, _pass: Pass) -> Given:
+async def paging(_request: web.BaseRequest, _pass: PassOn) -> FakeResponse:
     """Answer each page with a link to a next one."""
     await asyncio.sleep(0.05)
     page = b'{"resourceType":"Bundle","link":[{"relation":"next","url":"http://x/ServiceRequest?page=1"}]}'
-    return Given(200, CIMultiDict(), page)
+    return FakeResponse(200, CIMultiDict(), page)
 
 
 @pytest.mark.parametrize(

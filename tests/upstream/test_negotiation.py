@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import pytest
-from support.fake_upstream import Given, Pass, batches, before, changed, gets, reset, silent, transactions
+from support.fake_upstream import FakeResponse, PassOn, batches, before, changed, gets, reset, silent, transactions
 from support.proxying import World, proxying, statuses
 
 from cgm_proxy.upstream import negotiation
@@ -34,7 +34,7 @@ async def asked_in_transactions(world: World, number: int) -> set[str]:
     world.fake.seen.clear()
     assert set(statuses(await world.submit(world.readings(number)))) <= {200, 201}
     assert await world.count() == number
-    return {entry["request"]["method"] for sent in world.fake.of(transactions) for entry in sent.json["entry"]}
+    return {entry["request"]["method"] for sent in world.fake.received(transactions) for entry in sent.json["entry"]}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ async def test_a_statement_is_believed_for_a_while_and_its_successor_then() -> N
         world.fake.script(metadata, UPDATE)
         assert await asked_in_transactions(world, 2) == {"PUT"}
         assert await asked_in_transactions(world, 3) == {"PUT"}
-        assert world.fake.of(metadata) == []
+        assert world.fake.received(metadata) == []
 
 
 async def test_a_server_that_has_learnt_is_believed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,11 +99,11 @@ async def test_a_server_that_does_not_do_what_it_says_is_asked_again() -> None:
         assert statuses(await world.submit(world.readings(2))) == [501, 501]
         world.fake.always(metadata, BATCH)
         assert statuses(await world.submit(world.readings(2))) == [201, 201]
-        assert len(world.fake.of(batches)) == 1
+        assert len(world.fake.received(batches)) == 1
 
 
 async def test_a_server_that_knows_no_elements_is_asked_for_the_whole_statement() -> None:
-    async def bare(request: Any, pass_on: Pass) -> Given | None:
+    async def bare(request: Any, pass_on: PassOn) -> FakeResponse | None:
         if "_elements" not in request.query_string:
             return await UPDATE(request, pass_on)
         return await before(200, {"resourceType": "CapabilityStatement", "status": "active"})(request, pass_on)
@@ -111,7 +111,7 @@ async def test_a_server_that_knows_no_elements_is_asked_for_the_whole_statement(
     async with proxying() as world:
         world.fake.always(metadata, bare)
         assert await asked_in_transactions(world, 2) == {"PUT"}
-        assert [asked.query != "" for asked in world.fake.of(metadata)] == [True, False]
+        assert [asked.query != "" for asked in world.fake.received(metadata)] == [True, False]
 
 
 @pytest.mark.parametrize(("setting", "methods"), [("conditional", {"POST"}), ("update", {"PUT"}), ("search", {"POST"})])
@@ -119,5 +119,7 @@ async def test_a_setting_wins_over_the_statement(setting: str, methods: set[str]
     async with proxying(upstream__create=setting) as world:
         world.fake.always(metadata, UPDATE)
         assert await asked_in_transactions(world, 2) == methods
-        conditions = {"ifNoneExist" in e["request"] for sent in world.fake.of(transactions) for e in sent.json["entry"]}
+        conditions = {
+            "ifNoneExist" in e["request"] for sent in world.fake.received(transactions) for e in sent.json["entry"]
+        }
         assert conditions == {setting == "conditional"}

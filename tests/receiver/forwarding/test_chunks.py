@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from support.fake_upstream import (
-    Asked,
-    Given,
-    Pass,
+    FakeResponse,
+    PassOn,
+    ReceivedRequest,
     after,
     batches,
     before,
@@ -41,15 +41,15 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "SETTLING", 0.1)
 
 
-def puts(asked: Asked) -> bool:
+def puts(asked: ReceivedRequest) -> bool:
     return asked.method == "PUT"
 
 
-def posts(asked: Asked) -> bool:
+def posts(asked: ReceivedRequest) -> bool:
     return str(asked) == "POST Observation"
 
 
-def writes(asked: Asked) -> bool:
+def writes(asked: ReceivedRequest) -> bool:
     return asked.method == "PUT" or str(asked) in {"POST ", "POST Observation"}
 
 
@@ -83,12 +83,12 @@ async def test_a_condition_that_fails_for_no_reason_that_shows_is_the_entrys_ref
 # ---- requests one by one
 
 
-def without_location(request: Any, pass_on: Pass) -> Any:
-    async def act() -> Given:
+def without_location(request: Any, pass_on: PassOn) -> Any:
+    async def act() -> FakeResponse:
         given = await pass_on()
         for name in ("Location", "Content-Location"):
             given.headers.pop(name, None)
-        return Given(200, given.headers, b"")
+        return FakeResponse(200, given.headers, b"")
 
     del request
     return act()
@@ -99,7 +99,7 @@ async def test_an_entry_that_is_stored_nobody_says_where_is_looked_up() -> None:
         world.fake.script(posts, without_location)
         answer = await world.submit(world.readings(3))
         assert statuses(answer) == [200, 201, 201]
-        assert len(world.fake.of(searches("Observation", "identifier"))) == 1
+        assert len(world.fake.received(searches("Observation", "identifier"))) == 1
         assert await world.count() == 3
 
 
@@ -110,7 +110,7 @@ async def test_requests_one_by_one_carry_their_condition_and_what_the_submitter_
         assert [entry["resource"]["id"] for entry in answer.body["entry"]] == [
             place.split("/")[1] for place in locations(answer)
         ]
-        for sent in world.fake.of(posts):
+        for sent in world.fake.received(posts):
             assert sent.headers["If-None-Exist"].startswith("identifier=urn:ietf:rfc:3986|urn:uuid:")
             assert sent.headers["Prefer"] == "return=representation"
         again = await world.submit(world.readings(2))
@@ -121,7 +121,7 @@ async def test_a_failing_server_is_not_sent_the_rest_one_by_one() -> None:
     async with proxying(**SINGLE, upstream__retries=0) as world:
         world.fake.always(posts, before(503))
         assert counted(await world.submit(world.readings(100))) == {503: 100}
-        assert len(world.fake.of(posts)) <= retry_budget.CHUNKS + 2
+        assert len(world.fake.received(posts)) <= retry_budget.CHUNKS + 2
 
 
 # ---- update as create
@@ -143,7 +143,7 @@ async def test_an_update_whose_answer_is_lost_is_looked_up_and_not_made_again(ac
 async def test_an_update_asks_that_nothing_be_there() -> None:
     async with proxying(**UPDATE, **SINGLE) as world:
         assert statuses(await world.submit(world.readings(2))) == [201, 201]
-        assert [sent.headers["If-None-Match"] for sent in world.fake.of(puts)] == ["*", "*"]
+        assert [sent.headers["If-None-Match"] for sent in world.fake.received(puts)] == ["*", "*"]
 
 
 async def test_what_was_amended_since_is_not_overwritten_although_it_lost_its_identity() -> None:
@@ -217,7 +217,7 @@ async def test_a_create_that_nobody_knows_of_is_not_sent_again_in_the_same_submi
         answer = await world.submit(world.readings(3))
         assert statuses(answer) == [503] * 3
         assert entry_rules(answer)[0] == "fate-unknown"
-        assert len(world.fake.of(transactions)) == 1
+        assert len(world.fake.received(transactions)) == 1
         assert statuses(await world.submit(world.readings(3))) == [201] * 3
         assert await world.count() == 3
 
@@ -226,10 +226,10 @@ async def test_a_create_that_commits_after_its_connection_was_cut_is_found_in_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(chunks, "SETTLING", 0.3)
-    late: list[asyncio.Task[Given]] = []
+    late: list[asyncio.Task[FakeResponse]] = []
 
-    async def cut(request: Any, pass_on: Pass) -> None:
-        async def commit() -> Given:
+    async def cut(request: Any, pass_on: PassOn) -> None:
+        async def commit() -> FakeResponse:
             await asyncio.sleep(0.8)
             return await pass_on()
 
@@ -277,7 +277,7 @@ async def test_who_may_not_search_can_create_nothing_where_that_is_all_that_guar
         world.fake.always(searches("Observation"), before(status, WWW_Authenticate="Bearer"))
         answer = await world.submit(world.readings(3))
         assert statuses(answer) == [status] * 3
-        assert world.fake.of(transactions) == []
+        assert world.fake.received(transactions) == []
 
 
 @pytest.mark.parametrize("act", [before(503), before(429, Retry_After="0"), before(500), before(200, b"<html>")])
@@ -304,8 +304,8 @@ async def test_what_is_stored_twice_is_neither_created_nor_told_as_one_of_both()
 
 
 async def test_an_entry_that_the_refusal_names_is_found_at_once() -> None:
-    def named(request: Any, pass_on: Pass) -> Any:
-        async def act() -> Given:
+    def named(request: Any, pass_on: PassOn) -> Any:
+        async def act() -> FakeResponse:
             sent = world.fake.seen[-1].json["entry"]
             place = next(n for n, e in enumerate(sent) if e["resource"]["effectiveDateTime"] == wrong)
             issue = {"severity": "error", "code": "invalid", "expression": [f"Bundle.entry[{place}].resource"]}
@@ -322,7 +322,7 @@ async def test_an_entry_that_the_refusal_names_is_found_at_once() -> None:
         answer = await world.submit(bundle)
         assert counted(answer) == {201: 59, 422: 1}
         assert statuses(answer)[33] == 422
-        assert len(world.fake.of(transactions)) == 3
+        assert len(world.fake.received(transactions)) == 3
 
 
 @pytest.mark.parametrize("status", [413, 400])
@@ -331,11 +331,11 @@ async def test_how_many_entries_are_too_many_is_learnt(status: int) -> None:
     async with proxying(forward__concurrency=1, forward__chunk=100) as world:
         world.fake.always(lambda asked: transactions(asked) and len(asked.json["entry"]) > 20, before(status, too_many))
         assert counted(await world.submit(world.readings(200))) == {201: 200}
-        sizes = [len(sent.json["entry"]) for sent in world.fake.of(transactions)]
+        sizes = [len(sent.json["entry"]) for sent in world.fake.received(transactions)]
         assert [size for size in sizes if size > 20] == [100, 50, 25, 25, 50, 25, 25]
         world.fake.seen.clear()
         assert counted(await world.submit(world.readings(400))) == {200: 200, 201: 200}
-        assert max(len(sent.json["entry"]) for sent in world.fake.of(transactions)) <= 20
+        assert max(len(sent.json["entry"]) for sent in world.fake.received(transactions)) <= 20
 
 
 async def test_a_group_that_turns_out_too_large_is_stored_members_first() -> None:
@@ -373,7 +373,7 @@ async def test_entries_of_a_batch_are_sent_again_alone_where_they_alone_failed()
     async with proxying(**BATCH) as world:
         world.fake.script(batches, changed(partly))
         assert statuses(await world.submit(world.readings(5))) == [201, 200, 201, 200, 201]
-        assert [len(sent.json["entry"]) for sent in world.fake.of(batches)] == [5, 2]
+        assert [len(sent.json["entry"]) for sent in world.fake.received(batches)] == [5, 2]
         assert await world.count() == 5
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from support.fake_upstream import (
-    Given,
-    Pass,
+    FakeResponse,
+    PassOn,
     after,
     before,
     changed,
@@ -114,7 +114,7 @@ async def test_a_transaction_that_fails_once_is_sent_again_and_stored_once(act, 
         assert {place.split("/_history")[0] for place in locations(answer)} == {
             f"Observation/{r['id']}" for r in stored
         }
-        first, second = world.fake.of(transactions)
+        first, second = world.fake.received(transactions)
         assert first.body == second.body
 
 
@@ -124,7 +124,7 @@ async def test_a_wait_that_outlasts_the_submission_ends_it_at_once(wait: str) ->
         world.fake.script(transactions, before(429, Retry_After=wait))
         answer = await world.submit(world.readings(8))
         assert set(statuses(answer)) <= {503, 201}
-        assert len(world.fake.of(transactions)) <= 2  # those that were under way by then
+        assert len(world.fake.received(transactions)) <= 2  # those that were under way by then
         again = await world.submit(world.readings(8))
         assert set(statuses(again)) <= {200, 201}
         assert await world.count() == 8
@@ -139,7 +139,7 @@ async def test_a_wait_is_heeded_by_all_that_goes_upstream(status: int, dated: bo
         world.fake.script(transactions, before(status, Retry_After=wait))
         assert set(statuses(await world.submit(world.readings(8)))) == {201}
         assert (datetime.now(UTC) - now).total_seconds() > 1.9
-        assert len(world.fake.of(transactions)) == 5
+        assert len(world.fake.received(transactions)) == 5
 
 
 @pytest.mark.parametrize("act", [before(409), after(409)])
@@ -155,7 +155,7 @@ async def test_a_race_that_never_ends_leaves_nothing_but_503() -> None:
         world.fake.always(transactions, before(409))
         assert statuses(await world.submit(world.readings(3))) == [503] * 3
         parts = 4  # of three readings: one and two, then each of these
-        assert len(world.fake.of(transactions)) == RACES + 1 + parts * (RACES_OF_A_PART + 1)
+        assert len(world.fake.received(transactions)) == RACES + 1 + parts * (RACES_OF_A_PART + 1)
 
 
 #: Faults that outlast the budget: whether the store had committed, and why nobody could know.
@@ -229,7 +229,7 @@ async def test_conditions_name_their_type_where_the_upstream_is_a_hapi(name: str
     async with proxying() as world:
         world.fake.always(gets("metadata"), changed(lambda statement: statement | {"software": {"name": name}}))
         assert statuses(await world.submit(world.readings(1))) == [201]
-        (sent,) = world.fake.of(transactions)
+        (sent,) = world.fake.received(transactions)
         condition = sent.json["entry"][0]["request"]["ifNoneExist"]
         start = "Observation?identifier=" if "HAPI" in name else "identifier="
         assert condition.startswith(f"{start}urn:ietf:rfc:3986|urn:uuid:")
@@ -288,7 +288,7 @@ async def test_an_upstream_that_fails_at_everything_is_soon_left_alone(act, retr
     async with proxying(upstream__retries=retries, forward__chunk=10) as world:
         world.fake.always(transactions, act)
         assert counted(await world.submit(world.readings(400))) == {503: 400}
-        assert len(world.fake.of(transactions)) <= retry_budget.CHUNKS * (retries + 1) + 2
+        assert len(world.fake.received(transactions)) <= retry_budget.CHUNKS * (retries + 1) + 2
 
 
 async def test_several_guilty_entries_in_several_chunks_are_each_found() -> None:
@@ -353,7 +353,7 @@ async def test_a_refusal_of_everything_is_not_narrowed(status: int) -> None:
         answer = await world.submit(world.readings(8))
         assert statuses(answer) == [status] * 4 + [201] * 4
         assert await world.count() == 4
-        assert len(world.fake.of(transactions)) == 2
+        assert len(world.fake.received(transactions)) == 2
 
 
 async def test_a_redirection_is_not_followed_with_a_submission() -> None:
@@ -361,7 +361,7 @@ async def test_a_redirection_is_not_followed_with_a_submission() -> None:
         world.fake.script(transactions, before(307, Location="http://127.0.0.1:1/elsewhere"))
         answer = await world.submit(world.readings(4))
         assert statuses(answer) == [502] * 4
-        assert len(world.fake.of(transactions)) == 1
+        assert len(world.fake.received(transactions)) == 1
         assert statuses(await world.submit(world.readings(4))) == [201] * 4
 
 
@@ -409,10 +409,10 @@ async def test_an_atomic_submission_goes_upstream_in_one_transaction() -> None:
         bundle = world.readings(5, device=True, summary=True, pdf=True) | {"type": "transaction"}
         answer = await world.submit(bundle)
         assert set(statuses(answer)) == {201}
-        (sent,) = world.fake.of(transactions)
+        (sent,) = world.fake.received(transactions)
         assert len(sent.json["entry"]) == len(bundle["entry"])
         assert set(statuses(await world.submit(bundle))) == {200}
-        assert len(world.fake.of(transactions)) == 1
+        assert len(world.fake.received(transactions)) == 1
 
 
 async def test_an_atomic_submission_committed_without_an_answer_is_stored_once() -> None:
@@ -439,15 +439,15 @@ async def test_the_look_up_of_a_resent_submission_is_one_probe_and_a_few_searche
         await world.submit(world.readings(300))
         world.fake.seen.clear()
         assert set(statuses(await world.submit(world.readings(300)))) == {200}
-        assert world.fake.of(transactions) == []
-        assert len(world.fake.of(searches("Observation", "identifier"))) == 3
+        assert world.fake.received(transactions) == []
+        assert len(world.fake.received(searches("Observation", "identifier"))) == 3
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_while_other_requests_stream_through_one_transaction_is_under_way(streaming: bool) -> None:
     now, most = 0, 0
 
-    async def slow(_request: Any, pass_on: Pass) -> Given:
+    async def slow(_request: Any, pass_on: PassOn) -> FakeResponse:
         nonlocal now, most
         now += 1
         most = max(most, now)
