@@ -18,7 +18,6 @@ once, if the connection had just been closed by the upstream.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -36,6 +35,7 @@ from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import ConnectionPool, GatheringProtocol, RawResponse
 from cgm_proxy.relay.response_writer import ResponseWriter, StreamedResponse
 from cgm_proxy.settings.loading import Settings
+from cgm_proxy.upstream.faults import refusal_of
 
 #: Size of a piece of a body that is in memory already; one of at most this size is sent together with its head (bytes).
 _PIECE: Final = 2**16
@@ -46,29 +46,6 @@ _DROPPED: Final = header_fields.HOP_BY_HOP | header_fields.FORWARDING | {b"host"
 _REPEATABLE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _UPSTREAM_FAULTS: Final = (aiohttp.ClientError, HttpProcessingError, EofStream, TimeoutError, ValueError)
 _CONNECTION_LOST: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-
-#: Status, rule and text for a fault of the upstream; the first row whose types match counts (RFC 9110, 15.6.3 to 15.6.5).
-_REFUSALS: Final = (
-    (
-        (aiohttp.ClientSSLError, ssl.SSLError),
-        502,
-        "upstream-tls",
-        "The FHIR server's TLS certificate or handshake failed.",
-    ),
-    (
-        (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError),
-        503,
-        "upstream-unreachable",
-        "The FHIR server cannot be reached; try again.",
-    ),
-    ((TimeoutError,), 504, "upstream-silent", "The FHIR server did not answer in time."),
-    (
-        (Exception,),
-        502,
-        "upstream-broke-off",
-        "The FHIR server closed the connection without a valid response; it may have processed the request.",
-    ),
-)
 
 
 class _UpstreamRequest(NamedTuple):
@@ -139,9 +116,7 @@ class Relay:
         except _UPSTREAM_FAULTS as fault:
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError("the client has disconnected") from fault
-            status, rule, text = next(row[1:] for row in _REFUSALS if isinstance(fault, row[0]))
-            code = "timeout" if status == 504 else "transient"
-            raise self._count(refuse(status, rule, text, code=code)) from fault
+            raise self._count(refusal_of(fault)) from fault
         finally:
             self.traffic.in_flight -= 1
 

@@ -157,7 +157,7 @@ class ResponseWriter:
             await writer.write_eof(rewriter.finish() if rewriter else b"")
         except _UPSTREAM_FAULTS:
             if _reset_client(request):
-                self._traffic.faults["upstream-broke-off"] += 1
+                self._traffic.faults["upstream-broken"] += 1
             return StreamedResponse(message.code, keep_alive=False, complete=False)
         self.upstream_links = self.upstream_links or (rewriter is not None and rewriter.found)
         return StreamedResponse(message.code, keep_alive=framing.keep_alive, complete=True)

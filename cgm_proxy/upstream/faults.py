@@ -1,6 +1,10 @@
-"""Requests to the upstream that failed: how they are counted, and what the client is answered."""
+"""Requests to the upstream that failed: how they are counted, and what the client is answered.
+
+The relay and the submissions share one table: the same fault has the same rule id and status everywhere.
+"""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,32 +21,47 @@ UNAVAILABLE = refuse(503, "upstream-unavailable", _LATE, code="transient")
 _LASTING = "the server fails (500) at the entry; if that goes on, it can't handle something in the entry: correct it"
 FAILED = refuse(503, "upstream-failed", _LASTING, code="exception")
 
-#: Exceptions, the label of the metric, and what the client is answered; the first row that fits counts (RFC 9110, 15.6.3 to
-#: 15.6.5).
+#: Exceptions of a request, the label of the metric, and what the client is answered; the first row that fits counts (RFC 9110,
+#: 15.6.3 to 15.6.5).
 _FAULTS = (
+    (
+        (aiohttp.ClientSSLError, ssl.SSLError),
+        "tls",
+        refuse(502, "upstream-tls", "the TLS certificate or handshake of the FHIR server failed", code="transient"),
+    ),
     (
         (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError),
         "refused",
-        refuse(503, "upstream-unreachable", "the server behind this one can't be reached; try again", code="transient"),
+        refuse(503, "upstream-unreachable", "the FHIR server can't be reached; try again", code="transient"),
     ),
     (
         (TimeoutError,),
         "timeout",
-        refuse(504, "upstream-timeout", "the server behind this one did not answer in time; try again", code="timeout"),
+        refuse(504, "upstream-timeout", "the FHIR server did not answer in time; try again", code="timeout"),
     ),
     (
         (Exception,),
         "broken",
-        refuse(502, "upstream-broken", "the server behind this one closed the connection; try again", code="transient"),
+        refuse(
+            502,
+            "upstream-broken",
+            "the FHIR server closed the connection without a valid response; it may have processed the request",
+            code="transient",
+        ),
     ),
 )
 
 
-def fault(error: Exception) -> RequestRefused:
-    """Count a request that failed, and return what the client is answered."""
-    kind, refused = next((kind, refused) for types, kind, refused in _FAULTS if isinstance(error, types))
-    UPSTREAM_ERRORS.labels(kind).inc()
+def refusal_of(error: Exception) -> RequestRefused:
+    """Return what the client is answered if a request upstream failed with this exception."""
+    refused = next(refused for types, _, refused in _FAULTS if isinstance(error, types))
     return RequestRefused(refused.status, refused.issues)
+
+
+def fault(error: Exception) -> RequestRefused:
+    """Count a failed request on behalf of a submission, and return what the client is answered."""
+    UPSTREAM_ERRORS.labels(next(kind for types, kind, _ in _FAULTS if isinstance(error, types))).inc()
+    return refusal_of(error)
 
 
 @asynccontextmanager

@@ -37,27 +37,27 @@ async def silent(_message, reader, _writer):
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 FAULTS = {
-    "closed before the head": (sending(), 502, "upstream-broke-off"),
-    "reset before the head": (sending(reset=True), 502, "upstream-broke-off"),
-    "closed in the head": (sending(HEAD + b"Content-Le"), 502, "upstream-broke-off"),
-    "no HTTP": (sending(b"SSH-2.0-OpenSSH\r\n\r\n"), 502, "upstream-broke-off"),
-    "no status": (sending(b"HTTP/1.1 abc OK\r\n\r\n"), 502, "upstream-broke-off"),
-    "a head without end": (sending(HEAD + b"X: " + b"x" * 300_000), 502, "upstream-broke-off"),
-    "too many fields": (sending(HEAD + b"X: y\r\n" * 2000), 502, "upstream-broke-off"),
-    "NUL in a field": (sending(HEAD + b"X: a\x00b\r\nContent-Length: 0\r\n\r\n"), 502, "upstream-broke-off"),
+    "closed before the head": (sending(), 502, "upstream-broken"),
+    "reset before the head": (sending(reset=True), 502, "upstream-broken"),
+    "closed in the head": (sending(HEAD + b"Content-Le"), 502, "upstream-broken"),
+    "no HTTP": (sending(b"SSH-2.0-OpenSSH\r\n\r\n"), 502, "upstream-broken"),
+    "no status": (sending(b"HTTP/1.1 abc OK\r\n\r\n"), 502, "upstream-broken"),
+    "a head without end": (sending(HEAD + b"X: " + b"x" * 300_000), 502, "upstream-broken"),
+    "too many fields": (sending(HEAD + b"X: y\r\n" * 2000), 502, "upstream-broken"),
+    "NUL in a field": (sending(HEAD + b"X: a\x00b\r\nContent-Length: 0\r\n\r\n"), 502, "upstream-broken"),
     "a control character in a field": (
         sending(HEAD + b"X: a\x01b\r\nContent-Length: 0\r\n\r\n"),
         502,
-        "upstream-broke-off",
+        "upstream-broken",
     ),
-    "two lengths": (sending(HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"), 502, "upstream-broke-off"),
-    "a bad length": (sending(HEAD + b"Content-Length: -1\r\n\r\n"), 502, "upstream-broke-off"),
+    "two lengths": (sending(HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"), 502, "upstream-broken"),
+    "a bad length": (sending(HEAD + b"Content-Length: -1\r\n\r\n"), 502, "upstream-broken"),
     "an unexpected upgrade": (
         sending(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"),
         502,
-        "upstream-broke-off",
+        "upstream-broken",
     ),
-    "silence": (silent, 504, "upstream-silent"),
+    "silence": (silent, 504, "upstream-timeout"),
 }
 
 
