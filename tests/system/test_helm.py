@@ -382,7 +382,7 @@ def test_wrong_values_are_refused_before_anything_is_installed(tools, value, mes
 
 def test_generated_parts_of_the_chart_are_up_to_date():
     stale = [path.name for path, content in renewed().items() if path.read_text("utf-8") != content]
-    assert stale == [], "run: python tests/generated_chart.py"
+    assert stale == [], "run: PYTHONPATH=tests python -m support.generated_chart"
 
 
 def test_the_chart_has_the_version_of_the_package():
