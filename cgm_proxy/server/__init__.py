@@ -1,1 +1,6 @@
-"""The proxy as a server: wiring, the front door, answers as FHIR, and the operations port."""
+"""The proxy as an HTTP server.
+
+`proxy` wires everything and listens. `front_door` decides what happens to each request and handles it; `request_bodies`
+reads bodies, `fhir_responses` writes FHIR responses, `async_status` and `peers` answer for submissions that are kept for
+later. `operations` is the port for metrics and probes.
+"""

@@ -1,75 +1,99 @@
-"""Write resources as HTTP answers, in the format that the client asked for."""
+"""Responses with a FHIR resource, in the format that the client asks for."""
 
 import re
 from collections.abc import Mapping
 from functools import partial
+from typing import Final
 from urllib.parse import parse_qs
 
 from aiohttp import web
 
-from cgm_proxy.core.codec import fhir_xml, json_body
+from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import CONTENT_TYPES, Format
-from cgm_proxy.core.issues import RequestRefused, operation_outcome
+from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionResponse
 
-#: Values of `_format` beside media types (https://hl7.org/fhir/R4/http.html#parameters).
-_SHORT: Mapping[str, Format] = {"json": "json", "xml": "xml"}
+#: Seconds after which a client may repeat a request that was refused with 503.
+RETRY_AFTER: Final = 5
 
-#: Ranges of media types that leave the choice to the server.
-_ANY = frozenset({"*/*", "application/*"})
-_WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
+#: Values of `_format` that are not media types (https://hl7.org/fhir/R4/http.html#parameters).
+_FORMAT_NAMES: Final[Mapping[str, Format]] = {"json": "json", "xml": "xml"}
+
+#: Media ranges that leave the choice to the server.
+_ANY_TYPE: Final = frozenset({"*/*", "application/*"})
+_WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 
-def wanted_format(request: web.BaseRequest, otherwise: Format = "json") -> Format:
-    """Tell the format to answer in: `_format`, else the best of Accept, else the one that the request came in."""
+def unavailable(rule: str, text: str, *, code: str = "transient") -> RequestRefused:
+    """Return a 503 with Retry-After, for a request that can succeed when it is repeated."""
+    return refuse(503, rule, text, code=code, Retry_After=str(RETRY_AFTER))
+
+
+def busy() -> RequestRefused:
+    """Return the 503 for a submission for which there is no room now."""
+    text = f"too many submissions are being processed; send this one again in {RETRY_AFTER} seconds"
+    return unavailable("busy", text, code="throttled")
+
+
+def response_format(request: web.BaseRequest, default: Format) -> Format:
+    """Return the format that the client asks for: by `_format`, else by Accept, else the default.
+
+    In Accept, the greatest weight counts; between equal weights, a named format comes before a range such as `*/*`.
+    """
     for value in parse_qs(request.raw_path.partition("?")[2]).get("_format", ()):
-        if found := _SHORT.get(value) or json_body.media_type(value.replace(" ", "+")):
-            return found
-    accepted = ",".join(request.headers.getall("Accept", ())).split(",")
-    named = [(_quality(part), 1, found) for part in accepted if (found := json_body.media_type(part))]
-    anything = [(_quality(part), 0, otherwise) for part in accepted if part.partition(";")[0].strip() in _ANY]
-    best = max((*named, *anything), key=lambda ranked: ranked[:2], default=(0.0, 0, otherwise))
-    return best[2] if best[0] else otherwise
+        if named := _FORMAT_NAMES.get(value) or json_body.media_type(value.replace(" ", "+")):
+            return named
+    best: tuple[float, bool, Format] = (0.0, False, default)
+    for media_range in ",".join(request.headers.getall("Accept", ())).split(","):
+        accepted = json_body.media_type(media_range)
+        if accepted or media_range.partition(";")[0].strip() in _ANY_TYPE:
+            best = max(best, (_weight(media_range), accepted is not None, accepted or default), key=lambda row: row[:2])
+    return best[2] if best[0] else default
 
 
-def _quality(part: str) -> float:
-    """Read a weight (RFC 9110, 12.4.2); what is none makes the least of a choice."""
-    _, separator, value = part.replace(" ", "").lower().partition(";q=")
+def _weight(media_range: str) -> float:
+    """Return the weight of a media range (RFC 9110, 12.4.2), 0 if it is malformed."""
+    _, separator, value = media_range.replace(" ", "").lower().partition(";q=")
     weight = value.partition(";")[0]
     return (float(weight) if _WEIGHT.fullmatch(weight) else 0.0) if separator else 1.0
 
 
-def resource(request: web.BaseRequest, status: int, content: JsonObject | None, **more: str | None) -> web.Response:
-    """Answer with a resource, or with none; `more` are header fields, written with `_` for `-`."""
-    made = wanted_format(request, json_body.media_type(request.headers.get("Content-Type", "")) or "json")
-    headers = {name.replace("_", "-"): value for name, value in more.items() if value is not None}
-    if content is None:
-        return web.Response(status=status, headers=headers)
-    return web.Response(status=status, headers=headers | content_type(made), body=written(content, made))
+def content_type(chosen: Format) -> dict[str, str]:
+    """Return the header field that names a format."""
+    return {"Content-Type": f"{CONTENT_TYPES[chosen]};charset=utf-8"}
 
 
-def written(content: JsonObject, made: Format) -> bytes:
-    """Write a resource in a format; it may hold what only serialises to JSON's values."""
-    data = json_body.encode(content)
-    return fhir_xml.to_xml(json_body.decode(data)) if made == "xml" else data
+class FhirResponses:
+    """Builds responses in JSON or XML."""
 
+    def __init__(self, xml: FhirXml) -> None:
+        self._xml = xml
 
-def content_type(made: Format) -> dict[str, str]:
-    """Give the header field that names a format."""
-    return {"Content-Type": f"{CONTENT_TYPES[made]};charset=utf-8"}
+    def encode(self, content: JsonObject, chosen: Format) -> bytes:
+        """Return a resource as a body; `content` may hold values that only become JSON when they are serialised."""
+        data = json_body.encode(content)
+        return self._xml.to_xml(json_body.decode(data)) if chosen == "xml" else data
 
+    def resource(
+        self, request: web.BaseRequest, status: int, content: JsonObject | None, headers: Mapping[str, str]
+    ) -> web.Response:
+        """Return a response with a resource, or without a body; by default in the format of the request's body."""
+        if content is None:
+            return web.Response(status=status, headers=headers)
+        chosen = response_format(request, json_body.media_type(request.headers.get("Content-Type", "")) or "json")
+        return web.Response(
+            status=status, headers={**headers, **content_type(chosen)}, body=self.encode(content, chosen)
+        )
 
-def refusal(request: web.BaseRequest, refused: RequestRefused, request_id: str | None = None) -> web.Response:
-    """Answer with the OperationOutcome of a refused request."""
-    fields = {name.replace("-", "_"): value for name, value in refused.headers.items()}
-    return resource(request, refused.status, operation_outcome(refused.issues), X_Request_ID=request_id, **fields)
+    def refusal(self, request: web.BaseRequest, refused: RequestRefused, request_id: str) -> web.Response:
+        """Return the response to a refused request: an OperationOutcome."""
+        headers = {"X-Request-ID": request_id, **refused.headers}
+        return self.resource(request, refused.status, operation_outcome(refused.issues), headers)
 
-
-async def told(request: web.BaseRequest, told: SubmissionResponse, request_id: str) -> web.Response:
-    """Answer with what became of a submission; a large answer is written in a thread."""
-    headers = {name.replace("-", "_"): value for name, value in told.headers.items()}
-    return await offload(
-        told.size, partial(resource, request, told.status, told.content, X_Request_ID=request_id, **headers)
-    )
+    async def submission(self, request: web.BaseRequest, response: SubmissionResponse, request_id: str) -> web.Response:
+        """Return the response to a submission; a large one is serialised in a thread."""
+        headers = {"X-Request-ID": request_id, **response.headers}
+        return await offload(response.size, partial(self.resource, request, response.status, response.content, headers))

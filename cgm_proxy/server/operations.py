@@ -1,4 +1,4 @@
-"""The operations port: metrics, liveness and readiness; never exposed publicly."""
+"""The operations port: metrics, liveness and readiness. It must not be reachable from outside."""
 
 import asyncio
 
@@ -9,12 +9,12 @@ from cgm_proxy.cache.cache import Cache
 from cgm_proxy.observability.metrics import LOOP_LAG, REGISTRY
 from cgm_proxy.upstream.client import UpstreamClient
 
-#: How often the event loop's lag is measured, seconds.
-LAG_EVERY = 1.0
+#: Time between two measurements of the event loop's lag (seconds).
+LAG_INTERVAL = 1.0
 
 
-def ops_application(upstream: UpstreamClient, memory: Cache) -> web.Application:
-    """Make the application of the operations port."""
+def ops_application(upstream: UpstreamClient, cache: Cache) -> web.Application:
+    """Return the application of the operations port."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -25,8 +25,9 @@ def ops_application(upstream: UpstreamClient, memory: Cache) -> web.Application:
     async def readyz(_: web.Request) -> web.Response:
         ready = await upstream.ready()
         status = {"status": "ok" if ready else "upstream unreachable"}
-        away = {} if memory.available else {"shared memory": "away"}  # all is right without it, only slower
-        return web.json_response(status | away, status=200 if ready else 503)
+        if not cache.available:  # the proxy is ready all the same, only slower
+            status["shared memory"] = "away"
+        return web.json_response(status, status=200 if ready else 503)
 
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
@@ -34,9 +35,9 @@ def ops_application(upstream: UpstreamClient, memory: Cache) -> web.Application:
 
 
 async def watch_lag() -> None:
-    """Measure how late the event loop is, until cancelled."""
+    """Measure how late the event loop runs, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + LAG_EVERY
-        await asyncio.sleep(LAG_EVERY)
+        due = loop.time() + LAG_INTERVAL
+        await asyncio.sleep(LAG_INTERVAL)
         LOOP_LAG.set(loop.time() - due)

@@ -1,7 +1,8 @@
-"""The other replicas, each of which keeps submissions of its own: a poll that reaches the wrong one goes to the right one.
+"""The other replicas. Each keeps submissions of its own, so a poll that reaches the wrong replica is forwarded.
 
-A submission's id begins with the name of the replica that keeps it. Only names of our own set are asked for, which differ
-from ours in their number: what else stands in an id leads nowhere. Who may have an answer is decided where it is given.
+The id of a kept submission begins with the name of the replica that keeps it. A poll is forwarded only to a name of the
+own set of replicas, which differs from this one's in its number; nothing else in an id leads anywhere. The replica that
+keeps a submission decides who may read its result.
 """
 
 import re
@@ -12,20 +13,19 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from cgm_proxy.core.issues import refuse
 from cgm_proxy.core.submission import async_pattern
-from cgm_proxy.server.request_bodies import RETRY_AFTER
+from cgm_proxy.server.fhir_responses import unavailable
 from cgm_proxy.settings import loading
 from cgm_proxy.upstream.client import Requester
 
-#: Marks a poll that comes from another replica: it goes no further.
-FROM_PEER = "X-CGM-Proxy-Peer"
+#: Marks a poll that another replica has forwarded; it is not forwarded again.
+FORWARDED_BY = "X-CGM-Proxy-Peer"
 
-#: Longest silence of another replica (seconds).
+#: Longest time without a byte from another replica (seconds).
 READ_TIMEOUT = 60.0
 
-#: Header fields of its answer that are passed on.
-_KEPT = (
+#: Fields of another replica's response that are passed on.
+_PASSED_ON = (
     "Content-Type",
     "Content-Length",
     "Cache-Control",
@@ -38,50 +38,49 @@ _KEPT = (
 
 
 class Peers:
-    """Know which replica keeps a submission, and ask it."""
+    """Recognises submissions that another replica keeps, and forwards polls to it."""
 
-    def __init__(self, limits: loading.JobSettings, session: aiohttp.ClientSession) -> None:
-        self._own = limits.replica or ""
-        self._template = limits.peers
-        self._names = re.compile(re.escape(self._own.rstrip("0123456789")) + "[0-9]{1,5}")
+    def __init__(self, jobs: loading.JobSettings, session: aiohttp.ClientSession) -> None:
+        self._own_name = jobs.replica or ""
+        self._url_template = jobs.peers
+        self._names = re.compile(re.escape(self._own_name.rstrip("0123456789")) + "[0-9]{1,5}")
         self._session = session
 
-    def url(self, request: web.BaseRequest, name: str) -> str | None:
-        """Give the status URL at the other replica that keeps a submission; None where it is ours to answer."""
-        replica = name.rpartition(".")[0]
+    def status_url(self, request: web.BaseRequest, submission_id: str) -> str | None:
+        """Return the status URL at the replica that keeps a submission, None if this one has to answer."""
+        replica = submission_id.rpartition(".")[0]
         if (
-            not self._template
-            or replica == self._own
+            not self._url_template
+            or replica == self._own_name
             or not self._names.fullmatch(replica)
-            or FROM_PEER in request.headers
+            or FORWARDED_BY in request.headers
         ):
             return None
+        base = self._url_template.replace("{replica}", replica)
+        url = f"{base}/{async_pattern.STATUS_OPERATION}/{quote(submission_id, safe='')}"
         query = request.raw_path.partition("?")[2]
-        place = (
-            f"{self._template.replace('{replica}', replica)}/{async_pattern.STATUS_OPERATION}/{quote(name, safe='')}"
-        )
-        return f"{place}?{query}" if query else place
+        return f"{url}?{query}" if query else url
 
-    async def ask(self, request: web.BaseRequest, url: str, submitter: Requester) -> web.StreamResponse:
-        """Pass a poll on, and its answer back; raises `RequestRefused` (503) where the other replica can't be reached."""
-        headers = CIMultiDict(submitter.headers)
-        headers.update({FROM_PEER: self._own, "Accept": request.headers.get("Accept", "*/*")})
+    async def forward(self, request: web.BaseRequest, url: str, requester: Requester) -> web.StreamResponse:
+        """Forward a poll and stream the response back; raises `RequestRefused` (503) if the replica can't be reached."""
+        headers = CIMultiDict(requester.headers)
+        headers.update({FORWARDED_BY: self._own_name, "Accept": request.headers.get("Accept", "*/*")})
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=READ_TIMEOUT)
-        asked = self._session.request(
+        poll = self._session.request(
             request.method, URL(url, encoded=True), headers=headers, timeout=timeout, allow_redirects=False
         )
         response: web.StreamResponse | None = None
         try:
-            async with asked as answer:
-                kept = {field: answer.headers[field] for field in _KEPT if field in answer.headers}
-                response = web.StreamResponse(status=answer.status, headers=kept)
+            async with poll as answer:
+                fields = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
+                response = web.StreamResponse(status=answer.status, headers=fields)
                 await response.prepare(request)
                 async for piece in answer.content.iter_any():
                     await response.write(piece)
         except (aiohttp.ClientError, TimeoutError) as fault:
             if response is None:
                 text = "the replica that keeps this submission can't be reached now; try again"
-                raise refuse(503, "async-replica", text, code="transient", Retry_After=RETRY_AFTER) from fault
+                raise unavailable("async-replica", text) from fault
             if request.transport:
-                request.transport.abort()
+                request.transport.abort()  # so that half a result does not look complete
         return response

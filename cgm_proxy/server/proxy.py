@@ -1,4 +1,4 @@
-"""Wiring: from settings to two listening ports, rules that can be replaced, and an end that loses nothing."""
+"""Wiring: from settings to two listening ports, reloads of the rules, and a stop that loses no submission."""
 
 import asyncio
 import errno
@@ -13,16 +13,22 @@ import aiohttp
 from aiohttp import web
 
 from cgm_proxy.cache.cache import Cache
+from cgm_proxy.core.codec.fhir_xml import FhirXml
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.http.header_fields import public_address
 from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
 from cgm_proxy.jobs.job_queue import JobQueue
+from cgm_proxy.jobs.worker import Worker
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.logs import log
+from cgm_proxy.receiver.intake import Intake
+from cgm_proxy.receiver.parsing import BodyParser
 from cgm_proxy.receiver.story import Receiver
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.rulekit.lint import load_linted
 from cgm_proxy.server.async_status import AsyncStatus
+from cgm_proxy.server.fhir_responses import FhirResponses
 from cgm_proxy.server.front_door import FrontDoor
 from cgm_proxy.server.operations import ops_application, watch_lag
 from cgm_proxy.server.peers import Peers
@@ -30,16 +36,16 @@ from cgm_proxy.settings.loading import Settings
 from cgm_proxy.settings.schema import SettingsError
 from cgm_proxy.upstream.client import UpstreamClient
 
-#: Signals that ask for the rules to be read again; held back until there is a loop that hears them.
+#: Signals for which the rules are read again; the command line blocks them until there is a handler.
 RELOADING = (signal.SIGHUP,)
-#: Faults of rules that one log line names.
-LOGGED = 20
-#: Why one can't listen that another port mends; any other reason is the host's.
+#: Most faults of rules in one log line.
+LOGGED_FAULTS = 20
+#: Reasons why listening fails that another port cures; any other reason is the host's.
 PORT_FAULTS = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Proxy:
-    """A running proxy: `start` listens, `stop` finishes what is in flight; `port` and `ops_port` tell where it listens."""
+    """A running proxy. `start` begins to listen at `port` and `ops_port`; `stop` finishes what is in flight."""
 
     def __init__(self, settings: Settings, rules: RuleBook) -> None:
         self._settings = settings
@@ -48,25 +54,29 @@ class Proxy:
         self.ops_port = settings.listen.ops_port
 
     async def start(self) -> None:
-        """Listen on both ports; raises `SettingsError`, with all closed again, where that can't be."""
-        settings = self._settings
+        """Listen on both ports; raises `SettingsError`, with everything closed again, if one can't be used."""
+        settings, listen = self._settings, self._settings.listen
         self._jobs = JobQueue.open(settings.jobs)
-        self._relay = Relay(settings)
-        await self._relay.start()
-        metrics.expose_stream_stats(self._relay.traffic)
-        self._session = _session(self._relay)
-        public = self._relay.bases.public.url
-        upstream = UpstreamClient(settings, self._session, self._relay.traffic)
-        self._memory = memory = Cache(settings)
-        await memory.start()
-        self._receiver = Receiver(settings, upstream, self._rules, memory, self._relay.traffic)
-        status = AsyncStatus(self._jobs, Peers(settings.jobs, self._session), upstream, public) if self._jobs else None
-        self._handlers = FrontDoor(settings, self._relay, upstream, self._receiver, memory, status)
-        self._server = web.Server(self._handlers, **SERVER_OPTIONS)
-        patience = max(settings.listen.stop_timeout, 0.01)  # aiohttp takes 0 for ever
-        self._public = web.ServerRunner(self._server, shutdown_timeout=patience)
-        self._ops = web.AppRunner(ops_application(upstream, memory), access_log=None)
-        listen = settings.listen
+        self._relay = relay = Relay(settings)
+        await relay.start()
+        metrics.expose_stream_stats(relay.traffic)
+        self._session = _session(relay.bases)
+        upstream = UpstreamClient(settings, self._session, relay.traffic)
+        self._cache = Cache(settings)
+        await self._cache.start()
+        self._receiver = Receiver(settings, upstream, self._rules, self._cache, relay.traffic)
+        xml = FhirXml(self._rules.model(None), settings.limits.depth)
+        intake = Intake(settings, BodyParser(settings, xml, relay.traffic), self._receiver)
+        responses = FhirResponses(xml)
+        async_status = None
+        if self._jobs:
+            peers = Peers(settings.jobs, self._session)
+            async_status = AsyncStatus(self._jobs, peers, upstream, responses, relay.bases.public.url)
+        self._front_door = FrontDoor(settings, relay, upstream, intake, self._cache, xml, responses, async_status)
+        self._server = web.Server(self._front_door, **SERVER_OPTIONS)
+        shutdown_timeout = max(listen.stop_timeout, 0.01)  # aiohttp waits without limit for 0
+        self._public = web.ServerRunner(self._server, shutdown_timeout=shutdown_timeout)
+        self._ops = web.AppRunner(ops_application(upstream, self._cache), access_log=None)
         try:
             self.port = await _listen(self._public, "", listen.host, listen.port)
             self.ops_port = await _listen(self._ops, "ops_", listen.ops_host, listen.ops_port)
@@ -75,7 +85,7 @@ class Proxy:
             await self._close()
             raise
         if self._jobs:
-            await self._jobs.start(self._handlers.work)
+            await self._jobs.start(Worker(intake).work)
         self._lag = asyncio.create_task(watch_lag())
         self.use(self._rules)
         profiles, rules = self._rules.size()
@@ -89,22 +99,23 @@ class Proxy:
         )
 
     def use(self, rules: RuleBook) -> None:
-        """Judge by `rules` what begins from now on; a submission under way keeps those that it began with."""
+        """Judge by `rules` from now on; a submission in flight keeps the rules with which it began."""
         self._rules = self._receiver.rules = rules
         metrics.RULES.set(rules.size()[1])
         Thread(target=rules.warm, daemon=True).start()
 
     async def stop(self) -> None:
-        """Stop listening, finish what is in flight within the time that is set for it, and close."""
+        """Stop listening, finish what is in flight within `listen.stop_timeout`, and close everything."""
         for site in list(self._public.sites):
             await site.stop()
-        patience = self._settings.listen.stop_timeout
-        hanging_up = asyncio.get_running_loop().call_later(patience, self._hang_up)
-        jobs = [self._jobs.stop(patience)] if self._jobs else []
-        _, finished, *_ = await asyncio.gather(self._public.cleanup(), self._handlers.drain(patience), *jobs)
-        if not (await self._handlers.drain(0) and finished):  # one may have begun while its connection was finished
+        seconds = self._settings.listen.stop_timeout
+        aborting = asyncio.get_running_loop().call_later(seconds, self._abort_connections)
+        jobs = [self._jobs.stop(seconds)] if self._jobs else []
+        _, finished, *_ = await asyncio.gather(self._public.cleanup(), self._front_door.drain(seconds), *jobs)
+        # One more may have begun while the last connections were finished.
+        if not (await self._front_door.drain(0) and finished):
             log("stopped before all submissions were answered", logging.WARNING)
-        hanging_up.cancel()
+        aborting.cancel()
         self._lag.cancel()
         await self._close()
 
@@ -113,11 +124,11 @@ class Proxy:
             await self._jobs.close()
         await self._ops.cleanup()
         await self._session.close()
-        await self._memory.stop()
+        await self._cache.stop()
         await self._relay.close()
 
-    def _hang_up(self) -> None:
-        """End the connections of those who don't read: the server would wait as long for them once more."""
+    def _abort_connections(self) -> None:
+        """Abort the connections of clients that don't read: aiohttp would wait for them a second time."""
         for connection in self._server.connections:
             if connection.transport:
                 connection.transport.abort()
@@ -146,46 +157,51 @@ async def _reload_when(changed: asyncio.Event, proxy: Proxy, settings: Settings)
 
 
 async def reload(proxy: Proxy, settings: Settings) -> None:
-    """Read all rules again, off the event loop, and use them; where one is faulty, say so and keep those in force."""
+    """Read all rules again, in a thread, and use them; if one is faulty, log it and keep the rules in force."""
     try:
         rules = await asyncio.to_thread(load_rules, settings)
     except RulesError as error:
         metrics.RELOADS.labels("refused").inc()
         faults = str(error).splitlines()
-        log("rules refused, the old ones stay in force", logging.ERROR, faults=faults[:LOGGED], count=len(faults))
+        log(
+            "rules refused, the old ones stay in force",
+            logging.ERROR,
+            faults=faults[:LOGGED_FAULTS],
+            count=len(faults),
+        )
         return
     proxy.use(rules)
     metrics.RELOADS.labels("replaced").inc()
     profiles, number = rules.size()
     log("rules replaced", profiles=profiles, rules=number)
-    await asyncio.to_thread(gc.collect)  # the old ones hold themselves by circles, and the collector seldom comes
+    await asyncio.to_thread(gc.collect)  # the old rules are in reference cycles, and the collector seldom runs
 
 
 def shipped_rules() -> Path:
-    """Give the directory of the rules that come with the program: inside an installed package, else beside it."""
+    """Return the directory of the rules that come with the program: inside an installed package, else beside it."""
     package = Path(__file__).parents[1]
     installed = package / "rules"
     return installed if installed.is_dir() else package.parent / "rules"
 
 
 def load_rules(settings: Settings) -> RuleBook:
-    """Load the shipped rules and the hospital's own; raises `RulesError` with every fault of the own ones, a line each."""
+    """Load the shipped rules and those of `settings.rules`; raises `RulesError` with every fault of the latter, a line each."""
     return load_linted(shipped_rules(), *([Path(settings.rules)] if settings.rules else []))
 
 
-def _session(relay: Relay) -> aiohttp.ClientSession:
-    """Make the only ClientSession: no cookies, no environment, and where the public base is on every request."""
-    headers = {name.decode(): value.decode() for name, value in public_address(relay.bases)}
+def _session(bases: BaseUrls) -> aiohttp.ClientSession:
+    """Return the only ClientSession: without cookies and environment, and with the public address on every request."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers=headers,
+        headers={name.decode(): value.decode() for name, value in public_address(bases)},
         skip_auto_headers=("User-Agent",),
         trust_env=False,
     )
 
 
 async def _listen(runner: web.BaseRunner, prefix: str, host: str, port: int) -> int:
+    """Listen at a host and port, and return the port; raises `SettingsError` that names the setting and the cure."""
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     try:

@@ -1,4 +1,4 @@
-"""The status URL of a kept submission: who gets an answer, in which spelling, and what is left when it is over."""
+"""The status URL of a kept submission: who may use it, in which spellings, and what remains after it is deleted."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.client import JSON, XML
-from support.fake_upstream import Asked, Gate, before, gets, searches, transactions
+from support.fake_upstream import Gate, ReceivedRequest, before, gets, searches, transactions
 from support.later import files, keep, polled, raw, result, rules, status, statuses
 from support.proxying import metric
 from support.proxying import statuses as now
@@ -17,19 +17,19 @@ from cgm_proxy.jobs import job_queue
 OWN, OTHERS = "Bearer own-s3cr3t", "Bearer other-s3cr3t"
 
 
-# ---- who may ask
+# ---- who may use it
 
 
 def reads_of(*authorizations: str | None):
-    """Whether it is a read of the Patient on behalf of one of these."""
+    """Return a predicate for reads of the Patient with one of these Authorization fields."""
 
-    def about(asked: Asked) -> bool:
+    def matches(asked: ReceivedRequest) -> bool:
         return gets("Patient/")(asked) and asked.headers.get("Authorization") in authorizations
 
-    return about
+    return matches
 
 
-ASKING = {
+REQUESTERS = {
     "the submitter": ({"Authorization": OWN}, 200),
     "the submitter with its next token": ({"Authorization": "Bearer renewed"}, 200),
     "somebody else who may read the patient": ({"Authorization": "Bearer clinician"}, 200),
@@ -39,9 +39,9 @@ ASKING = {
 }
 
 
-@pytest.mark.parametrize(("headers", "expected"), ASKING.values(), ids=ASKING)
+@pytest.mark.parametrize(("headers", "expected"), REQUESTERS.values(), ids=REQUESTERS)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
-async def test_an_answer_is_for_who_may_read_the_patient_now(keeping, method: str, headers, expected: int) -> None:
+async def test_a_result_is_for_those_who_may_read_the_patient_now(keeping, method: str, headers, expected: int) -> None:
     async with keeping() as world:
         world.fake.always(reads_of(OTHERS), before(403))
         world.fake.always(reads_of("Bearer hidden"), before(404))
@@ -57,7 +57,7 @@ async def test_an_answer_is_for_who_may_read_the_patient_now(keeping, method: st
             assert statuses(await result(world, where, Authorization=OWN)) == [201]
 
 
-async def test_a_token_that_was_revoked_is_no_key_to_what_it_sent(keeping) -> None:
+async def test_a_revoked_token_gives_no_access_to_what_was_sent_with_it(keeping) -> None:
     async with keeping() as world:
         where = await keep(world, world.readings(1), Authorization=OWN)
         await result(world, where, Authorization=OWN)
@@ -65,7 +65,7 @@ async def test_a_token_that_was_revoked_is_no_key_to_what_it_sent(keeping) -> No
         assert (await world.request("GET", where, Authorization=OWN)).status == 401
 
 
-async def test_a_token_that_expires_before_its_turn_is_told_in_the_result(keeping) -> None:
+async def test_the_result_tells_of_a_token_that_expired_while_its_submission_waited(keeping) -> None:
     async with keeping(jobs__at_once=1) as world:
         world.fake.script(transactions, gate := Gate())
         first = await keep(world, world.readings(1), Authorization=OTHERS)
@@ -88,7 +88,7 @@ async def test_a_poll_that_fails_upstream_may_be_repeated(keeping) -> None:
         assert statuses(await result(world, where)) == [201]
 
 
-# ---- how it is spelt
+# ---- spellings
 
 
 SPELLINGS = {
@@ -112,16 +112,16 @@ SPELLINGS = {
 }
 
 
-async def test_any_spelling_of_the_path_is_the_same_one(keeping) -> None:
+async def test_spellings_of_the_path_that_servers_take_for_the_same_are_the_same(keeping) -> None:
     async with keeping() as world:
         where = await keep(world, world.readings(1))
         await result(world, where)
         for spelling, ours in SPELLINGS.items():
-            before_ = len(world.fake.of(gets("")))
+            before_ = len(world.fake.received(gets("")))
             target = f"/fhir/{spelling.format(id=where.rpartition('/')[2])}"
             answer = await raw(world.proxy.port, b"GET", target)
             assert (answer.startswith(b"HTTP/1.1 200") and b"201 Created" in answer) is ours, spelling
-            seen = [asked.path for asked in world.fake.of(gets(""))[before_:]]
+            seen = [asked.path for asked in world.fake.received(gets(""))[before_:]]
             assert (seen == [world.about]) is ours, spelling
 
 
@@ -135,7 +135,7 @@ async def test_the_url_is_below_the_public_base_wherever_the_upstreams_is(keepin
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "OPTIONS"])
-async def test_a_status_is_read_and_deleted_and_nothing_else(keeping, method: str) -> None:
+async def test_a_status_can_be_read_and_deleted_and_nothing_else(keeping, method: str) -> None:
     async with keeping() as world:
         where = await keep(world, world.readings(1))
         await result(world, where)
@@ -148,7 +148,7 @@ async def test_a_status_is_read_and_deleted_and_nothing_else(keeping, method: st
 
 @pytest.mark.parametrize("name", ["x", "A" * 43, "%00", "a" * 4000, "%F0%9F%A9%B8", "%FF"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_what_never_was_is_not_found(keeping, method: str, name: str) -> None:
+async def test_an_unknown_id_is_not_found(keeping, method: str, name: str) -> None:
     async with keeping() as world:
         answer = await raw(world.proxy.port, method.encode(), f"/fhir/$cgm-submission-status/{name}")
         assert answer.startswith(b"HTTP/1.1 404")
@@ -159,7 +159,7 @@ async def test_what_never_was_is_not_found(keeping, method: str, name: str) -> N
 # ---- deleting
 
 
-async def test_deleting_stops_what_is_under_way(keeping) -> None:
+async def test_deleting_stops_a_submission_in_progress(keeping) -> None:
     async with keeping(forward__chunk=2, forward__concurrency=1, jobs__at_once=1) as world:
         world.fake.script(transactions, gate := Gate())
         where = await keep(world, world.readings(8))
@@ -178,7 +178,9 @@ async def test_deleting_stops_what_is_under_way(keeping) -> None:
 
 
 @pytest.mark.parametrize("about", [transactions, searches("ServiceRequest")], ids=["storing", "finding orders"])
-async def test_what_its_submitter_stops_is_counted_as_cancelled_and_not_as_failed(keeping, about, caplog) -> None:
+async def test_a_submission_that_its_submitter_deletes_is_counted_as_cancelled_and_not_as_failed(
+    keeping, about, caplog
+) -> None:
     caplog.set_level("INFO")
     async with keeping() as world:
         earlier = [await metric(world, "submissions_total", outcome=name) for name in ("cancelled", "failed")]
@@ -193,10 +195,10 @@ async def test_what_its_submitter_stops_is_counted_as_cancelled_and_not_as_faile
     assert [line["outcome"] for line in lines] == ["kept", "cancelled"]
 
 
-# ---- what is left
+# ---- what remains
 
 
-async def test_credentials_and_body_are_gone_when_it_is_done_and_all_when_it_is_deleted(
+async def test_credentials_and_body_are_removed_when_it_is_done_and_everything_when_it_is_deleted(
     keeping, jobs_path: Path
 ) -> None:
     async with keeping() as world:
@@ -219,7 +221,7 @@ async def test_credentials_and_body_are_gone_when_it_is_done_and_all_when_it_is_
         assert world.about.encode() not in over
 
 
-async def test_a_result_is_removed_when_its_time_is_over(keeping, jobs_path: Path, monkeypatch) -> None:
+async def test_a_result_is_removed_when_it_expires(keeping, jobs_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(job_queue, "SWEEP_EVERY", 0.1)
     async with keeping(jobs__kept_seconds=1) as world:
         where = await keep(world, world.readings(1))
@@ -231,7 +233,7 @@ async def test_a_result_is_removed_when_its_time_is_over(keeping, jobs_path: Pat
         assert world.about.encode() not in files(jobs_path)
 
 
-async def test_the_oldest_results_make_room(keeping) -> None:
+async def test_the_oldest_results_are_removed_for_new_ones(keeping) -> None:
     async with keeping(jobs__kept_bytes=1500, jobs__at_once=1) as world:
         places = [await keep(world, world.readings(5)) for _ in range(3)]
         for where in reversed(places):
@@ -243,14 +245,14 @@ async def test_the_oldest_results_make_room(keeping) -> None:
         assert found == sorted(found, reverse=True)
 
 
-async def test_a_result_that_is_larger_than_what_is_kept_is_told(keeping) -> None:
+async def test_a_result_that_is_too_large_to_keep_is_reported(keeping) -> None:
     async with keeping(jobs__kept_bytes=1500) as world:
         answer = await result(world, await keep(world, world.readings(30)))
         assert (status(answer), rules(answer)) == (500, ["async-result-too-large"])
         assert now(await world.submit(world.readings(30))) == [200] * 30
 
 
-async def test_a_large_result_is_sent_in_pieces_and_never_half(keeping, monkeypatch) -> None:
+async def test_a_large_result_is_sent_in_pieces_and_half_of_it_never_looks_complete(keeping, monkeypatch) -> None:
     async with keeping() as world:
         monkeypatch.setattr("cgm_proxy.jobs.sqlite_store.PIECE", 1000)
         where = await keep(world, world.readings(200))
@@ -265,7 +267,7 @@ async def test_a_large_result_is_sent_in_pieces_and_never_half(keeping, monkeypa
         assert (await world.request("GET", where, Accept=XML)).status == 404
 
 
-async def test_logs_and_metrics_say_nothing_of_the_patient_or_the_url(keeping, caplog) -> None:
+async def test_logs_and_metrics_contain_neither_the_patient_nor_the_url(keeping, caplog) -> None:
     caplog.set_level("DEBUG")
     async with keeping() as world:
         where = await keep(world, world.readings(1), Authorization=OWN, X_Request_ID="r1")

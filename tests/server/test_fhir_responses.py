@@ -1,4 +1,4 @@
-"""How a submission is answered: in the format and with the content that the submitter asks for."""
+"""Responses to submissions: their format and their content are what the submitter asks for."""
 
 import json
 from decimal import Decimal
@@ -42,9 +42,9 @@ FORMATS = [
 ]
 
 
-async def test_the_answer_is_in_the_format_that_is_asked_for() -> None:
+async def test_the_response_is_in_the_format_that_is_asked_for() -> None:
     async with proxying() as world:
-        for accept, query, content_type, wanted in FORMATS:
+        for accept, query, content_type, expected in FORMATS:
             bundle = world.readings(2)
             data = FHIR_XML.to_xml(bundle) if content_type == XML else encode(bundle)
             headers = {"Content-Type": content_type} | ({"Accept": accept} if accept else {})
@@ -52,11 +52,11 @@ async def test_the_answer_is_in_the_format_that_is_asked_for() -> None:
                 answer = await world._request(world.url, "POST", path, data if status == 200 else b"{}", headers)
                 assert answer.status == status
                 kind = answer.headers["Content-Type"]
-                assert kind == f"application/fhir+{wanted};charset=utf-8", (accept, query, content_type, status)
+                assert kind == f"application/fhir+{expected};charset=utf-8", (accept, query, content_type, status)
                 assert answer.body["resourceType"] == ("Bundle" if status == 200 else "OperationOutcome")
 
 
-async def test_what_xml_cannot_hold_does_not_break_an_answer_in_xml() -> None:
+async def test_characters_that_xml_cannot_hold_do_not_break_a_response_in_xml() -> None:
     async with proxying() as world:
         bundle = world.readings(2)
         bundle["entry"][0]["resource"]["valueQuantity"]["unit"] = "a\x00b\x0c\ufffe<"
@@ -67,7 +67,7 @@ async def test_what_xml_cannot_hold_does_not_break_an_answer_in_xml() -> None:
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("dialect", ["argo", "1.0.0"])
 @pytest.mark.parametrize("prefer", ["", "minimal", "representation", "OperationOutcome", "nonsense"])
-async def test_prefer_says_what_an_entrys_answer_holds(prefer: str, dialect: str, again: bool) -> None:
+async def test_prefer_decides_what_the_response_to_an_entry_contains(prefer: str, dialect: str, again: bool) -> None:
     async with proxying() as world:
         bundle = world.readings(3, device=True, dialect=dialect)
         bundle["entry"].append(bundle["entry"][1] | {"fullUrl": "urn:uuid:0b0fb34f-4fd6-4e10-9d6e-0cf1a7ad2cb1"})
@@ -88,7 +88,7 @@ async def test_prefer_says_what_an_entrys_answer_holds(prefer: str, dialect: str
 
 
 @pytest.mark.parametrize("act", [before(403), before(500), reset(committed=False)])
-async def test_what_is_stored_is_answered_also_when_its_representation_cannot_be_had(act) -> None:
+async def test_a_stored_entry_is_answered_even_if_its_representation_cannot_be_read(act) -> None:
     async with proxying() as world:
         bundle = world.readings(3)
         await world.submit(bundle)

@@ -1,4 +1,4 @@
-"""Several replicas: a poll that reaches another one than the one that keeps the submission is answered all the same."""
+"""Several replicas: a poll is answered whichever replica it reaches."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import aiohttp
 from support import servers
-from support.client import XML, Answer
+from support.client import XML, Response
 from support.fake_upstream import Gate, before, fake_upstream, gets, transactions
 from support.later import keep, raw, result, statuses
 from support.proxying import World
@@ -21,7 +21,7 @@ OWN = {"Authorization": "Bearer own"}
 
 @asynccontextmanager
 async def replicas(folder: Path) -> AsyncIterator[tuple[World, World, servers.Running]]:
-    """Run two replicas as processes; each one's name is its port. The process of the first comes with them."""
+    """Run two replicas as processes, named by their ports; yield them and the process of the first."""
     ports = [servers.free_port(), servers.free_port()]
     async with fake_upstream() as fake, aiohttp.ClientSession() as session:
         running = [
@@ -49,7 +49,7 @@ async def replicas(folder: Path) -> AsyncIterator[tuple[World, World, servers.Ru
                 await asyncio.to_thread(one.__exit__, None, None, None)
 
 
-async def test_any_replica_answers_for_the_one_that_keeps_it(tmp_path: Path) -> None:
+async def test_any_replica_answers_for_the_one_that_keeps_the_submission(tmp_path: Path) -> None:
     async with replicas(tmp_path) as (first, second, server):
         first.fake.always(
             lambda asked: gets("Patient/")(asked) and asked.headers.get("Authorization") != "Bearer own", before(403)
@@ -79,7 +79,7 @@ async def test_any_replica_answers_for_the_one_that_keeps_it(tmp_path: Path) -> 
         assert [(await world.request("GET", where, **OWN)).status for world in (first, second)] == [404, 404]
 
 
-def kept_fields(answer: Answer) -> list[str | None]:
+def kept_fields(answer: Response) -> list[str | None]:
     return [answer.headers.get(name) for name in ("Content-Type", "Content-Length", "Cache-Control", "Expires")]
 
 
@@ -96,7 +96,7 @@ ELSEWHERE = [
 ]
 
 
-async def test_what_else_stands_in_an_id_leads_nowhere(tmp_path: Path) -> None:
+async def test_an_id_leads_to_no_other_host(tmp_path: Path) -> None:
     async with replicas(tmp_path) as (first, second, _):
         where = await keep(first, first.readings(1))
         await result(first, where)
@@ -109,7 +109,7 @@ async def test_what_else_stands_in_an_id_leads_nowhere(tmp_path: Path) -> None:
         assert statuses(await second.request("GET", where)) == [201]
 
 
-async def test_a_poll_from_another_replica_goes_no_further(tmp_path: Path) -> None:
+async def test_a_forwarded_poll_is_not_forwarded_again(tmp_path: Path) -> None:
     async with replicas(tmp_path) as (first, second, _):
         where = await keep(first, first.readings(1))
         assert (await second.request("GET", where, X_CGM_Proxy_Peer="1")).status == 404

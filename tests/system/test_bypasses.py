@@ -1,7 +1,7 @@
-"""No way around the check: whatever spelling a submission comes in, it is inspected, and its bad reading is not stored.
+"""No way around the check: a submission is inspected however it is written and sent, and a bad reading is never stored.
 
-Each row is a way to post a submission whose only reading has a wrong unit. Two outcomes are right: this proxy refuses it,
-or the upstream itself does; in any case the reading is not stored.
+Each row is a way to post a submission whose only reading has a wrong unit. The proxy may refuse it or the upstream may;
+in either case the reading is not stored.
 """
 
 import gzip
@@ -24,7 +24,7 @@ from cgm_proxy.sandbox.simulation.submissions import patient, submission
 
 
 class Sent(NamedTuple):
-    """A request as it goes on the wire."""
+    """A request as it is sent."""
 
     target: str
     body: bytes
@@ -148,7 +148,7 @@ def bad(about: str) -> dict[str, Any]:
 
 
 def send(base: str, sent: Sent, *, chunked: bool = False) -> tuple[int, bytes]:
-    """Send a request target as it is, which no URL library would."""
+    """Send a request target as it is; URL libraries would normalise it."""
     with closing(http.client.HTTPConnection(urlsplit(base).netloc, timeout=60)) as connection:
         return _exchange(connection, sent, chunked=chunked)
 
@@ -173,7 +173,7 @@ def _exchange(connection: http.client.HTTPConnection, sent: Sent, *, chunked: bo
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["sized", "chunked"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_bad_reading_is_not_stored_whatever_way_it_comes(
+def test_a_bad_reading_is_not_stored_however_it_is_sent(
     way: Way, chunked: bool, running: Running, about: str, sandbox: str
 ) -> None:
     status, data = send(running.url, way(bad(about)), chunked=chunked)
@@ -183,7 +183,7 @@ def test_a_bad_reading_is_not_stored_whatever_way_it_comes(
         assert b"value-unit" in data
 
 
-def test_the_upstreams_own_path_is_no_back_door(sandbox: str, about: str, tmp_path) -> None:
+def test_the_upstreams_own_path_is_inspected_as_well(sandbox: str, about: str, tmp_path) -> None:
     public = {"listen.public_url": "http://127.0.0.1/public/base"}
     with proxy(sandbox, tmp_path, public) as server:
         origin = server.url.removesuffix("/fhir")
@@ -194,7 +194,7 @@ def test_the_upstreams_own_path_is_no_back_door(sandbox: str, about: str, tmp_pa
             assert status != 200 or b"value-unit" in data
 
 
-def test_a_bundle_that_is_no_submission_passes_byte_for_byte(running: Running, about: str, sandbox: str) -> None:
+def test_a_bundle_without_the_tag_passes_unchanged(running: Running, about: str, sandbox: str) -> None:
     plain = {name: value for name, value in bad(about).items() if name != "meta"}
     status, data = send(running.url, at("/fhir")(plain))
     assert (status, json.loads(data)["type"]) == (200, "batch-response")
