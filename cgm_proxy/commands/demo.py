@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
@@ -63,7 +63,7 @@ async def demo(*, serve: bool) -> None:
     public = f"http://localhost:{PORT}/fhir" if serve else "http://127.0.0.1/fhir"
     ports = (PORT, OPS_PORT) if serve else (0, 0)
     listen = ListenSettings(host="127.0.0.1", ops_host="127.0.0.1", port=ports[0], ops_port=ports[1], public_url=public)
-    settings = replace(Settings(), listen=listen, upstream=UpstreamSettings(url=store_url))
+    settings = Settings(listen=listen, upstream=UpstreamSettings(url=store_url))
     proxy = Proxy(settings, load_rules(settings))
     await proxy.start()
     _print(

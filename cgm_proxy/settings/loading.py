@@ -1,23 +1,23 @@
-"""Settings: one frozen object, read once at the start from a YAML file and the environment.
+"""Loading of the settings, once at the start, from a YAML file and the environment.
 
-This module is the only reader of the environment. Every field of `Settings` and of its sections is a key of the YAML file
-(`section: {key: value}`) and an environment variable (`CGM_PROXY_SECTION_KEY`, for example `CGM_PROXY_UPSTREAM_URL`),
-which wins over the file.
-A secret can come from a file as well (`CGM_PROXY_UPSTREAM_TOKEN_FILE`). Whatever is unknown, out of range or at odds
-with another setting stops the start, with all faults at once. The README's table is made from the fields' metadata.
+This is the only module that reads the environment. Each setting is a key of the YAML file (`section: {key: value}`) and an
+environment variable (`CGM_PROXY_SECTION_KEY`, for example `CGM_PROXY_UPSTREAM_URL`), which overrides the file. A secret can also
+come from a file of its own (`CGM_PROXY_UPSTREAM_TOKEN_FILE`). Unknown names, unacceptable values and settings that conflict
+stop the start, with one message for all of them.
 """
 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
-from cgm_proxy.settings.schema import MASK, PREFIX, Given, Key, SettingsError, keys_of, read, suggestion
+from cgm_proxy.settings.schema import MASK, PREFIX, Given, Key, SettingsError, keys_of, suggestion
 from cgm_proxy.settings.sections import (
     CacheSettings,
     ForwardSettings,
@@ -26,13 +26,13 @@ from cgm_proxy.settings.sections import (
     ListenSettings,
     Policy,
     PolicySettings,
+    Settings,
     UpstreamSettings,
-    setting,
 )
-from cgm_proxy.settings.yaml_file import content, given_in, secret
+from cgm_proxy.settings.yaml_file import content_of, secret, values_in
 
 __all__ = [
-    "FACTS",
+    "CONFLICTS",
     "KEYS",
     "CacheSettings",
     "ForwardSettings",
@@ -49,179 +49,138 @@ __all__ = [
     "table",
 ]
 
+#: All settings by their dotted names.
+KEYS: dict[str, Key] = {key.name: key for key in keys_of(Settings)}
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All settings; see each section."""
+#: The variable that names the file if the command line doesn't.
+SETTINGS_FILE = f"{PREFIX}SETTINGS"
 
-    mode: Literal["enforce", "observe"] = setting("enforce", "`observe` judges and counts, and rejects nothing")
-    detection: Literal["tag", "content"] = setting(
-        "tag", "`content` judges untagged Bundles and single CGM resources too"
-    )
-    allow: tuple[str, ...] = setting(
-        ("Observation", "DiagnosticReport", "Device"),
-        "Resource types that a submission may create: Observation, DiagnosticReport, Device or some of them",
-        form="resource type",
-    )
-    rules: str | None = setting(None, "Directory of a hospital's own rules, added to the shipped ones", form="path")
-    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least severe log line written")
-    listen: ListenSettings = field(default_factory=ListenSettings)
-    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
-    policies: PolicySettings = field(default_factory=PolicySettings)
-    limits: LimitSettings = field(default_factory=LimitSettings)
-    forward: ForwardSettings = field(default_factory=ForwardSettings)
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    jobs: JobSettings = field(default_factory=JobSettings)
+#: What Kubernetes sets in each pod for a Service named cgm-proxy (and Docker for a link of that name).
+_SERVICE_LINK = re.compile(r"CGM_PROXY_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """What settings must agree on, among them or with the machine: whether it is `broken`, what, and the cure."""
+class Conflict(Struct, frozen=True):
+    """Settings that conflict with one another or with the machine: which, whether they do, and the message."""
 
     keys: tuple[str, ...]
-    broken: Callable[[Settings], bool]
-    text: str
+    found: Callable[[Settings], bool]
+    message: str
 
 
 def _loops(settings: Settings) -> bool:
-    """Whether the upstream's URL leads back to the proxy: below its public URL, or to its port on this machine."""
+    """Whether the upstream's URL leads back to the proxy: it is below the public URL, or has a port of this proxy."""
     upstream, public = urlsplit(settings.upstream.url), urlsplit(settings.listen.public_url)
     below = upstream.netloc.lower() == public.netloc.lower() and f"{upstream.path}/".startswith(f"{public.path}/")
     port = upstream.port or {"http": 80, "https": 443}[upstream.scheme]
-    here = upstream.hostname in {"localhost", "127.0.0.1", "::1"}
-    return below or (here and port in {settings.listen.port, settings.listen.ops_port})
+    on_this_machine = upstream.hostname in {"localhost", "127.0.0.1", "::1"}
+    return below or (on_this_machine and port in {settings.listen.port, settings.listen.ops_port})
 
 
-def _no_rules(settings: Settings) -> bool:
-    """Whether a directory of rules is named that can't be read: a proxy without them would accept too much."""
+def _rules_unreadable(settings: Settings) -> bool:
+    """Whether `rules` is no readable directory: a proxy without these rules would accept too much."""
     return settings.rules is not None and not (Path(settings.rules).is_dir() and os.access(settings.rules, os.R_OK))
 
 
-def _no_certificates(settings: Settings) -> bool:
-    """Whether the shared memory's URL names a file that can't be read: the replicas would never share anything."""
-    named = parse_qsl(urlsplit(settings.cache.shared or "").query)
-    return not all(os.access(path, os.R_OK) for option, path in named if option.startswith("ssl_"))
+def _certificates_unreadable(settings: Settings) -> bool:
+    """Whether the URL of the shared cache names an unreadable file: the replicas would silently share nothing."""
+    options = parse_qsl(urlsplit(settings.cache.shared or "").query)
+    return not all(os.access(path, os.R_OK) for option, path in options if option.startswith("ssl_"))
 
 
-FACTS = (
-    Fact(
+CONFLICTS = (
+    Conflict(
         ("cache.shared",),
-        _no_certificates,
-        "cache.shared names a file that can't be read; correct its ssl_ options, or leave them out",
+        _certificates_unreadable,
+        "cache.shared names a file that can't be read; correct its ssl_ options, or remove them",
     ),
-    Fact(("rules",), _no_rules, "rules names no directory that can be read; correct the path, or leave it out"),
-    Fact(
+    Conflict(
+        ("rules",),
+        _rules_unreadable,
+        "rules names no directory that can be read; correct the path, or remove the setting",
+    ),
+    Conflict(
         ("upstream.url", "listen.public_url", "listen.port", "listen.ops_port"),
         _loops,
         "upstream.url leads back to the proxy itself; write the URL of the FHIR server behind it",
     ),
-    Fact(
+    Conflict(
         ("listen.ops_port", "listen.port"),
         lambda settings: settings.listen.ops_port == settings.listen.port != 0,
         "listen.ops_port equals listen.port, which would make the metrics public; choose another port",
     ),
-    Fact(
+    Conflict(
         ("limits.atomic_entries", "limits.entries"),
         lambda settings: settings.limits.atomic_entries > settings.limits.entries,
         "limits.atomic_entries is above limits.entries and would never be reached; lower it",
     ),
-    Fact(
+    Conflict(
         ("upstream.read_timeout", "limits.seconds"),
         lambda settings: settings.upstream.read_timeout > settings.limits.seconds,
         "upstream.read_timeout is above limits.seconds and would never be reached; lower it",
     ),
-    Fact(
+    Conflict(
         ("jobs.waiting_bytes", "limits.body_bytes"),
         lambda settings: settings.jobs.path is not None and settings.jobs.waiting_bytes < settings.limits.body_bytes,
-        "jobs.waiting_bytes is below limits.body_bytes: the largest submission would never be kept; raise it",
+        "jobs.waiting_bytes is below limits.body_bytes, so that the largest submission would always be refused; raise it",
     ),
-    Fact(
+    Conflict(
         ("jobs.peers", "jobs.replica"),
         lambda settings: settings.jobs.peers is not None and settings.jobs.replica is None,
-        "jobs.peers needs jobs.replica, by which this replica's own submissions are known; name it",
+        "jobs.peers needs jobs.replica, which tells this replica's jobs from those of others; set it",
     ),
 )
 
-KEYS: dict[str, Key] = {key.name: key for key in keys_of(Settings)}
-
-#: Names the file, when the command line doesn't.
-SETTINGS_FILE = f"{PREFIX}SETTINGS"
-
-#: What Kubernetes sets in each pod for a Service that is named cgm-proxy (and Docker for a link of that name).
-_SERVICE_LINK = re.compile(r"CGM_PROXY_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
-
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from the YAML file `path` (else `CGM_PROXY_SETTINGS`) and `environ` (else the process's own).
+    """Return the settings of the YAML file `path` (default: `CGM_PROXY_SETTINGS`) and of `environ` (default: the process's).
 
-    Raises SettingsError with all faults found: file and line or variable, key, and cure.
+    Raises SettingsError with all faults found: file and line or variable, setting, and what to do.
     """
     environ = os.environ if environ is None else environ
     named = environ.get(SETTINGS_FILE)
     path = path or (Path(named) if named else None)
-    given = {each.key: each for each in [*_from_file(path), *_from_environ(environ)]}
-    settings = _settings(_values(given))
-    _raise_if(_disagreements(settings, given))
-    return settings
-
-
-def _raise_if(faults: list[str]) -> None:
-    if faults:
-        raise SettingsError(*faults)
-
-
-def _values(given: Mapping[str, Given]) -> dict[str, Any]:
-    """Read each given value; raise SettingsError with the faults of all that are wrong."""
-    values: dict[str, Any] = {}
+    in_file = values_in(content_of("settings", path), str(path), KEYS) if path else []
+    given = {each.key: each for each in [*in_file, *_from_environ(environ)]}
+    settings = Settings()
     faults: list[str] = []
     for name, each in given.items():
         try:
-            values[name] = read(KEYS[name], each)
+            settings = _with(settings, name, KEYS[name].read(each))
         except SettingsError as error:
             faults += error.faults
-    _raise_if(faults)
-    return values
-
-
-def _settings(values: Mapping[str, Any]) -> Settings:
-    """Put values by dotted name into the sections that they belong to."""
-    settings = Settings()
-    for name, value in values.items():
-        section, _, leaf = name.rpartition(".")
-        changed = {section: replace(getattr(settings, section), **{leaf: value})} if section else {leaf: value}
-        settings = replace(settings, **changed)
+    if not faults:
+        for conflict in CONFLICTS:
+            if conflict.found(settings):
+                places = dict.fromkeys(given[key].where for key in conflict.keys if key in given)
+                faults.append(f"{'; '.join(places)}: {conflict.message}")
+    if faults:
+        raise SettingsError(*faults)
     return settings
 
 
-def _disagreements(settings: Settings, given: Mapping[str, Given]) -> list[str]:
-    return [
-        "; ".join(dict.fromkeys(given[key].where for key in fact.keys if key in given)) + f": {fact.text}"
-        for fact in FACTS
-        if fact.broken(settings)
-    ]
-
-
-def _from_file(path: Path | None) -> list[Given]:
-    return given_in(content("settings", path), str(path), KEYS) if path else []
+def _with(settings: Settings, name: str, value: Any) -> Settings:
+    """Return the settings with one value changed."""
+    section, _, leaf = name.rpartition(".")
+    change = {section: replace(getattr(settings, section), **{leaf: value})} if section else {leaf: value}
+    return replace(settings, **change)
 
 
 def _from_environ(environ: Mapping[str, str]) -> list[Given]:
-    """Give what the variables say; an unknown one with our prefix is refused, whatever its case."""
+    """Return the values of our variables; an unknown one with our prefix is refused, in whatever case it is written."""
     variables = {key.variable: key for key in KEYS.values()}
-    files = {f"{name}_FILE": key for name, key in variables.items() if key.secret}
+    secret_files = {f"{name}_FILE": key for name, key in variables.items() if key.secret}
     ours = sorted(name for name in environ if name.upper().startswith(PREFIX) and name != SETTINGS_FILE)
-    known = {*variables, *files}
-    _raise_if([_unknown_variable(name, known) for name in ours if name not in known])
-    _raise_if(
-        [
-            f"{name}: {files[name].variable} is set too; keep one of the two"
-            for name in ours
-            if name in files and files[name].variable in environ
-        ]
-    )
+    faults: list[str] = []
+    for name in ours:
+        if name in secret_files and secret_files[name].variable in environ:
+            faults.append(f"{name}: {secret_files[name].variable} is set too; keep one of the two")
+        elif name not in variables and name not in secret_files:
+            faults.append(f"{name}: {_unknown_variable(name, {*variables, *secret_files, SETTINGS_FILE})}")
+    if faults:
+        raise SettingsError(*faults)
     return [
-        Given(files[name].name, secret(name, Path(environ[name])), name, text=True)
-        if name in files
+        Given(secret_files[name].name, secret(name, Path(environ[name])), name, text=True)
+        if name in secret_files
         else Given(variables[name].name, environ[name], name, text=True)
         for name in ours
     ]
@@ -229,27 +188,25 @@ def _from_environ(environ: Mapping[str, str]) -> list[Given]:
 
 def _unknown_variable(name: str, known: set[str]) -> str:
     if _SERVICE_LINK.fullmatch(name):
-        return f"{name}: set by Kubernetes for a Service, and no setting; set enableServiceLinks: false in the pod"
-    return f"{name}: unknown variable; {suggestion(name.upper(), {*known, SETTINGS_FILE})}"
+        return "Kubernetes sets this variable for a Service, and it is no setting; set enableServiceLinks: false in the pod"
+    return f"unknown variable; {suggestion(name.upper(), known)}"
 
 
 def printable(settings: Settings) -> str:
-    """Give the settings as YAML that `load` reads back, secrets masked; a mask that is read back is refused."""
-    shown = asdict(settings)
+    """Return the settings as YAML, with secrets masked.
+
+    `load` can read it again, except that it refuses the mask of a secret.
+    """
+    shown = to_builtins(settings)
     for key in KEYS.values():
         section, _, leaf = key.name.rpartition(".")
-        place = shown[section] if section else shown
-        if key.secret and place[leaf] is not None:
-            place[leaf] = MASK
-        elif key.kind is tuple:
-            place[leaf] = list(place[leaf])
+        group = shown[section] if section else shown
+        if key.secret and group[leaf] is not None:
+            group[leaf] = MASK
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120)
 
 
-def table(settings_type: type = Settings) -> str:
-    """Give the README's table: setting, environment variable, default, meaning."""
-    rows = [
-        f"| `{key.name}` | `{key.variable}` | {key.shown_default} | {key.meaning} |".replace("\n", " ")
-        for key in keys_of(settings_type)
-    ]
+def table() -> str:
+    """Return the table of the documentation: setting, environment variable, default, meaning."""
+    rows = [f"| `{key.name}` | `{key.variable}` | {key.shown_default} | {key.meaning} |" for key in KEYS.values()]
     return "\n".join(["| setting | environment variable | default | meaning |", "|---|---|---|---|", *rows]) + "\n"

@@ -1,170 +1,291 @@
-"""The sections of the settings, each a frozen dataclass whose fields are keys: type, default, meaning, limits.
+"""All settings there are: each field has a type with limits, a default and a description.
 
-`settings.py` puts them together and reads them; the README's table and the chart's schema are made from the metadata.
+`schema.py` reads values by these types. The tables in the documentation and the chart's schema are generated from them.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from cgm_proxy.settings.formats import (
+    BaseUrl,
+    DirectoryPath,
+    FilePath,
+    Host,
+    ReplicaName,
+    ReplicaUrl,
+    Token,
+    ValkeyUrl,
+)
 
 Policy = Literal["accept", "warn", "reject"]
 
-
-def setting(default: Any, doc: str, at_least: float | None = None, at_most: float | None = None, **more: Any) -> Any:
-    """Describe a setting: its default, what it means, its limits, and more of a `Key`'s fields."""
-    metadata = {"doc": doc, "at_least": at_least, "at_most": at_most, **more}
-    return field(default=default, metadata=metadata, repr=not more.get("secret"))
+#: Marks a setting whose value is never shown, and which can be read from a file of its own.
+SECRET = {"secret": True}
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamSettings:
+class Section(Struct, frozen=True):
+    """A group of settings."""
+
+    def __repr__(self) -> str:
+        """Show all settings but the secrets."""
+        shown = [field.name for field in fields(type(self)) if not is_secret(field.type)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+
+def is_secret(annotation: Any) -> bool:
+    """Whether a setting's type is marked as SECRET."""
+    return any(meta.extra == SECRET for meta in getattr(annotation, "__metadata__", ()))
+
+
+class UpstreamSettings(Section, frozen=True):
     """The FHIR server behind the proxy."""
 
-    url: str = setting("http://127.0.0.1:8081/fhir", "Base URL of the FHIR server", form="url")
-    token: str | None = setting(
-        None,
-        "Service token for the proxy's own reads (standing orders); without it the submitter's Authorization is used",
-        secret=True,
-        form="token",
-    )
-    connect_timeout: float = setting(5.0, "Seconds to connect before 503", 0.01, 300)
-    read_timeout: float = setting(60.0, "Seconds of silence before 504", 0.01, 3600)
-    retries: int = setting(
-        4,
-        "How often a chunk is sent again after 429, 5xx, reset or timeout; three such chunks in a row end a submission",
-        0,
-        20,
-    )
-    send: Literal["auto", "transaction", "batch", "single"] = setting(
-        "auto", "How entries are sent: `auto` takes the first of these that the server's CapabilityStatement names"
-    )
-    create: Literal["auto", "conditional", "update", "search"] = setting(
-        "auto",
-        "How each entry is created once: by conditional create, by update at an id made of its identity, or by searching before; "
-        "`auto` takes the first of these that the CapabilityStatement allows",
-    )
-    bundle_entries: int = setting(
-        0, "Entries that the server takes in one Bundle; 0 for no limit that is known", 0, 10_000
-    )
+    url: Annotated[BaseUrl, Meta(description="Base URL of the FHIR server")] = "http://127.0.0.1:8081/fhir"
+    token: Annotated[
+        Token | None,
+        Meta(
+            description="Service token for the proxy's own reads, such as standing orders; without it, the proxy uses the "
+            "submitter's Authorization",
+            extra=SECRET,
+        ),
+    ] = None
+    connect_timeout: Annotated[
+        float, Meta(ge=0.01, le=300, description="Longest wait for a connection before answering 503 (seconds)")
+    ] = 5.0
+    read_timeout: Annotated[
+        float,
+        Meta(ge=0.01, le=3600, description="Longest wait for data from the server before answering 504 (seconds)"),
+    ] = 60.0
+    retries: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=20,
+            description="How often a chunk is sent again after 429, 5xx, reset or timeout; after three times as many failures "
+            "in a row, the submission sends nothing more",
+        ),
+    ] = 4
+    send: Annotated[
+        Literal["auto", "transaction", "batch", "single"],
+        Meta(
+            description="How entries are sent; `auto` uses the first of transaction, batch and single that the server's "
+            "CapabilityStatement declares"
+        ),
+    ] = "auto"
+    create: Annotated[
+        Literal["auto", "conditional", "update", "search"],
+        Meta(
+            description="How each entry is created only once: by conditional create, by an update whose id is derived from the "
+            "entry's identity, or by a search before the create; `auto` uses the first of these that the server's "
+            "CapabilityStatement declares"
+        ),
+    ] = "auto"
+    bundle_entries: Annotated[
+        int,
+        Meta(ge=0, le=10_000, description="Most entries that the server accepts in one Bundle; 0 if no limit is known"),
+    ] = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ListenSettings:
+class ListenSettings(Section, frozen=True):
     """Where the proxy listens."""
 
-    host: str = setting("0.0.0.0", "Address of the public port", form="address")
-    port: int = setting(8080, "Public port; 0 takes a free one", 0, 65535)
-    public_url: str = setting(
-        "http://localhost:8080/fhir",
-        "Base URL that submitters use; links and locations in answers point here",
-        form="url",
+    host: Annotated[Host, Meta(description="Address of the public port")] = "0.0.0.0"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Public port; 0 takes a free one")] = 8080
+    public_url: Annotated[
+        BaseUrl, Meta(description="Base URL that submitters use; links and locations in responses point here")
+    ] = "http://localhost:8080/fhir"
+    ops_host: Annotated[Host, Meta(description="Address of the operations port")] = "0.0.0.0"
+    ops_port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; never expose it publicly")
+    ] = 9090
+    stop_timeout: Annotated[
+        float, Meta(ge=0, le=3600, description="How long a stopping proxy waits for requests in flight (seconds)")
+    ] = 30.0
+
+
+class PolicySettings(Section, frozen=True):
+    """What happens when a submission does not match its standing order.
+
+    `accept` does nothing, `warn` adds an information issue to the response, and `reject` refuses the entry or submission.
+    """
+
+    no_order: Annotated[Policy, Meta(description="The patient has no active order")] = "accept"
+    incomplete: Annotated[
+        Policy, Meta(description="The submission does not have all the profiles of any one schedule")
+    ] = "reject"
+    unsolicited: Annotated[Policy, Meta(description="No order asks for the entry's profile")] = "reject"
+    outside_lookback: Annotated[Policy, Meta(description="The entry is older than the order's lookback period")] = (
+        "warn"
     )
-    ops_host: str = setting("0.0.0.0", "Address of the operations port", form="address")
-    ops_port: int = setting(9090, "Port of /metrics, /healthz and /readyz; never expose it publicly", 0, 65535)
-    stop_timeout: float = setting(30.0, "Seconds that a stopping proxy gives to what is in flight", 0, 3600)
+    too_often: Annotated[
+        Policy, Meta(description="The patient's last submission is more recent than the order's period")
+    ] = "warn"
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySettings:
-    """What a finding about a standing order does: `accept`, `warn` (an information issue in the answer) or `reject`."""
-
-    no_order: Policy = setting("accept", "The patient has no active order")
-    incomplete: Policy = setting("reject", "No schedule has all of its profiles in the submission")
-    unsolicited: Policy = setting("reject", "No order asks for the entry's profile")
-    outside_lookback: Policy = setting("warn", "The entry is older than the order's lookback period")
-    too_often: Policy = setting("warn", "The patient's last submission is more recent than the order's period")
-
-
-@dataclass(frozen=True, slots=True)
-class LimitSettings:
+class LimitSettings(Section, frozen=True):
     """What one submission may cost."""
 
-    body_bytes: int = setting(
-        64 * 2**20, "Largest body of a submission, compressed or inflated (bytes)", 1024, 4 * 2**30
-    )
-    entries: int = setting(50_000, "Most entries in a submission", 1, 1_000_000)
-    atomic_entries: int = setting(
-        500, "Most entries in an atomic (tagged `transaction`) submission, which goes upstream in one piece", 1, 10_000
-    )
-    depth: int = setting(64, "Deepest nesting of JSON or XML", 16, 256)
-    in_flight: int = setting(8, "Submissions worked on at once, before 503 with Retry-After", 1, 10_000)
-    seconds: float = setting(600.0, "Longest time for one submission (seconds)", 1, 86_400)
+    body_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=4 * 2**30, description="Largest body of a submission, compressed or decompressed (bytes)"),
+    ] = 64 * 2**20
+    entries: Annotated[int, Meta(ge=1, le=1_000_000, description="Most entries in a submission")] = 50_000
+    atomic_entries: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000,
+            description="Most entries in an atomic submission (a tagged `transaction`), which goes upstream as one Bundle",
+        ),
+    ] = 500
+    depth: Annotated[int, Meta(ge=16, le=256, description="Deepest nesting of JSON or XML")] = 64
+    in_flight: Annotated[
+        int, Meta(ge=1, le=10_000, description="Most submissions in progress; others get 503 with Retry-After")
+    ] = 8
+    seconds: Annotated[float, Meta(ge=1, le=86_400, description="Longest time for one submission (seconds)")] = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardSettings:
+class ForwardSettings(Section, frozen=True):
     """How accepted entries go upstream."""
 
-    chunk: int = setting(
-        80, "Entries in one transaction, at most; fewer while the upstream is slow or fails", 1, 10_000
-    )
-    concurrency: int = setting(
-        8,
-        "Transactions under way at once, at most: it begins with 2, and more while that costs the upstream no time",
-        1,
-        64,
-    )
-    beside: float = setting(
-        0.5,
-        "Transactions under way at once, at most, while other requests stream through: 0.5 is one, half of the time; a server "
-        "with cores to spare takes more",
-        0.1,
-        64,
-    )
+    chunk: Annotated[
+        int,
+        Meta(ge=1, le=10_000, description="Most entries in one transaction; fewer while the server is slow or fails"),
+    ] = 80
+    concurrency: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Most transactions in flight; the proxy begins with 2 and adds more as long as the server does not slow "
+            "down",
+        ),
+    ] = 8
+    beside: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=64,
+            description="Most transactions in flight while other requests stream through; 0.5 is one transaction for half of "
+            "the time; raise it if the server has spare cores",
+        ),
+    ] = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """What is remembered; caches only save work."""
+class CacheSettings(Section, frozen=True):
+    """What is cached; a cache only saves work."""
 
-    orders_seconds: float = setting(
-        300.0, "How long a patient's standing orders are remembered, also that there are none (seconds)", 0, 86_400
-    )
-    orders: int = setting(10_000, "Patients whose orders are remembered", 1, 10_000_000)
-    known_seconds: float = setting(
-        600.0,
-        "How long the location of a stored entry is remembered (seconds); 0 asks upstream every time",
-        0,
-        604_800,
-    )
-    known: int = setting(200_000, "Stored entries that are remembered, about 0.5 kB each", 1, 100_000_000)
-    shared: str | None = setting(
-        None,
-        "URL of the Valkey or Redis that replicas share: `redis://`, `rediss://` (TLS) or `unix://`; without it each replica "
-        "remembers for itself",
-        secret=True,
-        form="valkey url",
-    )
-    shared_timeout: float = setting(
-        0.25, "Seconds to wait for an answer of the shared memory, before it is done without", 0.01, 5
-    )
+    orders_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="How long a patient's standing orders are cached, also that there are none (seconds)",
+        ),
+    ] = 300.0
+    orders: Annotated[int, Meta(ge=1, le=10_000_000, description="Most patients whose orders are cached")] = 10_000
+    known_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=604_800,
+            description="How long the location of a stored entry is cached (seconds); with 0 the proxy always asks the server",
+        ),
+    ] = 600.0
+    known: Annotated[
+        int,
+        Meta(ge=1, le=100_000_000, description="Most stored entries whose location is cached, about 0.5 kB each"),
+    ] = 200_000
+    shared: Annotated[
+        ValkeyUrl | None,
+        Meta(
+            description="URL of the Valkey or Redis that the replicas share: `redis://`, `rediss://` (TLS) or `unix://`; without "
+            "it, each replica has its own cache",
+            extra=SECRET,
+        ),
+    ] = None
+    shared_timeout: Annotated[
+        float,
+        Meta(
+            ge=0.01,
+            le=5,
+            description="Longest wait for the shared cache (seconds); after that the proxy goes on without it",
+        ),
+    ] = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class JobSettings:
-    """Submissions with `Prefer: respond-async`, which are kept in a file and answered later."""
+class JobSettings(Section, frozen=True):
+    """Submissions with `Prefer: respond-async`, which are stored in a file and processed later."""
 
-    path: str | None = setting(
-        None,
-        "SQLite file on a volume, of this replica alone, that keeps submissions with `Prefer: respond-async`; without it"
-        " they are answered as any other",
-        form="file",
-    )
-    at_once: int = setting(2, "Kept submissions worked on at once, beside `limits.in_flight` others", 1, 1000)
-    waiting: int = setting(
-        100, "Most submissions that are kept and not done, before 503 with Retry-After", 1, 1_000_000
-    )
-    waiting_bytes: int = setting(2**30, "Most bytes of their bodies, before 503 with Retry-After", 1024, 2**40)
-    patience: float = setting(
-        900.0, "How long a kept submission is tried again while the upstream fails (seconds)", 0, 604_800
-    )
-    kept_seconds: float = setting(86_400.0, "How long a result is kept (seconds)", 1, 31_536_000)
-    kept_bytes: int = setting(2**28, "Most bytes of results; the oldest make room for new ones", 1024, 2**40)
-    replica: str | None = setting(
-        None, "Name of this replica among several, ending in its number; it is part of status URLs", form="replica"
-    )
-    peers: str | None = setting(
-        None,
-        "Public base URL of any replica as the others reach it, with `{replica}` for its name: polls go to the one that"
-        " keeps the submission",
-        form="replica url",
-    )
+    path: Annotated[
+        FilePath | None,
+        Meta(
+            description="SQLite file that stores submissions with `Prefer: respond-async`, on a volume of this replica alone; "
+            "without it, they are answered like all others"
+        ),
+    ] = None
+    at_once: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="Most jobs in progress, in addition to the submissions of `limits.in_flight`"),
+    ] = 2
+    waiting: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="Most jobs that are not finished; others get 503 with Retry-After"),
+    ] = 100
+    waiting_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=2**40, description="Most bytes of their bodies; others get 503 with Retry-After"),
+    ] = 2**30
+    patience: Annotated[
+        float,
+        Meta(ge=0, le=604_800, description="How long a job is retried while the server fails (seconds)"),
+    ] = 900.0
+    kept_seconds: Annotated[
+        float, Meta(ge=1, le=31_536_000, description="How long a result is available (seconds)")
+    ] = 86_400.0
+    kept_bytes: Annotated[
+        int, Meta(ge=1024, le=2**40, description="Most bytes of results; the oldest are deleted first")
+    ] = 2**28
+    replica: Annotated[
+        ReplicaName | None,
+        Meta(description="Name of this replica among several, ending in its number; it is part of status URLs"),
+    ] = None
+    peers: Annotated[
+        ReplicaUrl | None,
+        Meta(
+            description="Public base URL of any replica as the other replicas reach it, with `{replica}` in place of its name; "
+            "status requests are passed to the replica that has the job"
+        ),
+    ] = None
+
+
+class Settings(Section, frozen=True):
+    """All settings: those of the whole program, then the sections."""
+
+    mode: Annotated[
+        Literal["enforce", "observe"], Meta(description="`observe` judges and counts, but rejects nothing")
+    ] = "enforce"
+    detection: Annotated[
+        Literal["tag", "content"],
+        Meta(description="`content` also judges untagged Bundles and single resources with CGM data"),
+    ] = "tag"
+    allow: Annotated[
+        tuple[Literal["Observation", "DiagnosticReport", "Device"], ...],
+        Meta(min_length=1, description="Resource types that a submission may create"),
+    ] = ("Observation", "DiagnosticReport", "Device")
+    rules: Annotated[
+        DirectoryPath | None,
+        Meta(description="Directory of a hospital's own rules, which are added to the shipped ones"),
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged")
+    ] = "info"
+    listen: ListenSettings = ListenSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    policies: PolicySettings = PolicySettings()
+    limits: LimitSettings = LimitSettings()
+    forward: ForwardSettings = ForwardSettings()
+    cache: CacheSettings = CacheSettings()
+    jobs: JobSettings = JobSettings()

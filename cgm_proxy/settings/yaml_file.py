@@ -1,108 +1,87 @@
-"""The settings' YAML file, read into values that remember their line.
+"""The settings' YAML file, read into values that know their line.
 
-Stricter than YAML: one document, each key once, text keys, no key that is no setting. What the YAML library says is
-repeated without the words that it quotes from the file, for they may be a secret.
+The reader in `core/codec/strict_yaml.py` refuses duplicate keys, tags and whatever is not YAML; this one also refuses a key that
+is no setting. A message quotes nothing from the file that may be a secret.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from cgm_proxy.core.codec.strict_yaml import Document, YamlError, document
+from cgm_proxy.settings.schema import Given, Key, SettingsError, suggestion
 
-from cgm_proxy.settings.schema import Given, SettingsError, suggestion
+#: Deepest nesting of the file; settings need 3: sections, keys and a list.
+MAX_DEPTH = 8
 
-
-class Unreadable:
-    """Stands for a value that YAML can't read; no setting accepts it."""
-
-    def __repr__(self) -> str:
-        return "nothing that YAML can read"
+_QUOTED = re.compile(r"""(['"`]).*\1""")
 
 
-def given_in(text: str, file: str, known: Collection[str]) -> list[Given]:
-    """Give what a YAML `text` says about the `known` dotted keys; `file` is its name for messages.
+def values_in(text: str, file: str, keys: Mapping[str, Key]) -> list[Given]:
+    """Return the values that a YAML `text` has for settings; `file` is its name in messages.
 
-    Raises SettingsError with all unknown, repeated or unreadable keys.
+    Raises SettingsError with all unknown, duplicate and unreadable keys.
     """
+    sections = {name.partition(".")[0] for name in keys if "." in name}
+    try:
+        content = document(text, max_depth=MAX_DEPTH)
+    except YamlError as error:
+        place = f"{file}, line {error.line}" if error.line else file
+        cure = "" if ";" in error.problem else "; write lines of `key: value`, and quote text with special characters"
+        raise SettingsError(f"{place}: not valid YAML: {_QUOTED.sub('…', error.problem)}{cure}") from None
     faults: list[str] = []
-    given: dict[str, Given] = {}
-    for name, node, where in _leaves(_document(text, file), file, known, faults.append):
-        if name not in known:
-            faults.append(f'{where}: unknown key "{name}"; {suggestion(name, {*known, *_sections(known)})}')
-        elif name in given:
-            faults.append(f"{where}: {name} is here a second time (first: {given[name].where}); keep one")
+    for fault in content.faults:
+        name = ".".join(map(str, fault.path[:2]))
+        public = name in sections or (name in keys and not keys[name].secret)
+        problem = fault.problem if public else _QUOTED.sub("…", fault.problem)
+        faults.append(f"{file}, line {fault.line}: {name + ': ' if name else ''}{problem}")
+    values: list[Given] = []
+    for path, value in _leaves(content, file, sections, faults):
+        name, where = ".".join(path), f"{file}, line {content.line(*path)}"
+        if name in keys:
+            values.append(Given(name, value, where))
         else:
-            given[name] = Given(name, _value(node), where)
+            faults.append(f'{where}: unknown key "{name}"; {suggestion(name, {*keys, *sections})}')
     if faults:
         raise SettingsError(*faults)
-    return list(given.values())
-
-
-def _document(text: str, file: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = re.sub(r"""(['"]).*\1""", "…", error.problem or "no reason given")
-        raise SettingsError(f"{file}{line}: no valid YAML ({problem}); quote text with special characters") from None
-    except yaml.YAMLError:
-        raise SettingsError(f"{file}: no valid YAML (a control character); remove it") from None
-    except RecursionError:
-        raise SettingsError(f"{file}: nested too deeply; settings have sections and keys alone") from None
+    return values
 
 
 def _leaves(
-    document: yaml.Node | None, file: str, known: Collection[str], fault: Callable[[str], None]
-) -> Iterator[tuple[str, yaml.Node, str]]:
-    """Give dotted name, value and place of each key; a section without keys is allowed, one without a mapping isn't."""
-    for name, node, where in _pairs(document, "the file", file, fault):
-        if name not in _sections(known):
-            yield name, node, where
-            continue
-        for leaf, value, place in _pairs(node, f'section "{name}"', file, fault):
-            yield f"{name}.{leaf}", value, place
+    content: Document, file: str, sections: set[str], faults: list[str]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield path and value of each key, and add a fault for whatever should have keys and has none.
 
-
-def _sections(known: Collection[str]) -> set[str]:
-    return {name.partition(".")[0] for name in known if "." in name}
-
-
-def _pairs(
-    node: yaml.Node | None, what: str, file: str, fault: Callable[[str], None]
-) -> Iterator[tuple[str, yaml.Node, str]]:
-    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
+    An empty file or section is allowed.
+    """
+    if not isinstance(content.value, dict | None):
+        faults.append(f"{file}, line {content.first_line}: the file has no keys; write lines of `key: value`")
         return
-    if not isinstance(node, yaml.MappingNode):
-        fault(f"{file}, line {node.start_mark.line + 1}: {what} has no keys; write lines of `key: value`")
-        return
-    for key, value in node.value:
-        yield str(key.value), value, f"{file}, line {key.start_mark.line + 1}"
-
-
-def _value(node: yaml.Node) -> Any:
-    """Give a node's value; what YAML itself can't read (a tag, an impossible date) is refused as any wrong value is."""
-    try:
-        return yaml.SafeLoader("").construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError):
-        return Unreadable()
+    for name, value in (content.value or {}).items():
+        if name not in sections:
+            yield (str(name),), value
+        elif isinstance(value, dict):
+            yield from (((name, str(key)), leaf) for key, leaf in value.items())
+        elif value is not None:
+            line = content.line(name)
+            faults.append(f'{file}, line {line}: section "{name}" has no keys; write lines of `key: value`')
 
 
 def secret(where: str, path: Path) -> str:
-    """Read a secret from its file; `where` says who named it."""
-    found = content(where, path).strip()
+    """Return the secret in a file; `where` names the variable that names the file."""
+    found = content_of(where, path).strip()
     if not found:
         raise SettingsError(f"{where}: {path} is empty; write the secret into it, or unset the variable")
     return found
 
 
-def content(where: str, path: Path) -> str:
-    """Read a small text file; raises SettingsError where it can't be."""
+def content_of(where: str, path: Path) -> str:
+    """Return the text of a file; raise SettingsError if it can't be read."""
     try:
         return path.read_text("utf-8")
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise SettingsError(f"{where}: can't read {path}: {reason}; name a readable file") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{where}: {path} is not UTF-8 text; save it as such") from None
+        raise SettingsError(f"{where}: {path} is not UTF-8 text; save it as UTF-8") from None

@@ -2,31 +2,27 @@
 
 from cgm_proxy.settings.schema import MASK
 
-BASE_URL = "write an http or https URL with a host and a plain path, without user, query, fragment and %-escapes"
+BASE_URL = "write an http or https URL with a host and a plain path, without user, query, fragment or %-escapes"
 VALKEY_URL = (
-    "has a value that can't be used (not shown: it is a secret); write a URL like redis://USER:PASSWORD@HOST:6379/0,"
-    " unix://:PASSWORD@/PATH?db=0, or rediss://HOST for TLS, there with the options ssl_ca_certs, ssl_certfile and"
-    " ssl_keyfile if need be; special characters of the password %-escaped"
+    "has a value that can't be used (not shown: it is a secret); write a URL such as redis://USER:PASSWORD@HOST:6379/0,"
+    " unix://:PASSWORD@/PATH?db=0, or rediss://HOST for TLS, which takes the options ssl_ca_certs, ssl_certfile and"
+    " ssl_keyfile; write special characters of the password as %-escapes"
 )
+SYNTAX = "write lines of `key: value`, and quote text with special characters"
+ALLOW = "write one or more of Observation, DiagnosticReport, Device, as a list (in a variable: separated by commas)"
 BAD_FILES = [
     # not a settings file
+    ("mode: [", f"s.yaml, line 2: not valid YAML: did not find expected node content; {SYNTAX}"),
+    ("mode: observe\n---\nmode: enforce\n", "s.yaml, line 2: not valid YAML: a second document begins here; keep one"),
+    ("upstream:\n  token: *s3cr3t\n", f"s.yaml, line 2: not valid YAML: found undefined alias …; {SYNTAX}"),
     (
-        "mode: [",
-        "s.yaml, line 1: no valid YAML (expected the node content, but found …); quote text with special characters",
+        "mode: \x07",
+        f"s.yaml, line 1: not valid YAML: a character that YAML does not allow, or a byte that is no UTF-8; {SYNTAX}",
     ),
-    (
-        "mode: observe\n---\nmode: enforce\n",
-        "s.yaml, line 2: no valid YAML (but found another document); quote text with special characters",
-    ),
-    (
-        "upstream:\n  token: *s3cr3t\n",
-        "s.yaml, line 2: no valid YAML (found undefined alias …); quote text with special characters",
-    ),
-    ("mode: \x07", "s.yaml: no valid YAML (a control character); remove it"),
-    (b"mode: \xff", "settings: s.yaml is not UTF-8 text; save it as such"),
+    (b"mode: \xff", "settings: s.yaml is not UTF-8 text; save it as UTF-8"),
     ("- mode", "s.yaml, line 1: the file has no keys; write lines of `key: value`"),
     ("observe", "s.yaml, line 1: the file has no keys; write lines of `key: value`"),
-    ("[" * 3000, "s.yaml: nested too deeply; settings have sections and keys alone"),
+    ("[" * 3000, f"s.yaml, line 1: not valid YAML: nested deeper than 8; {SYNTAX}"),
     # keys
     ("mood: observe", 's.yaml, line 1: unknown key "mood"; did you mean "mode"?'),
     ("\nupstrem:\n  url: x", 's.yaml, line 2: unknown key "upstrem"; did you mean "upstream"?'),
@@ -45,43 +41,36 @@ BAD_FILES = [
         ),
     ),
     ("upstream: http://h/fhir", 's.yaml, line 1: section "upstream" has no keys; write lines of `key: value`'),
-    ("mode: observe\nmode: enforce", "s.yaml, line 2: mode is here a second time (first: s.yaml, line 1); keep one"),
+    (
+        "mode: observe\nmode: enforce",
+        "s.yaml, line 2: mode: the key `mode` is repeated (first on line 1); keep one",
+    ),
     (
         "listen: {port: 1}\nlisten: {port: 2}",
-        "s.yaml, line 2: listen.port is here a second time (first: s.yaml, line 1); keep one",
+        "s.yaml, line 2: listen: the key `listen` is repeated (first on line 1); keep one",
     ),
     # kinds
     ("listen: {port: '8080'}", 's.yaml, line 1: listen.port is "8080"; write a whole number from 0 to 65535'),
     ("listen: {port: 80.5}", "s.yaml, line 1: listen.port is 80.5; write a whole number from 0 to 65535"),
-    ("listen: {port: true}", "s.yaml, line 1: listen.port is True; write a whole number from 0 to 65535"),
+    ("listen: {port: true}", "s.yaml, line 1: listen.port is true; write a whole number from 0 to 65535"),
     ("listen: {port: }", "s.yaml, line 1: listen.port is empty; write a whole number from 0 to 65535"),
     ("listen: {port: [1]}", "s.yaml, line 1: listen.port is [1]; write a whole number from 0 to 65535"),
     ("limits: {seconds: soon}", 's.yaml, line 1: limits.seconds is "soon"; write a number from 1 to 86400'),
-    ("mode: on", "s.yaml, line 1: mode is True; write enforce or observe"),
-    ("rules: [a]", "s.yaml, line 1: rules is ['a']; write the path of a directory"),
-    ("rules: {a: b}", "s.yaml, line 1: rules is {'a': 'b'}; write the path of a directory"),
-    ("rules: !dir x", "s.yaml, line 1: rules is nothing that YAML can read; write the path of a directory"),
-    (
-        "rules: 2026-99-99",
-        "s.yaml, line 1: rules is nothing that YAML can read; write the path of a directory",
-    ),
-    (
-        "allow: Observation",
-        's.yaml, line 1: allow is "Observation"; write some of Observation, DiagnosticReport and Device, as a list',
-    ),
-    ("allow: []", "s.yaml, line 1: allow is []; write some of Observation, DiagnosticReport and Device, as a list"),
-    ("allow: [1]", "s.yaml, line 1: allow is [1]; write some of Observation, DiagnosticReport and Device, as a list"),
+    ("mode: on", "s.yaml, line 1: mode is true; write enforce or observe"),
+    ("rules: [a]", 's.yaml, line 1: rules is ["a"]; write the path of a directory'),
+    ("rules: {a: b}", 's.yaml, line 1: rules is {"a": "b"}; write the path of a directory'),
+    ("rules: !dir x", "s.yaml, line 1: rules: the tag `!dir` is not supported; leave it out"),
+    ("allow: Observation", f's.yaml, line 1: allow is "Observation"; {ALLOW}'),
+    ("allow: []", f"s.yaml, line 1: allow is []; {ALLOW}"),
+    ("allow: [1]", f"s.yaml, line 1: allow is [1]; {ALLOW}"),
     # choices, ranges, forms
     ("mode: obsrve", 's.yaml, line 1: mode is "obsrve"; write enforce or observe'),
     ("policies: {no_order: deny}", 's.yaml, line 1: policies.no_order is "deny"; write accept, warn or reject'),
     ("listen: {port: 65536}", "s.yaml, line 1: listen.port is 65536; write a whole number from 0 to 65535"),
     ("forward: {chunk: 0}", "s.yaml, line 1: forward.chunk is 0; write a whole number from 1 to 10000"),
-    ("limits: {seconds: .nan}", "s.yaml, line 1: limits.seconds is nan; write a number from 1 to 86400"),
-    ("limits: {seconds: .inf}", "s.yaml, line 1: limits.seconds is inf; write a number from 1 to 86400"),
-    (
-        "allow: [observation]",
-        "s.yaml, line 1: allow is ['observation']; write some of Observation, DiagnosticReport and Device, as a list",
-    ),
+    ("limits: {seconds: .nan}", "s.yaml, line 1: limits.seconds is NaN; write a number from 1 to 86400"),
+    ("limits: {seconds: .inf}", "s.yaml, line 1: limits.seconds is Infinity; write a number from 1 to 86400"),
+    ("allow: [observation]", f's.yaml, line 1: allow is ["observation"]; {ALLOW}'),
     (
         "listen: {host: 'http://h'}",
         's.yaml, line 1: listen.host is "http://h"; write a host name or IP address, without scheme, port or brackets',
@@ -108,16 +97,18 @@ BAD_FILES = [
         "upstream: {token: Bearer s3cr3t}",
         (
             "s.yaml, line 1: upstream.token has a value that can't be used (not shown: it is a secret);"
-            ' write the token alone, without "Bearer", blanks or line breaks'
+            ' write the token alone, without "Bearer", spaces or line breaks'
         ),
     ),
     (
         "upstream: {token: [s3cr3t]}",
         (
             "s.yaml, line 1: upstream.token has a value that can't be used (not shown: it is a secret);"
-            ' write the token alone, without "Bearer", blanks or line breaks'
+            ' write the token alone, without "Bearer", spaces or line breaks'
         ),
     ),
+    ("upstream: {token: !s3cr3t a}", "s.yaml, line 1: upstream.token: the tag … is not supported; leave it out"),
+    ("upstream: {token: !!int s3cr3t}", "s.yaml, line 1: upstream.token: not a value of the tag …"),
     (
         f"upstream: {{token: '{MASK}'}}",
         "s.yaml, line 1: upstream.token is the mask that is printed for a secret; write the secret",
@@ -147,10 +138,16 @@ BAD_FILES = [
     # settings that disagree, with one another or with the machine
     (
         "cache: {shared: 'rediss://:s3cr3t@valkey?ssl_ca_certs=none.pem'}",
-        ("s.yaml, line 1: cache.shared names a file that can't be read; correct its ssl_ options, or leave them out"),
+        ("s.yaml, line 1: cache.shared names a file that can't be read; correct its ssl_ options, or remove them"),
     ),
-    ("rules: none", "s.yaml, line 1: rules names no directory that can be read; correct the path, or leave it out"),
-    ("rules: s.yaml", "s.yaml, line 1: rules names no directory that can be read; correct the path, or leave it out"),
+    (
+        "rules: none",
+        "s.yaml, line 1: rules names no directory that can be read; correct the path, or remove the setting",
+    ),
+    (
+        "rules: s.yaml",
+        "s.yaml, line 1: rules names no directory that can be read; correct the path, or remove the setting",
+    ),
     (
         "listen: {port: 9090}",
         "s.yaml, line 1: listen.ops_port equals listen.port, which would make the metrics public; choose another port",
@@ -169,25 +166,25 @@ BAD_FILES = [
     (
         "jobs: {path: /v/jobs, waiting_bytes: 2048}",
         (
-            "s.yaml, line 1: jobs.waiting_bytes is below limits.body_bytes: the largest submission would never be kept;"
-            " raise it"
+            "s.yaml, line 1: jobs.waiting_bytes is below limits.body_bytes, so that the largest submission would always be"
+            " refused; raise it"
         ),
     ),
     (
         "jobs: {peers: 'http://{replica}:8080/fhir'}",
-        ("s.yaml, line 1: jobs.peers needs jobs.replica, by which this replica's own submissions are known; name it"),
+        "s.yaml, line 1: jobs.peers needs jobs.replica, which tells this replica's jobs from those of others; set it",
     ),
     (
         "jobs: {replica: Proxy}",
         (
-            's.yaml, line 1: jobs.replica is "Proxy"; write a name of small letters, digits and hyphens that ends in a'
-            " number"
+            's.yaml, line 1: jobs.replica is "Proxy"; write a name of lowercase letters, digits and hyphens that ends in a'
+            " number, such as cgm-proxy-0"
         ),
     ),
     (
         "jobs: {replica: p-0, peers: 'http://p/{replica}'}",
         (
-            's.yaml, line 1: jobs.peers is "http://p/{replica}"; write an http or https URL with {replica} in its host, or'
+            's.yaml, line 1: jobs.peers is "http://p/{replica}"; write an http or https URL with {replica} in its host or'
             " port, and a plain path"
         ),
     ),
@@ -220,10 +217,7 @@ BAD_ENVIRONMENTS = [
         {"CGM_PROXY_LIMITS_SECONDS": "nan"},
         'CGM_PROXY_LIMITS_SECONDS: limits.seconds is "nan"; write a number from 1 to 86400',
     ),
-    (
-        {"CGM_PROXY_ALLOW": ""},
-        'CGM_PROXY_ALLOW: allow is ""; write some of Observation, DiagnosticReport and Device, as a list',
-    ),
+    ({"CGM_PROXY_ALLOW": ""}, f'CGM_PROXY_ALLOW: allow is ""; {ALLOW}'),
     (
         {"CGM_PROXY_UPSTREAM_ULR": "x"},
         'CGM_PROXY_UPSTREAM_ULR: unknown variable; did you mean "CGM_PROXY_UPSTREAM_URL"?',
@@ -231,11 +225,11 @@ BAD_ENVIRONMENTS = [
     ({"cgm_proxy_mode": "observe"}, 'cgm_proxy_mode: unknown variable; did you mean "CGM_PROXY_MODE"?'),
     ({"CGM_PROXY_SETTING": "x"}, 'CGM_PROXY_SETTING: unknown variable; did you mean "CGM_PROXY_SETTINGS"?'),
     ({"CGM_PROXY_MODE_FILE": "x"}, 'CGM_PROXY_MODE_FILE: unknown variable; did you mean "CGM_PROXY_MODE"?'),
-    ({"CGM_PROXY_7": "x"}, "CGM_PROXY_7: unknown variable; the README lists the known ones"),
+    ({"CGM_PROXY_7": "x"}, "CGM_PROXY_7: unknown variable; docs/settings.md lists all names"),
     (
         {"CGM_PROXY_PORT_8080_TCP": "tcp://10.0.0.1:8080"},
         (
-            "CGM_PROXY_PORT_8080_TCP: set by Kubernetes for a Service, and no setting;"
+            "CGM_PROXY_PORT_8080_TCP: Kubernetes sets this variable for a Service, and it is no setting;"
             " set enableServiceLinks: false in the pod"
         ),
     ),
@@ -256,7 +250,7 @@ BAD_ENVIRONMENTS = [
         {"CGM_PROXY_UPSTREAM_TOKEN_FILE": "two-lines"},
         (
             "CGM_PROXY_UPSTREAM_TOKEN_FILE: upstream.token has a value that can't be used (not shown: it is a secret);"
-            ' write the token alone, without "Bearer", blanks or line breaks'
+            ' write the token alone, without "Bearer", spaces or line breaks'
         ),
     ),
     (

@@ -1,7 +1,7 @@
-"""What of the chart is made from other sources: `python tests/generated_chart.py` renews it, a test compares it.
+"""The generated parts of the chart: `PYTHONPATH=tests python -m support.generated_chart` renews them, and a test checks them.
 
-values.schema.json's part for `settings` comes from the settings' metadata, the table in helm/README.md from the
-comments in values.yaml.
+The part of values.schema.json for `settings` comes from the metadata of the settings. The table in helm/README.md comes from
+the comments in values.yaml.
 """
 
 import json
@@ -16,7 +16,7 @@ from cgm_proxy.settings.loading import KEYS
 from cgm_proxy.settings.schema import Key
 
 CHART = ROOT / "helm"
-#: JSON Schema in helm is matched by Go's regular expressions, which have no look-ahead; the proxy itself is stricter.
+#: Helm matches JSON Schema's patterns with Go's regular expressions, which have no look-ahead. The proxy itself is stricter.
 PATTERNS = {
     "url": r"^(https?://[^?#@\s]+)?$",
     "address": r"^[A-Za-z0-9._:-]+$",
@@ -28,7 +28,7 @@ MARKED = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- /values -->)", re.DOTALL)
 
 
 def settings_schema() -> dict:
-    """Give the JSON Schema of `settings`; a secret is no property of it."""
+    """Return the JSON Schema of `settings`, which has no property for a secret."""
     top: dict = {"type": "object", "additionalProperties": False, "properties": {}}
     for key in KEYS.values():
         section, _, leaf = key.name.rpartition(".")
@@ -37,27 +37,27 @@ def settings_schema() -> dict:
         if not key.secret:
             (top["properties"][section] if section else top)["properties"][leaf] = key_schema(key)
     for port in ("port", "ops_port"):
-        top["properties"]["listen"]["properties"][port]["minimum"] = 1  # a Service needs to know it
+        top["properties"]["listen"]["properties"][port]["minimum"] = 1  # the Service has to know the port
     return top
 
 
 def key_schema(key: Key) -> dict:
-    """Give the JSON Schema of one setting."""
-    if key.choices:
-        return {"enum": list(key.choices)}
+    """Return the JSON Schema of one setting."""
     if key.kind is tuple:
         return {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^[A-Z][A-Za-z]+$"}}
+    if key.choices:
+        return {"enum": list(key.choices)}
     kind = {int: "integer", float: "number", str: "string"}[key.kind]
     schema: dict = {"type": [kind, "null"] if key.optional else kind}
-    if key.at_least is not None:
-        schema |= {"minimum": key.at_least, "maximum": key.at_most}
+    if key.limits:
+        schema |= dict(zip(("minimum", "maximum"), key.limits, strict=True))
     if key.form in PATTERNS:
         schema["pattern"] = PATTERNS[key.form]
     return schema
 
 
 def values_table() -> str:
-    """Give a table of the values that a comment explains: name, default, meaning."""
+    """Return a table of the values that have a comment: name, default, meaning."""
     text = (CHART / "values.yaml").read_text("utf-8")
     rows = [
         f"| `{name}` | {f'`{json.dumps(default)}`' if default is not None else ''} | {doc.replace('|', chr(92) + '|')} |"
@@ -67,7 +67,7 @@ def values_table() -> str:
 
 
 def documented(mapping: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[tuple[str, object, str]]:
-    """Give name, default and comment of each key with a comment; no default, where the keys below have comments."""
+    """Yield name, default and comment of each key with a comment; the default is None if keys below it have comments."""
     for key, value in mapping.value:
         below = []
         if isinstance(value, yaml.MappingNode):
@@ -80,16 +80,16 @@ def documented(mapping: yaml.MappingNode, lines: list[str], prefix: str) -> Iter
 
 
 def comment_above(lines: list[str], line: int) -> str:
-    """Join the comment lines directly above a line."""
-    found: list[str] = []
+    """Return the comment directly above a line, joined to one line."""
+    comment: list[str] = []
     while line and lines[line - 1].lstrip().startswith("# "):
         line -= 1
-        found.insert(0, lines[line].strip("# "))
-    return " ".join(found)
+        comment.insert(0, lines[line].strip("# "))
+    return " ".join(comment)
 
 
 def renewed() -> dict[Path, str]:
-    """Give the files that hold generated parts, with these renewed."""
+    """Return the new content of the files that have generated parts."""
     schema, readme = CHART / "values.schema.json", CHART / "README.md"
     values = json.loads(schema.read_text("utf-8"))
     values["properties"]["settings"] = settings_schema()

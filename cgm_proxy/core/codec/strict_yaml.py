@@ -253,7 +253,7 @@ class _Builder:
         try:
             return _SCALARS[tag](yaml.ScalarNode(tag, text))
         except (ValueError, KeyError, IndexError):  # `!!int x`, `!!bool x`, `!!int ''`
-            return self._fault(event, f"`{text[:40]}` is no value of the tag `{tag}`")
+            return self._fault(event, f"not a value of the tag `{tag}`: `{text[:40]}`")
 
     def _path(self, key: Any = _NO_KEY) -> Path:
         """Return the path of the value that comes next, or of `key` in the innermost mapping."""

@@ -51,8 +51,8 @@ FAULTS = {
         1,
         "the tag `tag:yaml.org,2002:set` is not supported; leave it out",
     ),
-    "a number that is none": ("a: !!int b", ("a",), 1, "`b` is no value of the tag `tag:yaml.org,2002:int`"),
-    "an empty number": ("a: !!int ''", ("a",), 1, "`` is no value of the tag `tag:yaml.org,2002:int`"),
+    "a number that is none": ("a: !!int b", ("a",), 1, "not a value of the tag `tag:yaml.org,2002:int`: `b`"),
+    "an empty number": ("a: !!int ''", ("a",), 1, "not a value of the tag `tag:yaml.org,2002:int`: ``"),
     "a long number": (
         f"a:\n- {'9' * 5000}",
         ("a", 0),
