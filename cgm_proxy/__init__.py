@@ -1,46 +1,87 @@
 """cgm-proxy makes any FHIR R4 server a conformant receiver of continuous glucose monitoring (CGM) data.
 
-The story of a submission, which `submission.py` tells in one function:
+This is the architecture; `docs/architecture.md` shows it as a page, and `docs/glossary.md` explains the words.
 
-    detect → parse → find orders → judge → find known → plan → forward → reply
+## The story of a submission
 
-| stage       | takes                       | gives                                        | where                            |
-|-------------|-----------------------------|----------------------------------------------|----------------------------------|
-| detect      | request line, headers, body | a dialect, or "not ours: stream it"          | `core/detect.py`, `relay.py`     |
-| parse       | bytes                       | a Submission and its entries, or a 400       | `core/body.py`, `core/bundle.py` |
-| find orders | patient                     | the patient's active orders, cached          | `memory.py`, `core/orders.py`    |
-| judge       | entries, orders, rules      | a verdict for each entry, and one for all    | `core/judge.py`, `core/rules.py` |
-| find known  | accepted entries            | the locations of those stored already        | `known.py`, `core/identity.py`   |
-| plan        | accepted, known             | for each: create, stored, or same as entry K | `core/plan.py`                   |
-| forward     | plan                        | for each: location and etag, or why not      | `forward.py`, `delivery.py`      |
-| reply       | everything                  | a response Bundle, in the entries' order     | `core/reply.py`, `render.py`     |
+    detect → parse → find orders → judge → find duplicates → plan → send → settle → reply
 
-Judging goes part by part (`core/parts.py`), and what is sure not to be refused with the whole is stored while later parts are
-judged: `storing.py` runs find known → plan → forward for each part. How much goes upstream at once follows what the upstream
-takes (`pace.py`). How entries go, and how each is created once, follows what it can do (`abilities.py`, `core/strategy.py`).
+| stage | takes | returns | where |
+|---|---|---|---|
+| detect | request line, headers, body | a dialect, or none: stream it | `server/front_door.py`, `core/submission/detection.py` |
+| parse | bytes | a Submission with its entries, or a 400 | `receiver/parsing.py`, `core/codec/`, `core/submission/reader.py` |
+| find orders | patient | the patient's active orders, cached | `receiver/story.py`, `cache/`, `core/submission/orders.py` |
+| judge | entries, orders, rules | a verdict for each entry, and one for the whole | `core/submission/judge.py`, `core/rules/` |
+| find duplicates | accepted entries | where entries are stored already | `receiver/duplicates.py`, `core/submission/identity.py` |
+| plan | accepted entries, duplicates | what is created, together with what, and after what | `core/submission/plan.py` |
+| send | plan | the upstream's answer to each entry, sent again as that helps | `receiver/forwarding/`, `core/rest/reactions.py` |
+| settle | answers | one outcome for each entry: stored where, refused why, or unknown | `receiver/storing.py` |
+| reply | verdicts, outcomes | a response Bundle in the entries' order | `core/submission/reply.py` |
 
-`intake.py` is the way of a submission from its request to its answer without HTTP, the same now and later: with
-`Prefer: respond-async` a submission is kept first (`status.py`, `jobs.py`, `jobs_store.py`), and its story is told by a worker.
+`receiver/story.py` tells this in one function, and `receiver/storing.py` the part from finding duplicates to settling.
+Judging, planning and replying are pure; finding orders, finding duplicates and sending are the only awaits. A submission is
+judged in parts: once it is certain that it is not refused whole, the first part is sent while later ones are judged.
 
-Dependencies run `cli → app → handlers → intake → submission → storing → {upstream, core}`. `core` imports nothing but `core`
-and has no I/O, clock, environment, logging or metrics: `now` is an argument. A fault of one entry is a value
-(`core.errors.Issue`); exceptions are for faults of the whole request.
+`receiver/intake.py` is a submission's way from request to answer without HTTP. It is the same now and later: with
+`Prefer: respond-async`, `jobs/` keeps the submission in a file first, and a worker takes it in.
 
-Invariants, which the tests hold:
+## Packages
 
-1. Nothing answered 201 or 200 is missing upstream. An entry whose fate is unknown answers 503 and may be sent again.
-2. Nothing is stored twice, whatever dies, repeats or races. The authority is the upstream store, by conditional create on
-   one identifier, or by what stands in for it where there is none; caches only save work.
-3. What is stored is what was sent: numbers keep their digits, unknown order, extensions and text stay. Added are only the
-   identity (one more identifier) and resolved references.
-4. No way around the check: what is a submission is decided on the parsed content, and what is parsed is forwarded.
-5. What is not ours is not touched.
-6. Fail closed at start, fail clear at run.
-7. No patient data in logs, metrics' labels or logged URLs.
+| package | what is there |
+|---|---|
+| `cli.py`, `commands/` | the commands |
+| `server/` | wiring, the front door (what streams, what is inspected), answers as FHIR, the operations port |
+| `relay/` | streaming through, byte for byte; it knows nothing of submissions |
+| `jobs/` | kept submissions (`Prefer: respond-async`) |
+| `receiver/` | the story of a submission, and one path from its accepted entries to what the upstream holds |
+| `upstream/` | the FHIR server: client, negotiation of what it can do, rate limiter, faults |
+| `cache/` | what is cached, in this process or in Valkey |
+| `offload.py` | long work in threads, throttled while other requests stream |
+| `observability/`, `settings/` | metrics, logs and statistics of streams; the settings file and the environment |
+| `rulekit/` | rule files: loading, linting, testing, importing |
+| `sandbox/` | the embedded FHIR store behind the demo, and simulated data |
+| `core/` | pure code, see below |
+| `core/http/`, `core/r4/` | header fields and base URLs; FHIR R4 itself |
+| `core/codec/` | JSON and XML, with their digits |
+| `core/rules/`, `core/submission/` | the rules engine; the guide's submissions and orders |
+| `core/rest/` | what is sent to a FHIR server, and what its answers mean |
 
-Where to add what: a version of the guide is a row in `core/dialects.py` and a folder in `rules/`; a policy is a field of
-`settings.Policies` and a row in `core/judge.py`; a way to create once is a row in `core/strategy.py`; a metric is a row in
-`metrics.py`; a rule is YAML with its samples.
+Imports go in one direction. An arrow means "imports":
+
+    cli → commands → server → {relay, jobs → receiver → {upstream, cache}} → {observability, settings} → core
+    server → rulekit
+    within core: rest → {submission, rules} → codec → {r4, http} → issues
+
+`relay/` knows nothing of submissions, but shares the table of the upstream's faults (`upstream/faults.py`). `rulekit/` and
+`sandbox/` import only core. `core/` has no I/O, clock, environment, logging or metrics: the time is an argument (`now`).
+import-linter (contracts in `pyproject.toml`) and ruff's banned imports hold this.
+
+A fault of one entry is a value (`Issue` in `core/issues.py`); an exception (`RequestRefused`) is for a whole request.
+
+## Invariants
+
+1. **Nothing answered 201 or 200 is missing upstream.** An entry whose fate is unknown answers 503 and may be sent again.
+2. **Nothing is stored twice,** whatever dies, repeats or races. The authority is the upstream's store, by conditional create on
+   one identifier or by what stands in for it where there is none. Caches only save work.
+3. **What is stored is what was sent:** numbers keep their digits; unknown order, extensions and text stay. Only the
+   identity (one more identifier) and resolved references are added.
+4. **No way around the check.** What is a submission is decided on the parsed content, and what is parsed is what is forwarded.
+5. **What is no submission is not touched.**
+6. **Fail closed at start, fail clear at run.** A faulty rule or setting stops the start with file, key and cure; a faulty request
+   gets an OperationOutcome that names entry, element and rule; an upstream's fault gets 502, 503 or 504, never a hang.
+7. **No patient data in logs, metrics' labels or logged URLs.**
+
+## Where to add what
+
+| to add | goes to |
+|---|---|
+| a version of the guide (dialect) | a row in `core/submission/dialects.py` and a folder in `rules/`, no branch |
+| a rule | YAML with its samples in `rules/`; a hospital's own beside them |
+| a policy about orders | a field in `settings/sections.py` and a finding in `core/submission/order_policies.py` |
+| a way to send entries, or to create each once | a row in `core/rest/strategy.py` |
+| a reaction to an upstream's answer | a row in `core/rest/reactions.py` |
+| a metric | a row in `observability/metrics.py` |
+| a setting | a field in `settings/sections.py` |
 """
 
 __version__ = "0.1.0"

@@ -37,7 +37,7 @@ def inventory(tree: Path) -> Inventory:
         "options": dict(_options(importlib.import_module("cgm_proxy.cli").parser())),
         "events": _events(tree),
         "rules": _rules(tree),
-        "codes": {code: "" for code in sorted(filter(RULE_ID.fullmatch, literals(tree)))},
+        "codes": dict.fromkeys(sorted(filter(RULE_ID.fullmatch, literals(tree))), ""),
     }
 
 

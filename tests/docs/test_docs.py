@@ -1,57 +1,128 @@
-"""The README's tables are made from the code; `python tests/docs/test_docs.py` writes them anew."""
+"""The documentation says what the code does: generated parts, commands, links and paths are checked.
 
+`python tests/docs/test_docs.py` makes the generated parts anew.
+"""
+
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
-from support.places import ROOT
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from docs.inventory import inventory
+from docs.pages import PAGES, ROOT, anchors, blocks, links, paths, prose
+
+import cgm_proxy
 from cgm_proxy.cli import main, parser
-from cgm_proxy.observability import metrics
 from cgm_proxy.settings import loading
+from docs import generated
 
-README = ROOT / "README.md"
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 
+#: Blocks that are read and not run: examples of requests, answers, files and pictures.
+EXAMPLES = {"console", "json", "yaml", "text", "mermaid"}
 
-def commands() -> str:
-    """Give the commands' help as a table."""
-    choices = [choice for action in parser()._subparsers._group_actions for choice in action._choices_actions]
-    rows = [f"| `cgm-proxy {choice.dest}` | {choice.help} |" for choice in choices]
-    return "\n".join(["| command | what it does |", "|---|---|", *rows])
-
-
-#: The tables by the name between their markers.
-TABLES: dict[str, Callable[[], str]] = {
-    "settings": loading.table,
-    "metrics": metrics.table,
-    "commands": commands,
-}
+PARTS = [(name, part) for name, text in TEXTS.items() for part, _ in generated.PART.findall(text)]
 
 
-def marked(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(<!-- {name}: made by tests/docs/test_docs.py -->\n).*?(<!-- end -->)", re.DOTALL)
+@pytest.mark.parametrize(("page", "part"), PARTS)
+def test_each_generated_part_is_as_the_code_makes_it(page: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    written = dict(generated.PART.findall(TEXTS[page]))[part]
+    assert written.strip() == generated.made(part), "run: python tests/docs/test_docs.py"
 
 
-def renewed(text: str) -> str:
-    for name, table in TABLES.items():
-        made = table().strip().replace("\\", "\\\\")
-        text = marked(name).sub(rf"\1\n{made}\n\n\2", text)
-    return text
+def test_every_table_that_the_code_makes_is_on_some_page() -> None:
+    assert generated.MAKERS.keys() <= {part for _, part in PARTS}
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_readme_has_each_table_as_the_code_says_it(name: str) -> None:
-    text = README.read_text()
-    assert marked(name).search(text), f"README.md lacks the markers of {name}"
-    assert marked(name).search(renewed(text))[0] == marked(name).search(text)[0], "run: python tests/docs/test_docs.py"
+def test_the_readme_is_a_page_that_one_reads_to_its_end() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 150
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ (cgm-proxy .+)$", README.read_text(), re.MULTILINE))
-def test_every_command_that_the_readme_shows_can_be_parsed(line: str) -> None:
-    command = shlex.split(line.partition("|")[0].partition("<")[0])[1:]
-    if "--help" in command:
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_leads_somewhere(page: str) -> None:
+    dead = []
+    for link in links(TEXTS[page]):
+        target = urlsplit(link)
+        if target.scheme:
+            if target.scheme not in {"http", "https"} or not target.netloc:
+                dead.append(link)
+            continue
+        file = (ROOT / page).parent / unquote(target.path) if target.path else ROOT / page
+        if not file.exists() or (target.fragment and target.fragment not in anchors(file.read_text())):
+            dead.append(link)
+    assert dead == []
+
+
+@pytest.mark.parametrize("page", [*TEXTS, "cgm_proxy/__init__.py"])
+def test_every_path_that_is_named_exists(page: str) -> None:
+    text = prose(TEXTS[page]) if page in TEXTS else cgm_proxy.__doc__
+    places = (ROOT, ROOT / "cgm_proxy", ROOT / "cgm_proxy" / "core", ROOT / "docs")
+    named = {path.rstrip("/") for path in paths(text)}
+    assert {
+        path for path in named if not any((place / end).exists() for place in places for end in (path, f"{path}.py"))
+    } == set()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_block_says_whether_it_is_run_or_an_example(page: str) -> None:
+    assert {block.language for block in blocks(TEXTS[page])} <= {"sh", *EXAMPLES}
+
+
+RUN = [block.text for text in TEXTS.values() for block in blocks(text) if block.language == "sh"]
+
+
+#: make, without checking whether .venv is as new as the lock file.
+INSTALLED = 'make() { command make -o .venv/.ready "$@"; }'
+
+
+@pytest.mark.parametrize("script", RUN)
+def test_every_command_in_a_block_of_sh_succeeds(script: str, tmp_path: Path) -> None:
+    """It runs in a directory in which the checkout's files are links, so that what it writes is written elsewhere."""
+    for entry in ROOT.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{INSTALLED}\n{script}"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+SHOWN = [
+    line
+    for text in TEXTS.values()
+    for block in blocks(text)
+    if block.language == "console"
+    for line in re.findall(r"^\$ ((?:cgm-proxy|make) .+)$", block.text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_every_command_of_an_example_can_be_parsed(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, *command = shlex.split(re.split(r"[|<>#]", line)[0])
+    monkeypatch.chdir(tmp_path)
+    for word in command:
+        if {".", "/"} & set(word):  # a file or directory of the reader's
+            Path(word).mkdir(parents=True, exist_ok=True)
+    if program == "make":
+        assert re.search(rf"^{command[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif "--help" in command:
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code == 0
@@ -59,6 +130,27 @@ def test_every_command_that_the_readme_shows_can_be_parsed(line: str) -> None:
         assert parser().parse_args(command).run
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_example_of_json_is_json(page: str) -> None:
+    assert all(json.loads(block.text) for block in blocks(TEXTS[page]) if block.language == "json")
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_example_of_settings_can_be_loaded(page: str, tmp_path: Path) -> None:
+    for block in blocks(TEXTS[page]):
+        if block.language == "yaml" and block.text.startswith("# settings.yaml"):
+            file = tmp_path / "settings.yaml"
+            file.write_text(block.text)
+            assert loading.load(file, {})
+
+
+def test_every_rule_id_and_log_event_is_explained_on_some_page() -> None:
+    told = "\n".join(TEXTS.values())
+    today = inventory(ROOT)
+    assert [name for section in ("codes", "events") for name in today[section] if f"`{name}`" not in told] == []
+
+
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text()))
-    sys.exit()
+    os.chdir(ROOT)
+    for page in PAGES:
+        page.write_text(generated.renewed(page.read_text()))
