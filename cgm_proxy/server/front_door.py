@@ -114,10 +114,8 @@ def decide(
         path = path_segments(bases.upstream_target(target))
         if path == [*path_segments(base), "metadata"]:
             return AnswerMetadata()
-    return _STREAM
+    return Stream()
 
-
-_STREAM: Final = Stream()
 
 #: Fields of a submission's request that the requests made from it must not have. They belong to this one body or response,
 #: or would make another request of one that may carry the service token (method overrides).
