@@ -1,4 +1,4 @@
-"""Compare what a store holds with what was sent and answered. Pure: the tests give it stores with each kind of fault."""
+"""The comparison of what is stored with what was sent and answered. It has no I/O, so that tests can check each kind of fault."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from chaos.content import Resolve, digits, key, references
 
 from cgm_proxy.core.json_values import JsonObject
 
-#: What can be wrong, and what that means.
+#: The kinds of violations, and what they mean.
 KINDS = {
-    "lost": "answered 200 or 201, and nothing is at the location",
-    "stored twice": "one content, several resources",
-    "wrong location": "something else is at the location that was answered",
-    "dangling reference": "a stored resource refers to what is not stored",
-    "half group": "part of what belongs together is stored: a summary, its members and reports; an atomic submission",
-    "altered": "what is stored is not what was sent: digits, elements, profiles",
-    "never sent": "what is stored was not sent, or had to be refused",
+    "lost": "answered 200 or 201, but nothing is stored at the location",
+    "stored twice": "several stored resources have the same content",
+    "wrong location": "another resource is stored at the location in the response",
+    "dangling reference": "a stored resource refers to one that is not stored",
+    "half group": "only a part of a group is stored: a summary with its members and reports, or an atomic submission",
+    "altered": "a stored resource differs from what was sent: digits, elements or profiles",
+    "never sent": "a stored resource was not sent, or had to be refused",
     "wrongly accepted": "a faulty entry was answered 200 or 201",
-    "wrongly refused": "a sound entry was refused for good",
-    "unanswered": "a sound entry was not answered in the end",
+    "wrongly refused": "a good entry was refused with a final status",
+    "unanswered": "a good entry never got a final response",
 }
 
-#: Statuses for which a client sends an entry again. A 500 is none of them: it is never to be answered.
-AGAIN = frozenset({408, 424, 425, 429, 502, 503, 504})
+#: Statuses after which a client sends an entry again. 500 is not among them: the proxy must never answer it.
+RETRYABLE = frozenset({408, 424, 425, 429, 502, 503, 504})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a submission, as it was sent; `where` tells a person which."""
+    """An entry of a submission as it was sent; `where` describes its place for a human reader."""
 
     where: str
     resource: JsonObject
@@ -41,10 +41,10 @@ class Entry:
 
     @cached_property
     def whole(self) -> frozenset[str]:
-        """The keys of what is stored with it or not at all: itself, and what it is made of."""
-        made_of = [self.resource.get("hasMember"), self.resource.get("result")]
-        parts = [self.resolve(reference) for reference in references(made_of)]
-        return frozenset({self.key}).union(*(Entry("", part, self.resolve).whole for part in parts if part))
+        """The keys of the resources that must be stored together: itself, its members and its results."""
+        parts = [self.resource.get("hasMember"), self.resource.get("result")]
+        resources = [self.resolve(reference) for reference in references(parts)]
+        return frozenset({self.key}).union(*(Entry("", part, self.resolve).whole for part in resources if part))
 
     @cached_property
     def digits(self) -> str:
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Submission:
-    """What is posted at once; an `atomic` one is stored whole or not at all."""
+    """A submission as it was posted. An atomic one must be stored whole or not at all."""
 
     name: str
     dialect: str
@@ -66,22 +66,22 @@ class Submission:
 
     @cached_property
     def groups(self) -> list[frozenset[str]]:
-        """The keys of what is stored together or not at all."""
-        sound = [entry for entry in self.entries if not entry.faulty]
+        """The groups of resources that must be stored together or not at all, each as the set of their keys."""
+        good = [entry for entry in self.entries if not entry.faulty]
         if self.atomic:
-            return [frozenset(entry.key for entry in sound)]
-        parts = frozenset().union(*(entry.whole - {entry.key} for entry in sound))
-        return [entry.whole for entry in sound if entry.key not in parts]
+            return [frozenset(entry.key for entry in good)]
+        parts = frozenset().union(*(entry.whole - {entry.key} for entry in good))
+        return [entry.whole for entry in good if entry.key not in parts]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an entry was answered once; `location` is `Type/id`, `why` an OperationOutcome's words."""
+class EntryAnswer:
+    """One response to an entry. `location` is `Type/id`, `reason` the text of the OperationOutcome."""
 
     entry: Entry
     status: int
     location: str | None = None
-    why: str = ""
+    reason: str = ""
 
     @property
     def stored(self) -> bool:
@@ -89,27 +89,27 @@ class Answer:
 
     @property
     def final(self) -> bool:
-        """Whether a client has no reason to send it again."""
-        return self.status not in AGAIN
+        """Whether a client has no reason to send the entry again."""
+        return self.status not in RETRYABLE
 
 
 @dataclass(frozen=True)
 class Violation:
     kind: str
-    what: str
+    text: str
 
 
 class Checker:
-    """Judges one run.
+    """Finds the violations of one run.
 
-    `held` is by `Type/id` what the store holds, `before` what it held before the run; `abandoned` are the names of
-    submissions of which the submitters did not want to know the answer any more.
+    `held` and `before` are the resources that the store holds after and before the run, by `Type/id`. `abandoned` are the
+    names of submissions that were not sent again although they had no final response.
     """
 
     def __init__(
         self,
         submissions: Sequence[Submission],
-        answers: Sequence[Answer],
+        answers: Sequence[EntryAnswer],
         held: Mapping[str, JsonObject],
         before: Mapping[str, JsonObject],
         abandoned: Collection[str] = (),
@@ -119,11 +119,11 @@ class Checker:
         self.held = held
         self.abandoned = abandoned
         self.resolve = {**before, **held}.get
-        self.keys = {place: key(resource, self.resolve) for place, resource in held.items()}
-        self.sound = [e for submission in submissions for e in submission.entries if not e.faulty]
+        self.keys = {location: key(resource, self.resolve) for location, resource in held.items()}
+        self.good = [e for submission in submissions for e in submission.entries if not e.faulty]
 
     def violations(self) -> list[Violation]:
-        """Give all that is wrong, in the order of `KINDS`."""
+        """Return all violations, in the order of `KINDS`."""
         found = [
             *self._answered(),
             *self._repeated(),
@@ -137,55 +137,55 @@ class Checker:
 
     def _answered(self) -> Iterator[Violation]:
         for answer in self.answers:
-            said = f"{answer.entry.where} was answered {answer.status} {answer.location}: {answer.entry.key}"
+            text = f"{answer.entry.where} was answered {answer.status} {answer.location}: {answer.entry.key}"
             if answer.entry.faulty:
                 if answer.stored:
-                    yield Violation("wrongly accepted", said)
+                    yield Violation("wrongly accepted", text)
             elif answer.stored and answer.location not in self.held:
-                yield Violation("lost", said)
+                yield Violation("lost", text)
             elif answer.stored and self.keys.get(answer.location) != answer.entry.key:
-                yield Violation("wrong location", f"{said}, where {self.keys.get(answer.location)} is")
+                yield Violation("wrong location", f"{text}, where {self.keys.get(answer.location)} is stored")
             elif answer.final and not answer.stored:
-                yield Violation("wrongly refused", f"{said}: {answer.why}")
+                yield Violation("wrongly refused", f"{text}: {answer.reason}")
 
     def _repeated(self) -> Iterator[Violation]:
-        places: dict[str, list[str]] = {}
-        for reference, name in self.keys.items():
-            places.setdefault(name, []).append(reference)
-        for name, several in places.items():
-            if len(several) > 1:
-                yield Violation("stored twice", f"{' and '.join(several)} are {name}")
+        locations: dict[str, list[str]] = {}
+        for location, content_key in self.keys.items():
+            locations.setdefault(content_key, []).append(location)
+        for content_key, same in locations.items():
+            if len(same) > 1:
+                yield Violation("stored twice", f"{' and '.join(same)} are {content_key}")
 
     def _dangling(self) -> Iterator[Violation]:
-        for place, resource in self.held.items():
+        for location, resource in self.held.items():
             for reference in references(resource):
                 if self.resolve(reference) is None:
-                    yield Violation("dangling reference", f"{place} refers to {reference}")
+                    yield Violation("dangling reference", f"{location} refers to {reference}")
 
     def _half_groups(self) -> Iterator[Violation]:
-        """Whatever is stored belongs to a group, of those that were sent, that is stored whole."""
-        there = set(self.keys.values())
+        """Yield a violation for each stored resource that belongs to no completely stored group."""
+        stored = set(self.keys.values())
         groups = {group for submission in self.submissions for group in submission.groups}
         sent = frozenset().union(*groups)
-        whole = frozenset().union(*(group for group in groups if group <= there))
-        for place, name in self.keys.items():
-            if name in sent - whole:
-                yield Violation("half group", f"without what belongs to it, {place} is there: {name}")
+        whole = frozenset().union(*(group for group in groups if group <= stored))
+        for location, content_key in self.keys.items():
+            if content_key in sent - whole:
+                yield Violation("half group", f"{location} is stored without the rest of its group: {content_key}")
 
     def _altered(self) -> Iterator[Violation]:
         sent: dict[str, set[str]] = {}
-        for entry in self.sound:
+        for entry in self.good:
             sent.setdefault(entry.key, set()).add(entry.digits)
-        for place, name in self.keys.items():
-            is_now = digits(self.held[place], self.resolve)
-            if name in sent and is_now not in sent[name]:
-                yield Violation("altered", f"{place} is {is_now}, sent was {' or '.join(sent[name])}")
+        for location, content_key in self.keys.items():
+            stored = digits(self.held[location], self.resolve)
+            if content_key in sent and stored not in sent[content_key]:
+                yield Violation("altered", f"{location} is {stored}, but {' or '.join(sent[content_key])} was sent")
 
     def _never_sent(self) -> Iterator[Violation]:
-        sent = {entry.key for entry in self.sound}
-        for place, name in self.keys.items():
-            if name not in sent:
-                yield Violation("never sent", f"{place}: {name}")
+        sent = {entry.key for entry in self.good}
+        for location, content_key in self.keys.items():
+            if content_key not in sent:
+                yield Violation("never sent", f"{location}: {content_key}")
 
     def _unanswered(self) -> Iterator[Violation]:
         answered = {id(answer.entry) for answer in self.answers if answer.final}

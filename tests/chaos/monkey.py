@@ -1,4 +1,4 @@
-"""What goes wrong in a run: processes are killed at random moments, others only stop for a while, connections are cut."""
+"""The faults of a run: it kills processes at random moments, suspends others for a while, and cuts connections."""
 
 import asyncio
 import signal
@@ -15,28 +15,28 @@ from urllib.parse import urlsplit
 from support.cutting import CuttingRelay, Point
 from support.servers import Running
 
-#: How often each kind of server is killed, against the others. HAPI takes most of a minute to start again.
+#: Relative frequency of the kills of each kind of server. HAPI needs most of a minute to start again.
 SHARES = {"proxy": 10, "valkey": 4, "store": 4, "hapi": 1}
 
-#: Longest pauses: before a kill, before a restart, between two disturbances of connections, between two vexations (seconds).
+#: Longest pauses before a kill, a restart, a cut connection, and a suspension or flush (seconds).
 BEFORE_KILL = 5.0
 BEFORE_RESTART = 1.0
-BEFORE_DISTURBANCE = 1.5
-BEFORE_VEXATION = 20.0
+BEFORE_CUT = 1.5
+BEFORE_SUSPENSION = 20.0
 
-#: Longest time for which a process is stopped that is not killed (seconds), as a machine without memory or a debugger does.
-STOPPED = 6.0
+#: Longest suspension of a process (seconds), as by a machine without free memory, or by a debugger.
+SUSPENDED = 6.0
 
-#: By how much is late or held up what comes later (seconds); the longest is longer than the proxies wait for an answer.
-LATER = (0.5, 3.0, 12.0)
+#: Delays of late requests and responses (seconds). The longest is longer than the proxies wait for a response.
+DELAYS = (0.5, 3.0, 12.0)
 
-#: How long to wait for a moment when a server that is to be killed has work (seconds).
+#: Longest wait until a server that is to be killed has work (seconds).
 IDLE = 30.0
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A server that may be killed; `busy` tells how many submissions or transactions it has to do with."""
+    """A server that may be killed; `busy` returns the number of submissions or transactions that it works on."""
 
     kind: str
     server: Running
@@ -45,7 +45,10 @@ class Victim:
 
 @dataclass
 class Monkey:
-    """Kills, stops, flushes and cuts; `killed` counts by kind of server, `vexed` all that is no kill and no cut."""
+    """Kills and suspends servers, flushes Valkey and cuts connections.
+
+    `killed` counts the kills by kind of server, `vexed` the suspensions and flushes.
+    """
 
     random: Random
     victims: Sequence[Victim]
@@ -55,23 +58,23 @@ class Monkey:
     _restarts: dict[int, asyncio.Task[None]] = field(default_factory=dict)
 
     async def rage(self, kills: int, seconds: float) -> None:
-        """Kill that often, or as often as there is time for; at the end all servers run."""
-        others = [asyncio.create_task(self._disturb()), asyncio.create_task(self._vex())]
+        """Kill servers that often, or as often as there is time for. At the end all servers are running."""
+        others = [asyncio.create_task(self._cut()), asyncio.create_task(self._suspend_or_flush())]
         try:
             async with asyncio.timeout(seconds):
                 for kind in self._kinds(kills):
                     await self._kill(self.random.choice([victim for victim in self.victims if victim.kind == kind]))
         except TimeoutError:
-            pass  # the report says how many there were
+            pass  # the report has the number of kills
         finally:
             for other in others:
                 other.cancel()
-            self.relay.wanted.clear()
+            self.relay.pending.clear()
             await asyncio.gather(*self._restarts.values())
             await asyncio.gather(*others, return_exceptions=True)
 
     def _kinds(self, kills: int) -> list[str]:
-        """Give what kind is killed when: their shares are kept, their order is random."""
+        """Return the kinds of servers to kill, in random order and with the frequencies of `SHARES`."""
         present = {victim.kind for victim in self.victims}
         evenly = sorted(
             ((n + 0.5) / share, kind) for kind, share in SHARES.items() if kind in present for n in range(share)
@@ -81,7 +84,7 @@ class Monkey:
         return kinds
 
     async def _kill(self, victim: Victim) -> None:
-        """Kill a server at a random moment when it has work, and have it started again; HAPI's start is waited for."""
+        """Kill a server at a random moment when it has work, and restart it. Wait only until HAPI has started again."""
         await asyncio.sleep(self.random.uniform(0, BEFORE_KILL))
         await self._running_again(victim)
         if not await self._wait_until_busy(victim):
@@ -97,7 +100,7 @@ class Monkey:
     async def _wait_until_busy(self, victim: Victim) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE):
-                while not victim.busy():  # noqa: ASYNC110 -- a moment between two looks is what is wanted
+                while not victim.busy():  # noqa: ASYNC110 -- the moment of the kill is to be random
                     await asyncio.sleep(self.random.uniform(0, 0.1))
                 return True
         return False
@@ -110,35 +113,35 @@ class Monkey:
         await asyncio.sleep(pause)
         await asyncio.to_thread(server.start)
 
-    async def _disturb(self) -> None:
-        """Cut connections, or hold answers up, one after another, at all points of an exchange in turn."""
+    async def _cut(self) -> None:
+        """Cut connections or delay responses, at all points of an exchange in turn."""
         while True:
             for point in self.random.sample(list(Point), len(Point)):
-                if not self.relay.wanted:
-                    self.relay.wanted.append((point, self.random.choice(LATER)))
-                await asyncio.sleep(self.random.uniform(0, BEFORE_DISTURBANCE))
+                if not self.relay.pending:
+                    self.relay.pending.append((point, self.random.choice(DELAYS)))
+                await asyncio.sleep(self.random.uniform(0, BEFORE_CUT))
 
-    async def _vex(self) -> None:
-        """Stop a proxy or Valkey for a while: it goes on as if nothing had been, with what it held; or empty Valkey."""
+    async def _suspend_or_flush(self) -> None:
+        """Suspend a proxy or Valkey for a while, after which it continues with its old state; or flush Valkey."""
         while True:
-            await asyncio.sleep(self.random.uniform(0, BEFORE_VEXATION))
-            victim = self.random.choice([each for each in self.victims if each.kind in {"proxy", "valkey"}])
+            await asyncio.sleep(self.random.uniform(0, BEFORE_SUSPENSION))
+            victim = self.random.choice([victim for victim in self.victims if victim.kind in {"proxy", "valkey"}])
             if victim.kind == "valkey" and self.random.random() < 0.5:
                 self.vexed["valkey flushed"] += await asyncio.to_thread(_flush, victim.server.url)
             else:
                 self.vexed[f"{victim.kind} stopped"] += 1
-                await self._stop(victim.server.process)
+                await self._suspend(victim.server.process)
 
-    async def _stop(self, process: Popen[bytes]) -> None:
+    async def _suspend(self, process: Popen[bytes]) -> None:
         process.send_signal(signal.SIGSTOP)
         try:
-            await asyncio.sleep(self.random.uniform(0, STOPPED))
+            await asyncio.sleep(self.random.uniform(0, SUSPENDED))
         finally:
             process.send_signal(signal.SIGCONT)
 
 
 def _flush(url: str) -> bool:
-    """Empty a Valkey; whether it was there."""
+    """Delete everything in a Valkey; return whether that worked."""
     address = urlsplit(url)
     with suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=1) as connection:
         connection.sendall(b"FLUSHALL\r\n")

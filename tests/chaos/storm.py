@@ -1,4 +1,7 @@
-"""One run: submitters against two proxies that share a Valkey, a monkey against all of it; then what is held is compared."""
+"""One run: submitters send to two proxies that share a Valkey, while a monkey disturbs all servers.
+
+At the end, what the store holds is compared with what was sent and answered.
+"""
 
 import asyncio
 import os
@@ -23,7 +26,7 @@ from support.cutting import CuttingRelay, cutting_relay
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.simulation.dialect_forms import Units
 
-#: What makes a run nasty: small transactions, so that a submission is stored in several; short waits.
+#: Small transactions, so that a submission takes several, and short timeouts.
 SETTINGS = {
     "forward.chunk": 25,
     "limits.seconds": 60,
@@ -33,15 +36,15 @@ SETTINGS = {
     "upstream.retries": 2,
 }
 
-#: Units and whether there are standing orders, of each patient.
+#: For each patient: the units, and whether there are standing orders.
 PATIENTS: tuple[tuple[Units, bool], ...] = (("mass", True), ("mass", False), ("molar", True), ("molar", False))
 SUBMITTERS = 8
 REPLICAS = ("proxy-1", "proxy-2")
 
-#: How long submissions may take to be answered once nothing goes wrong any more (seconds).
+#: Time for the last responses after the last fault (seconds).
 CALM = 180.0
 
-#: What the relay writes for ifNoneExist where conditional create is to be taken away: HAPI ignores unknown elements.
+#: What the relay replaces to remove conditional creates. HAPI ignores unknown elements.
 STRIPPED = (b'"ifNoneExist"', b'"xfNoneExist"')
 
 TYPES = {"Observation": "subject", "DiagnosticReport": "subject", "Device": "patient"}
@@ -49,7 +52,7 @@ TYPES = {"Observation": "subject", "DiagnosticReport": "subject", "Device": "pat
 
 @dataclass
 class Upstream:
-    """The FHIR server, and what of it may be killed: `hapi`, and the `store` beneath it."""
+    """The FHIR server, and those of its processes that may be killed: `hapi` and its `store`."""
 
     url: str
     victims: Mapping[str, servers.Running] = field(default_factory=dict)
@@ -57,7 +60,7 @@ class Upstream:
 
 @contextmanager
 def upstream(store: str, folder: Path) -> Iterator[Upstream]:
-    """Run a HAPI of its own on a store that survives a kill."""
+    """Run a HAPI for this run alone, on a store that survives SIGKILL."""
     owner = f"--owner={os.getpid()}"
     if store == "h2":
         hapi = servers.hapi_process(folder, owner, f"--db=jdbc:h2:file:{folder}/store;WRITE_DELAY=0")
@@ -71,21 +74,21 @@ def upstream(store: str, folder: Path) -> Iterator[Upstream]:
 
 
 async def storm(options: Options, upstream: Upstream, folder: Path) -> Report:
-    """Run it all, and compare what is held at the end with what was sent and answered."""
+    """Run the submitters and the monkey; return a report on what is stored at the end."""
     started = time.monotonic()
     patients = tuple(Patient(f"chaos-{uuid4().hex[:8]}", units, ordered) for units, ordered in PATIENTS)
     store = Client(upstream.url)
     before = await asyncio.to_thread(_prepare, store, patients)
-    instead = STRIPPED if options.strip else (b"", b"")
-    async with cutting_relay(upstream.url, instead) as relay:
-        with ExitStack() as stack:  # in a thread: while they start, they ask the relay
-            proxies, valkey = await asyncio.to_thread(stack.enter_context, _behind(relay.url, folder))
+    replacement = STRIPPED if options.strip else (b"", b"")
+    async with cutting_relay(upstream.url, replacement) as relay:
+        with ExitStack() as stack:  # in a thread, because the proxies send requests to the relay when they start
+            proxies, valkey = await asyncio.to_thread(stack.enter_context, _proxies(relay.url, folder))
             submitters = Submitters(Workload(options.seed, patients, SUBMITTERS), [proxy.url for proxy in proxies])
             monkey = Monkey(Random(options.seed), _victims(upstream, valkey, proxies, submitters, relay), relay)
             await _rage(options, submitters, monkey)
         await _calm(relay)
     held = await asyncio.to_thread(_held, store, patients, before)
-    found = Checker(submitters.sent, submitters.answers, held, before, submitters.abandoned).violations()
+    violations = Checker(submitters.sent, submitters.answers, held, before, submitters.abandoned).violations()
     figures = {
         "seconds": {"in all": time.monotonic() - started},
         "sent": {
@@ -95,17 +98,17 @@ async def storm(options: Options, upstream: Upstream, folder: Path) -> Report:
             **submitters.counts,
         },
         "entries": Counter(f"answered {answer.status}" for answer in submitters.answers),
-        "held": Counter(place.partition("/")[0] for place in held),
+        "held": Counter(location.partition("/")[0] for location in held),
         "kills": monkey.killed,
         "vexations": monkey.vexed,
         "cuts": relay.cuts,
     }
-    return Report(options, {group: dict(sorted(numbers.items())) for group, numbers in figures.items()}, found)
+    return Report(options, {group: dict(sorted(numbers.items())) for group, numbers in figures.items()}, violations)
 
 
 @contextmanager
-def _behind(upstream: str, folder: Path) -> Iterator[tuple[Sequence[servers.Running], servers.Running]]:
-    """Run the replicas, and the Valkey that they share, which keeps what it holds when it is killed."""
+def _proxies(upstream: str, folder: Path) -> Iterator[tuple[Sequence[servers.Running], servers.Running]]:
+    """Run the replicas and the Valkey that they share, whose data survives SIGKILL."""
     with ExitStack() as stack:
         valkey = stack.enter_context(servers.valkey(folder, "--appendonly", "yes"))
         settings = SETTINGS | {"cache.shared": valkey.url}
@@ -116,7 +119,7 @@ def _behind(upstream: str, folder: Path) -> Iterator[tuple[Sequence[servers.Runn
             for name in REPLICAS
         ]
         for proxy in proxies:
-            proxy.ready = f"{proxy.ops}/healthz"  # it starts again while the upstream is down, too
+            proxy.ready = f"{proxy.ops}/healthz"  # it can start even while the upstream is down
         yield proxies, valkey
 
 
@@ -131,51 +134,52 @@ def _victims(
     return [
         *(Victim("proxy", proxy, lambda url=proxy.url: in_flight[url]) for proxy in proxies),
         Victim("valkey", valkey, in_flight.total),
-        *(Victim(kind, server, lambda: relay.under_way) for kind, server in upstream.victims.items()),
+        *(Victim(kind, server, lambda: relay.in_flight) for kind, server in upstream.victims.items()),
     ]
 
 
 async def _rage(options: Options, submitters: Submitters, monkey: Monkey) -> None:
-    """Have the monkey rage while submissions are sent, and these answered when it has gone."""
+    """Send submissions while the monkey rages, then wait for the last responses."""
     submitting = asyncio.create_task(submitters.submit_all())
     raging = asyncio.create_task(monkey.rage(options.kills, options.seconds))
     await asyncio.wait([submitting, raging], return_when=asyncio.FIRST_COMPLETED)
     submitters.ending = True
     await raging
-    with suppress(TimeoutError):  # the checker says what is still unanswered
+    with suppress(TimeoutError):  # the checker reports entries without a final response
         await asyncio.wait_for(submitting, CALM)
 
 
 async def _calm(relay: CuttingRelay) -> None:
-    """Wait until the FHIR server has nothing to do any more, also of what was abandoned."""
+    """Wait until the FHIR server has carried out all requests, also abandoned ones."""
     async with asyncio.timeout(CALM):
-        while relay.under_way:  # noqa: ASYNC110 -- it happens once in a run
+        while relay.in_flight:  # noqa: ASYNC110 -- only once in a run
             await asyncio.sleep(0.1)
 
 
 def _prepare(store: Client, patients: Sequence[Patient]) -> dict[str, JsonObject]:
-    """Store what is there before the run; give it by `Type/id`."""
-    before = {f"{each['resourceType']}/{each['id']}": each for patient in patients for each in patient.before()}
+    """Store the resources that exist before the run; return them by `Type/id`."""
+    resources = [resource for patient in patients for resource in patient.before()]
+    before = {f"{resource['resourceType']}/{resource['id']}": resource for resource in resources}
     for reference, resource in before.items():
-        answer = store.put(reference, resource)
-        assert answer.status in {200, 201}, answer.data
+        response = store.put(reference, resource)
+        assert response.status in {200, 201}, response.data
     return before
 
 
 def _held(store: Client, patients: Sequence[Patient], before: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
-    """Read all that the store holds of the patients, page by page, but not what was there before."""
+    """Return all resources of the patients that the store holds, except those from before the run."""
     held = {}
     for kind, name in TYPES.items():
         for patient in patients:
-            found = _pages(store, f"{kind}?{name}={patient.reference}&_count=1000")
-            held |= {f"{kind}/{resource['id']}": resource for resource in found}
+            resources = _search(store, f"{kind}?{name}={patient.reference}&_count=1000")
+            held |= {f"{kind}/{resource['id']}": resource for resource in resources}
     return {reference: resource for reference, resource in held.items() if reference not in before}
 
 
-def _pages(store: Client, search: str) -> Iterator[JsonObject]:
+def _search(store: Client, search: str) -> Iterator[JsonObject]:
     url: str | None = f"{store.base}/{search}"
     while url:
-        answer = Client(url).get("", Cache_Control="no-cache")
-        assert answer.status == 200, answer.data
-        yield from (entry["resource"] for entry in answer.body.get("entry", ()))
-        url = next((link["url"] for link in answer.body["link"] if link["relation"] == "next"), None)
+        page = Client(url).get("", Cache_Control="no-cache")
+        assert page.status == 200, page.data
+        yield from (entry["resource"] for entry in page.body.get("entry", ()))
+        url = next((link["url"] for link in page.body["link"] if link["relation"] == "next"), None)

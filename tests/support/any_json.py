@@ -1,4 +1,4 @@
-"""Hypothesis strategies for entries made of any JSON."""
+"""Hypothesis strategies for entries with any JSON in them."""
 
 from typing import Any
 

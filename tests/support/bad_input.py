@@ -1,4 +1,4 @@
-"""Tables of bad submissions and bad entries, with the status and the rule that each is answered with."""
+"""Tables of bad submissions and bad entries, with the status and the rule of the response to each."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ def nested(levels: int) -> str:
     return '{"extension":[' * levels + "{}" + "]}" * levels
 
 
-#: What is wrong, the body made from a good one's text, the status and the rule that is named.
+#: What is wrong, how the body is made from the text of a good one, and the status and rule of the response.
 WHOLE: list[tuple[str, Callable[[str], str | bytes], int, str]] = [
     ("cut short", lambda t: t[:-20], 400, "json-malformed"),
     ("trailing comma", lambda t: t.replace('"type":', '"x":[1,],"type":', 1), 400, "json-malformed"),
@@ -33,7 +33,7 @@ WHOLE: list[tuple[str, Callable[[str], str | bytes], int, str]] = [
         400,
         "json-duplicate-key",
     ),
-    ("two tags", lambda t: t.replace('"meta":', '"meta":{},"meta":', 1), 400, "json-duplicate-key"),
+    ("two meta elements", lambda t: t.replace('"meta":', '"meta":{},"meta":', 1), 400, "json-duplicate-key"),
     ("an array", lambda t: f"[{t}]", 400, "json-malformed"),
     ("a string", lambda _: '"Bundle"', 400, "unreadable"),
     (
@@ -95,7 +95,7 @@ def deep(levels: int) -> Any:
     )
 
 
-#: What is wrong with the second entry, how it is made, its status and the rule that is named first.
+#: What is wrong with the second entry, how it is made, and the status and first rule of its response.
 ENTRIES: list[tuple[str, Callable[[dict[str, Any]], Any], str, str]] = [
     ("no resource", lambda e: e.pop("resource"), "400", "entry-resource"),
     ("a resource that is a list", changed(resource=[]), "400", "entry-resource"),
@@ -148,7 +148,7 @@ ENTRIES: list[tuple[str, Callable[[dict[str, Any]], Any], str, str]] = [
     ),
     ("another patient", resource(subject={"reference": "Patient/another"}), "403", "subject-other"),
     (
-        "a patient whose id only begins alike",
+        "a patient whose id begins with the other's",
         lambda e: e["resource"]["subject"].update(reference=e["resource"]["subject"]["reference"] + "2"),
         "403",
         "subject-other",
@@ -168,7 +168,7 @@ ENTRIES: list[tuple[str, Callable[[dict[str, Any]], Any], str, str]] = [
     ("a code that is a string", resource(code="99504-3", meta={}), "422", "profile-unknown"),
     ("too deep", resource(extension=[deep(30)]), "400", "too-deep"),
     (
-        "an identity that is another's",
+        "a forged identity",
         resource(
             identifier=[{"system": "urn:ietf:rfc:3986", "value": "urn:uuid:0b0fb34f-4fd6-8e10-9d6e-0cf1a7ad2cb1"}]
         ),
@@ -176,7 +176,7 @@ ENTRIES: list[tuple[str, Callable[[dict[str, Any]], Any], str, str]] = [
         "identity-forged",
     ),
     (
-        "a reference to nothing that is stored",
+        "a reference to a resource that is not stored",
         resource(device={"reference": "Device/none-such"}),
         "400",
         "upstream-refused",
@@ -184,7 +184,7 @@ ENTRIES: list[tuple[str, Callable[[dict[str, Any]], Any], str, str]] = [
 ]
 
 
-#: Wrong types in each element of a reading; base R4 refuses them by element.
+#: Elements of a reading, each with values of a wrong type; base R4 refuses them and names the element.
 WRONG: list[tuple[str, Any]] = [
     (element, value)
     for element in (

@@ -73,7 +73,7 @@ STRINGS = st.text(':"\\{}[],aä😀\n/', max_size=5)
 
 @st.composite
 def spelled(draw: st.DrawFn, text: str) -> str:
-    """Write a string with any of its characters escaped."""
+    """Write a string as JSON, with some of its characters escaped."""
     written = []
     for character in text:
         plain = json.dumps(character, ensure_ascii=False)[1:-1]
@@ -88,7 +88,7 @@ def escaped(character: str) -> str:
 
 @st.composite
 def texts(draw: st.DrawFn, depth: int = 3) -> str:
-    """Write any JSON value, with white space, escapes and names that stand twice."""
+    """Write any JSON value, with white space, escapes and duplicate names."""
     space = draw(st.sampled_from(["", "", " ", "\n\t"]))
     kind = draw(st.sampled_from(["object", "list", "string", "number"] if depth else ["string", "number"]))
     if kind == "number":

@@ -1,4 +1,4 @@
-"""Where things are: the checkout, its rules, and the guide's material beside it (absent in a plain clone)."""
+"""Paths: the checkout, its rules, and the guide's material, which lies beside the checkout and not in it."""
 
 from pathlib import Path
 

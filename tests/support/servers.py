@@ -1,6 +1,6 @@
-"""Real servers as processes of their own: HAPI, PostgreSQL, Valkey, the proxy, nginx.
+"""Real servers as processes of their own: HAPI, PostgreSQL, Valkey, the proxy and nginx.
 
-Each is a context manager that ends what it starts.
+Most are context managers that start a server and stop it at the end.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ HAPI = ROOT / "tests" / "hapi" / "target" / "hapi.jar"
 
 
 def free_port() -> int:
-    """Give a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """Return a port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` gets a 2xx; whether anybody listens, where it is a `tcp:` URL."""
+    """Whether a GET of `url` returns a 2xx; for a `tcp:` URL, whether anything listens there."""
     try:
         if url.startswith("tcp:"):
             socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=1).close()
@@ -51,9 +51,9 @@ def answers(url: str) -> bool:
 
 @dataclass
 class Running:
-    """A server's process: `url` is its base; it is ready when `ready` answers. `start` starts it again as it was.
+    """A server's process. `url` is its base URL; it is ready when the URL `ready` answers. It can be started again.
 
-    With `user`, it runs as that one.
+    It runs as `user`, or as the current user.
     """
 
     command: Sequence[str]
@@ -66,7 +66,7 @@ class Running:
     user: str | None = None
 
     def start(self) -> None:
-        """Start, and wait until it is ready; raises RuntimeError with the end of its log when it isn't in time."""
+        """Start it and wait until it is ready; raise RuntimeError with the end of its log if it is not ready in time."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -84,14 +84,14 @@ class Running:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it and what it started as a crash does, by SIGKILL."""
+        """End it and its child processes by SIGKILL, like a crash."""
         for pid in _family(self.process.pid) if self.process.poll() is None else ():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self, seconds: float = 60) -> int:
-        """End it by SIGTERM and give its exit status; raises TimeoutExpired, and kills, if it takes too long."""
+        """End it by SIGTERM and return its exit status; kill it and raise TimeoutExpired if that takes too long."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -101,22 +101,22 @@ class Running:
             raise
 
     def cpu_seconds(self) -> float:
-        """Give the CPU time, user and system, of the process and its descendants, also of those that ended."""
+        """Return the CPU time (user and system) of the process and its descendants, also of those that have ended."""
         return sum(_cpu_seconds(pid) for pid in _family(self.process.pid))
 
     def peak_bytes(self) -> int:
-        """Give the largest resident sizes of the process and of each living descendant, added up."""
+        """Return the sum of the largest resident sizes of the process and its living descendants."""
         return sum(_peak_bytes(pid) for pid in _family(self.process.pid))
 
 
 def as_user(user: str | None) -> dict[str, Any]:
-    """Give the arguments of Popen that make a process another user's."""
+    """Return the arguments of Popen that run a process as another user."""
     return {"user": user, "group": user, "extra_groups": []} if user else {}
 
 
 def _family(pid: int) -> list[int]:
     children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
-    return [pid, *(each for child in children for each in _family(int(child)))]
+    return [pid, *(descendant for child in children for descendant in _family(int(child)))]
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -147,12 +147,12 @@ def proxy(
     name: str = "proxy",
     program: Sequence[str] = (str(Path(sys.executable).parent / "cgm-proxy"),),
 ) -> Iterator[Running]:
-    """Run `cgm-proxy serve` before `upstream`, with `settings` by their dotted keys: `{"forward.chunk": 50}`."""
+    """Run `cgm-proxy serve` in front of `upstream`, with `settings` by their dotted keys: `{"forward.chunk": 50}`."""
     port, ops_port = free_port(), free_port()
     url, ops = f"http://127.0.0.1:{port}{urlsplit(upstream).path}", f"http://127.0.0.1:{ops_port}"
     listen = {"host": "127.0.0.1", "port": port, "public_url": url, "ops_host": "127.0.0.1", "ops_port": ops_port}
-    given = {"upstream.url": upstream, **{f"listen.{key}": value for key, value in listen.items()}, **(settings or {})}
-    environ = {f"CGM_PROXY_{key.upper().replace('.', '_')}": str(value) for key, value in given.items()}
+    values = {"upstream.url": upstream, **{f"listen.{key}": value for key, value in listen.items()}, **(settings or {})}
+    environ = {f"CGM_PROXY_{key.upper().replace('.', '_')}": str(value) for key, value in values.items()}
     command = [*program, "serve"]
     with running(Running(command, url, f"{ops}/readyz", folder / f"{name}.log", environ, ops)) as server:
         yield server
@@ -194,7 +194,7 @@ http {{
 
 @contextmanager
 def nginx(upstream: str, folder: Path, workers: str = "auto") -> Iterator[Running]:
-    """Run nginx as a plain reverse proxy: connections kept alive both ways, nothing buffered on disk."""
+    """Run nginx as a plain reverse proxy that keeps connections alive on both sides and buffers nothing on disk."""
     port = free_port()
     home = folder / f"nginx-{port}"
     home.mkdir()
@@ -209,7 +209,7 @@ def nginx(upstream: str, folder: Path, workers: str = "auto") -> Iterator[Runnin
 
 
 def build_hapi() -> None:
-    """Build HAPI if its sources have changed; builds wait for one another."""
+    """Build HAPI if its sources have changed; only one process at a time builds it."""
     HAPI.parent.mkdir(exist_ok=True)
     with (HAPI.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -219,7 +219,7 @@ def build_hapi() -> None:
 def hapi_process(
     folder: Path, *arguments: str, port: int | None = None, heap: str = "2g", timed: bool = False
 ) -> Running:
-    """Describe a HAPI that is not yet started; `arguments` as in tests/hapi's application.yaml.
+    """Return a HAPI that is not yet started; `arguments` are described in application.yaml of tests/hapi.
 
     Unless its work is `timed`, its code is compiled only lightly, which halves the time to start.
     """
@@ -231,7 +231,7 @@ def hapi_process(
 
 
 def valkey_process(folder: Path, *arguments: str) -> Running:
-    """Describe a Valkey (or Redis) that is not yet started and keeps nothing on disk, unless `arguments` say otherwise."""
+    """Return a Valkey (or Redis) that is not yet started. It stores nothing on disk, unless `arguments` say otherwise."""
     port = free_port()
     command = shutil.which("valkey-server") or shutil.which("redis-server") or "valkey-server"
     options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
@@ -248,15 +248,15 @@ def valkey(folder: Path, *arguments: str) -> Iterator[Running]:
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[Running]:
-    """Run a new PostgreSQL, as Debian installs it; `url` is what `hapi_process` takes as `--db=`, with `--user=hapi`.
+    """Run a new PostgreSQL, as Debian installs it; pass its `url` to `hapi_process` as `--db=`, with `--user=hapi`.
 
-    It survives SIGKILL, but not the machine's crash: it does not wait for the disk.
+    Its data survives SIGKILL, but not a crash of the machine, because it does not wait for the disk.
     """
     installed = Path("/usr/lib/postgresql").glob("*/bin")
     programs = max(installed, key=lambda path: int(path.parent.name), default=None)
     if programs is None:
         raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     home = Path(tempfile.mkdtemp(prefix="postgresql-"))
     if user:
         shutil.chown(home, user)
@@ -275,11 +275,11 @@ def postgresql(folder: Path) -> Iterator[Running]:
 
 @contextmanager
 def served(application: web.Application) -> Iterator[str]:
-    """Serve `application` on a thread of its own, so that tests may block; give its root URL."""
+    """Serve `application` in a thread of its own, so that tests may block; yield its root URL."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(application)
 
-    async def begin() -> str:
+    async def start() -> str:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -288,7 +288,7 @@ def served(application: web.Application) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        yield asyncio.run_coroutine_threadsafe(begin(), loop).result()
+        yield asyncio.run_coroutine_threadsafe(start(), loop).result()
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
         loop.call_soon_threadsafe(loop.stop)

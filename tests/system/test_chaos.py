@@ -1,4 +1,4 @@
-"""The chaos run finds what is wrong, and nothing where nothing is; a short one of it on a real HAPI."""
+"""The chaos run finds every kind of violation and reports no false ones; short runs on a real HAPI."""
 
 import shutil
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos.checker import KINDS, Answer, Checker, Entry, Submission, Violation
+from chaos.checker import KINDS, Checker, Entry, EntryAnswer, Submission, Violation
 from chaos.report import Options, Report
 from chaos.storm import Upstream, storm
-from chaos.workload import Patient, Workload, sent
+from chaos.workload import Patient, Workload, checker_entries
 
 from cgm_proxy.sandbox.simulation.submissions import patient, submission
 
@@ -21,36 +21,40 @@ STAMP = {"system": "urn:ietf:rfc:3986", "value": "urn:uuid:0c0e5a54-0000-8000-80
 
 
 class World:
-    """A submission, a store that holds it, and the answers that say so, until a case spoils something."""
+    """A submission, the store that holds it, and the responses to it. Each case then changes something."""
 
     def __init__(self) -> None:
         bundle = submission("argo", "Patient/p", readings=2)
         entries = bundle["entry"]
-        self.sent = list(sent("0.0", entries, BEFORE))
+        self.sent = list(checker_entries("0.0", entries, BEFORE))
         self.submissions = [Submission("0.0", "argo", bundle, self.sent)]
         kinds = [entry["resource"]["resourceType"] for entry in entries]
-        self.places = {e["fullUrl"]: f"{kind}/{n}" for n, (e, kind) in enumerate(zip(entries, kinds, strict=True))}
-        self.held = {place: self.stored(entry) for place, entry in zip(self.places.values(), self.sent, strict=True)}
-        self.answers = [Answer(entry, 201, place) for place, entry in zip(self.held, self.sent, strict=True)]
+        self.locations = {e["fullUrl"]: f"{kind}/{n}" for n, (e, kind) in enumerate(zip(entries, kinds, strict=True))}
+        self.held = {
+            location: self.stored(entry) for location, entry in zip(self.locations.values(), self.sent, strict=True)
+        }
+        self.answers = [EntryAnswer(entry, 201, location) for location, entry in zip(self.held, self.sent, strict=True)]
         self.abandoned: set[str] = set()
 
     def stored(self, entry: Entry) -> Any:
-        """Give a resource as a server holds it: stamped, and with references to what is stored."""
-        held = self._placed(entry.resource)
-        return held | {"id": "x", "identifier": [*held.get("identifier", ()), STAMP]}
+        """Return a resource as a server stores it: with the proxy's identifier, and with references to stored resources."""
+        resource = self._with_locations(entry.resource)
+        return resource | {"id": "x", "identifier": [*resource.get("identifier", ()), STAMP]}
 
-    def _placed(self, value: Any) -> Any:
+    def _with_locations(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: self.places.get(v, v) if k == "reference" else self._placed(v) for k, v in value.items()}
-        return [self._placed(each) for each in value] if isinstance(value, list) else value
+            return {
+                k: self.locations.get(v, v) if k == "reference" else self._with_locations(v) for k, v in value.items()
+            }
+        return [self._with_locations(item) for item in value] if isinstance(value, list) else value
 
-    def change(self, place: str, **elements: Any) -> None:
-        self.held[place] = self.held[place] | elements
+    def change(self, location: str, **elements: Any) -> None:
+        self.held[location] = self.held[location] | elements
 
-    def answer(self, number: int, status: int, place: str | None = None) -> None:
-        self.answers[number] = Answer(self.sent[number], status, place)
+    def answer(self, number: int, status: int, location: str | None = None) -> None:
+        self.answers[number] = EntryAnswer(self.sent[number], status, location)
 
-    def found(self) -> set[str]:
+    def violations(self) -> set[str]:
         checker = Checker(self.submissions, self.answers, self.held, BEFORE, self.abandoned)
         return {violation.kind for violation in checker.violations()}
 
@@ -66,13 +70,13 @@ DEVICE, FIRST, SECOND, SUMMARY, REPORT = (
 MEMBER, *_ = MEMBERS = [f"Observation/{number}" for number in range(3, 13)]
 
 
-def same_in_other_words(world: World) -> None:
-    """A reading is sent again with other digits, of another time zone, and is where the first one is."""
-    given = world.sent[1].resource
-    quantity = given["valueQuantity"] | {"value": Decimal(f"{given['valueQuantity']['value']}.00")}
-    again = given | {"valueQuantity": quantity, "effectiveDateTime": "2024-05-01T02:00:00+02:00"}
+def same_reading_in_another_form(world: World) -> None:
+    """The same reading is sent again with other digits and another time zone, and gets the location of the first."""
+    reading = world.sent[1].resource
+    quantity = reading["valueQuantity"] | {"value": Decimal(f"{reading['valueQuantity']['value']}.00")}
+    again = reading | {"valueQuantity": quantity, "effectiveDateTime": "2024-05-01T02:00:00+02:00"}
     world.sent.append(replace(world.sent[1], resource=again))
-    world.answers.append(Answer(world.sent[-1], 200, FIRST))
+    world.answers.append(EntryAnswer(world.sent[-1], 200, FIRST))
 
 
 def other_value(world: World) -> None:
@@ -97,17 +101,17 @@ def member_gone(world: World) -> None:
     del world.held[MEMBER]
 
 
-def not_all_stored(world: World, *places: str) -> None:
-    """A submitter that gave up after a 503 left a part of what it sent."""
-    world.answers = [Answer(entry, 503) for entry in world.sent]
+def partly_stored(world: World, *missing: str) -> None:
+    """A submitter gave up after a 503, when a part of its submission was stored."""
+    world.answers = [EntryAnswer(entry, 503) for entry in world.sent]
     world.abandoned = {"0.0"}
-    for place in places:
-        del world.held[place]
+    for location in missing:
+        del world.held[location]
 
 
-def atomic(world: World, *places: str) -> None:
+def atomic(world: World, *missing: str) -> None:
     world.submissions[0].bundle["type"] = "transaction"
-    not_all_stored(world, *places)
+    partly_stored(world, *missing)
 
 
 def faulty_stored(world: World) -> None:
@@ -115,19 +119,19 @@ def faulty_stored(world: World) -> None:
     world.answer(1, 201, FIRST)
 
 
-def unlike(world: World) -> None:
+def not_sent(world: World) -> None:
     world.held["Observation/99"] = world.held[FIRST] | {"effectiveDateTime": "2024-05-02T00:00:00Z"}
 
 
 def answered_late(world: World) -> None:
-    world.answers.insert(0, Answer(world.sent[1], 503))
+    world.answers.insert(0, EntryAnswer(world.sent[1], 503))
 
 
-#: What goes wrong, and all kinds of violation by which it shows.
+#: What goes wrong, and the kinds of violations that the checker has to find.
 CASES: dict[str, tuple[Callable[[World], object], set[str]]] = {
-    "all is well": (lambda _: None, set()),
+    "nothing goes wrong": (lambda _: None, set()),
     "answered at last": (answered_late, set()),
-    "sent again in other words": (same_in_other_words, set()),
+    "sent again in another form": (same_reading_in_another_form, set()),
     "a reading is gone": (lambda world: world.held.pop(FIRST), {"lost"}),
     "a report is gone": (lambda world: world.held.pop(REPORT), {"lost", "half group"}),
     "a reading is there twice": (lambda world: world.held.update({"Observation/99": world.held[FIRST]}), {"stored twice"}),
@@ -149,33 +153,33 @@ CASES: dict[str, tuple[Callable[[World], object], set[str]]] = {
         {"wrong location", "dangling reference", "never sent"},
     ),
     "a summary's member is gone": (member_gone, {"lost", "wrong location", "dangling reference", "half group", "never sent"}),
-    "a part is stored that stands for itself": (lambda world: not_all_stored(world, FIRST, SECOND), set()),
-    "the group is not stored": (lambda world: not_all_stored(world, REPORT, SUMMARY, *MEMBERS), set()),
-    "members without their summary": (lambda world: not_all_stored(world, REPORT, SUMMARY), {"half group"}),
-    "a summary without its report": (lambda world: not_all_stored(world, REPORT), {"half group"}),
+    "readings are missing, which belong to no group": (lambda world: partly_stored(world, FIRST, SECOND), set()),
+    "the group is not stored": (lambda world: partly_stored(world, REPORT, SUMMARY, *MEMBERS), set()),
+    "members without their summary": (lambda world: partly_stored(world, REPORT, SUMMARY), {"half group"}),
+    "a summary without its report": (lambda world: partly_stored(world, REPORT), {"half group"}),
     "an atomic submission without a reading": (lambda world: atomic(world, FIRST), {"half group"}),
     "an atomic submission that is not stored": (lambda world: atomic(world, *world.held), set()),
-    "something unlike": (unlike, {"never sent"}),
-    "a faulty one is stored": (faulty_stored, {"wrongly accepted", "never sent"}),
-    "a sound one is refused": (lambda world: world.answer(1, 422), {"wrongly refused"}),
+    "a reading that was not sent": (not_sent, {"never sent"}),
+    "a faulty reading is stored": (faulty_stored, {"wrongly accepted", "never sent"}),
+    "a good reading is refused": (lambda world: world.answer(1, 422), {"wrongly refused"}),
     "the proxy fails": (lambda world: world.answer(1, 500), {"wrongly refused"}),
     "never answered": (lambda world: world.answer(1, 503), {"unanswered"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_checker_finds_what_is_wrong_and_nothing_else(case: str) -> None:
-    spoil, expected = CASES[case]
+def test_the_checker_finds_the_violations_and_no_others(case: str) -> None:
+    change, expected = CASES[case]
     world = World()
-    spoil(world)
-    assert world.found() == expected
+    change(world)
+    assert world.violations() == expected
 
 
 def test_each_kind_of_violation_has_a_case() -> None:
     assert {kind for _, expected in CASES.values() for kind in expected} == set(KINDS)
 
 
-def test_the_same_seed_sends_the_same() -> None:
+def test_the_same_seed_sends_the_same_submissions() -> None:
     def bundles(seed: int) -> list[Any]:
         workload = Workload(seed, (Patient("p", "mass", ordered=True), Patient("q", "molar", ordered=False)), 2)
         return [workload.submission(submitter, step).bundle for submitter in range(2) for step in range(10)]
@@ -190,26 +194,26 @@ def test_the_same_seed_sends_the_same() -> None:
         (2, [], False),
         (3, [Violation("lost", "one"), Violation("lost", "another")], False),
     ],
-    ids=["nothing wrong", "fewer kills than wanted", "violations"],
+    ids=["nothing wrong", "too few kills", "violations"],
 )
 def test_a_run_passes_after_its_kills_without_violations(kills: int, violations: list[Violation], passed: bool) -> None:
     report = Report(Options(seed=7, kills=3), {"kills": {"proxy": kills}}, violations)
     assert report.passed == passed
     assert report.flat["violations_lost"] == len(violations)
-    assert "again: make chaos SEED=7 KILLS=3 SECONDS=900 STORE=postgresql" in report.table()
+    assert "to repeat: make chaos SEED=7 KILLS=3 SECONDS=900 STORE=postgresql" in report.table()
 
 
 @pytest.mark.hapi
 @pytest.mark.slow
 @pytest.mark.skipif(not VALKEY, reason="needs valkey-server or redis-server")
 class TestOnHapi:
-    """What is killed here are proxies and Valkey, while the connections to HAPI, which other tests use too, are cut."""
+    """Proxies and Valkey are killed. HAPI is not, because other tests use it too; its connections are cut."""
 
-    async def test_nothing_is_lost_or_doubled_whatever_is_killed(self, hapi: str, tmp_path: Path) -> None:
+    async def test_nothing_is_lost_or_stored_twice_in_spite_of_kills(self, hapi: str, tmp_path: Path) -> None:
         report = await storm(Options(seed=7, kills=6, seconds=120), Upstream(hapi), tmp_path)
         assert report.passed, report.table()
         assert report.figures["cuts"], report.table()
 
-    async def test_without_conditional_create_it_finds_what_is_stored_twice(self, hapi: str, tmp_path: Path) -> None:
+    async def test_without_conditional_create_the_run_finds_duplicates(self, hapi: str, tmp_path: Path) -> None:
         report = await storm(Options(seed=7, kills=4, seconds=120, strip=True), Upstream(hapi), tmp_path)
-        assert report.of("stored twice"), report.table()
+        assert report.count("stored twice"), report.table()
