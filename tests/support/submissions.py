@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver
 from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
-from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.judge import judge, reference_resolver
 from cgm_proxy.core.submission.model import Submission, submission_from_bundle
 from cgm_proxy.core.submission.plan import AcceptedEntry, identify

@@ -11,7 +11,7 @@ revises an earlier one.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,7 @@ import msgspec
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.dates import utc
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver
 from cgm_proxy.core.submission.dialects import READING_CODES
 from cgm_proxy.core.submission.model import REFERENCE_MEMBER, Entry, unescape
 
@@ -43,9 +44,6 @@ REVISION_STATUSES = frozenset({"amended", "corrected", "cancelled", "entered-in-
 VOLATILE_ELEMENTS = frozenset({"id", "meta", "text"})
 
 _sorted = msgspec.json.Encoder(decimal_format="number", order="sorted")
-
-#: Returns the resource that a reference means, in the submission or stored; None if it is not known.
-ReferenceResolver = Callable[[str], JsonObject | None]
 
 
 def compute_identity(entry: Entry, patient: str, resolve: ReferenceResolver, identities: Mapping[str, str]) -> str:

@@ -12,8 +12,8 @@ import msgspec
 
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver
 from cgm_proxy.core.submission import order_policies
-from cgm_proxy.core.submission.identity import ReferenceResolver
 from cgm_proxy.core.submission.model import Entry, Submission, preview, reference_paths
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules, Verdict
 

@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from cgm_proxy.core.submission.identity import ReferenceResolver, compute_identity, has_foreign_identity, reading_code
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver
+from cgm_proxy.core.submission.identity import compute_identity, has_foreign_identity, reading_code
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.outcomes import Outcome, Refused, Stored, refused

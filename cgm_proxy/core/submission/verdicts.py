@@ -13,7 +13,7 @@ import msgspec
 
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission.identity import ReferenceResolver
+from cgm_proxy.core.r4.reference_scope import ReferenceResolver
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import StandingOrder
 

@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from support.places import RULES
 from support.submissions import (
     NOW,
     PDF,
@@ -28,12 +27,13 @@ from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.submission.orders import Schedule, StandingOrder
 from cgm_proxy.core.submission.verdicts import Judgement
+from cgm_proxy.rulekit.loading import rule_book
 from cgm_proxy.settings.loading import PolicySettings
 
 
 @pytest.fixture(scope="module")
 def book() -> RuleBook:
-    return RuleBook.load(RULES)
+    return rule_book()
 
 
 def orders_with(*schedules: Schedule, dialects: tuple[str, ...] = ("1.0.0",)) -> tuple[StandingOrder, ...]:
