@@ -1,7 +1,7 @@
-"""What is remembered to save work: patients' orders and where entries are stored. Forgetting costs a look-up, never truth.
+"""The cache that the other packages use: patients' standing orders, and where entries are stored.
 
-It is kept in notes of this process, or in notes that replicas share; see `notes.py`, `shared.py`. Values are read as
-strictly as an answer from anybody else.
+Values live in a backend, which may be shared by replicas. They are checked as strictly as a response from a server,
+because others can write to a shared backend.
 """
 
 import asyncio
@@ -24,186 +24,208 @@ from cgm_proxy.core.submission.outcomes import Stored
 from cgm_proxy.observability.metrics import ORDER_LOOKUPS
 from cgm_proxy.settings.loading import Settings
 
-#: A patient's active orders; None where the upstream has no such patient.
+#: A patient's active orders; None if the upstream has no such patient.
 Orders = tuple[StandingOrder, ...] | None
 
-#: How long a submission waits for another one of its patient at another replica (seconds); then they race.
+#: How long a submission waits for another replica's submission of the same patient (seconds) before it proceeds anyway.
 LOCK_TIMEOUT = 10.0
 
-#: How long one waits for another replica that asks for the same orders (seconds), before it asks as well.
+#: How long a look-up of orders waits for another replica's look-up of the same orders (seconds) before it starts anyway.
 ORDERS_LOCK_TIMEOUT = 3.0
 
-#: Types whose stored entries are remembered.
-_REMEMBERED = frozenset({"Observation", "DiagnosticReport", "Device"})
-
-_KNOWN: frozenset[Namespace] = frozenset({"known"})
+#: Resource types whose stored entries are cached.
+_CACHED_TYPES = frozenset({"Observation", "DiagnosticReport", "Device"})
 
 
 class Cache:
-    """Remember orders, also that there are none, with one look-up in flight a patient; and stored entries by identity."""
+    """Patients' orders (also that a patient has none), stored entries by identity, and the locks on patients."""
 
     def __init__(self, settings: Settings) -> None:
         shared = settings.cache.shared
         self._backend: CacheBackend = ValkeyBackend(settings, shared) if shared else LocalBackend(settings.cache)
-        self._asking: dict[tuple[str, str], asyncio.Task[Orders]] = {}
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._order_lookups: dict[tuple[str, str], asyncio.Task[Orders]] = {}
+        self._patient_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.source = self._backend.source
 
     async def start(self) -> None:
-        """Get ready; what is shared may be away."""
+        """Connect the backend. A shared backend that is unavailable does not stop the start."""
         await self._backend.start()
 
     async def stop(self) -> None:
-        """Close connections."""
+        """Disconnect the backend."""
         await self._backend.stop()
 
     @property
     def available(self) -> bool:
-        """Whether anything can be remembered now; without, all is asked upstream."""
+        """Whether the backend can be used now. Without it, every look-up goes to the upstream."""
         return self._backend.available
 
-    async def orders(self, patient: str, authorization: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
-        """Give the patient's orders as this authorization may see them, asked for once by all who want them now.
+    # ---- orders
 
-        A failed look-up is raised to all who wait for it and not remembered.
+    async def orders(self, patient: str, authorization: str, look_up: Callable[[], Awaitable[Orders]]) -> Orders:
+        """Return the patient's orders as this authorization may see them.
+
+        Callers that miss the same orders at the same time share one look-up. If it fails, its error is raised to all
+        of them and nothing is cached.
         """
-        name = _hashed(patient, authorization)
-        epoch, found = await self._noted_orders(name)
-        if found:
+        key = _hashed(patient, authorization)
+        generation, cached = await self._cached_orders(key)
+        if cached:
             ORDER_LOOKUPS.labels("hit").inc()
-            return found[0]
-        if not epoch:  # a write is under way, or nothing can be noted
+            return cached[0]
+        if not generation:  # a write is in flight, or the backend is unavailable: others may not use this result
             ORDER_LOOKUPS.labels("miss").inc()
-            return await ask()
-        key = (epoch, name)
-        if key in self._asking:
+            return await look_up()
+        task_key = (generation, key)
+        if task_key in self._order_lookups:
             ORDER_LOOKUPS.labels("shared").inc()
         else:
-            self._asking[key] = asyncio.ensure_future(self._ask(epoch, name, ask))
-            self._asking[key].add_done_callback(lambda _: self._asking.pop(key))
-        return await asyncio.shield(self._asking[key])
+            task = asyncio.ensure_future(self._look_up_orders(generation, key, look_up))
+            task.add_done_callback(lambda _: self._order_lookups.pop(task_key))
+            self._order_lookups[task_key] = task
+        return await asyncio.shield(self._order_lookups[task_key])
 
-    async def _ask(self, epoch: str, name: str, ask: Callable[[], Awaitable[Orders]]) -> Orders:
-        async with self._backend.lock(f"orders {epoch} {name}", ORDERS_LOCK_TIMEOUT):
-            epoch, found = await self._noted_orders(name)
-            if found:  # by another replica, meanwhile
+    async def _look_up_orders(self, generation: str, key: str, look_up: Callable[[], Awaitable[Orders]]) -> Orders:
+        async with self._backend.lock(f"orders {generation} {key}", ORDERS_LOCK_TIMEOUT):
+            generation, cached = await self._cached_orders(key)
+            if cached:  # by another replica, while this one waited for the lock
                 ORDER_LOOKUPS.labels("shared").inc()
-                return found[0]
+                return cached[0]
             ORDER_LOOKUPS.labels("miss").inc()
-            orders = await ask()
-            await self._backend.write("orders", epoch, {name: msgspec.json.encode(orders)})
+            orders = await look_up()
+            await self._backend.write("orders", generation, {key: msgspec.json.encode(orders)})
             return orders
 
-    async def _noted_orders(self, name: str) -> tuple[str, tuple[Orders] | None]:
-        epoch, noted = await self._backend.read("orders", [name])
+    async def _cached_orders(self, key: str) -> tuple[str, tuple[Orders] | None]:
+        """Return the generation and the cached orders, in a tuple because they may be None themselves."""
+        generation, values = await self._backend.read("orders", [key])
         try:
-            orders = msgspec.json.decode(noted[name], type=Orders)
+            orders = msgspec.json.decode(values[key], type=Orders)
         except (KeyError, msgspec.DecodeError, ValueError, OverflowError, RecursionError):
-            return epoch, None
-        return epoch, (orders,) if orders is None or all(map(_plausible, orders)) else None
+            return generation, None
+        return generation, (orders,) if orders is None or all(map(_is_plausible, orders)) else None
 
-    def invalidating_write(self, methods: Iterable[str], path: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """Let a write pass, and forget what it may have changed by one of the methods; `path` are its path's segments."""
-        return self._backend.invalidating({topic for method in methods for topic in _touched(method, path)})
-
-    def invalidating_bundle(self, bundle: JsonObject) -> AbstractAsyncContextManager[None]:
-        """Let an untagged Bundle pass, and forget what it may have changed."""
-        topics: set[Namespace] = set()
-        entries = bundle.get("entry")
-        for entry in objects(entries.outlines if isinstance(entries, ParsedEntries) else entries):
-            request, resource = entry.get("request"), entry.get("resource")
-            asked = request if isinstance(request, dict) else {}
-            if asked.get("method") != "GET":
-                kind = resource.get("resourceType") if isinstance(resource, dict) else None  # wins over the url on HAPI
-                topics |= _touched(str(asked.get("method")), [*path_segments(str(asked.get("url"))), str(kind)])
-        return self._backend.invalidating(topics)
-
-    async def record_submission(self, patient: str | None, now: datetime, fingerprint: str = "") -> None:
-        """Note that something new of the patient was stored now, and the fingerprint of what it came in."""
-        if patient:
-            epoch, _ = await self._backend.read("submitted", ())
-            noted = f"{now.isoformat()} {fingerprint}".strip().encode()
-            await self._backend.write("submitted", epoch, {_hashed(patient): noted})
-
-    async def last_submission(self, patient: str | None, fingerprint: str = "") -> datetime | None:
-        """Tell when something new of the patient was last stored; None where it is not known, or came in this very submission.
-
-        Who lost the answer to a submission sends it again.
-        """
-        if not patient:
-            return None
-        name = _hashed(patient)
-        _, noted = await self._backend.read("submitted", [name])
-        try:
-            said, _, of = noted[name].decode().partition(" ")
-            moment = datetime.fromisoformat(said)
-        except (KeyError, ValueError):
-            return None
-        if fingerprint and of == fingerprint:
-            return None
-        return min(moment, datetime.now(UTC)) if moment.tzinfo else None
+    # ---- stored entries
 
     async def generation(self) -> str:
-        """Give what changes whenever what is known of stored entries has to be forgotten."""
+        """Return the generation of the stored entries, or "" while they can't be cached."""
         return (await self._backend.read("known", ()))[0]
 
     async def stored_entries(self, identities: Iterable[str]) -> tuple[str, dict[str, Stored]]:
-        """Give the epoch, and where those of the identities that are remembered are stored."""
-        epoch, noted = await self._backend.read("known", list(identities))
-        return epoch, {identity: stored for identity, value in noted.items() if (stored := _stored(value))}
+        """Return the generation, and where the entries of those identities that are cached are stored."""
+        generation, values = await self._backend.read("known", list(identities))
+        return generation, {identity: stored for identity, value in values.items() if (stored := _stored(value))}
 
-    async def add_stored_entries(self, stored: Mapping[str, Stored], epoch: str) -> None:
-        """Remember where entries are stored, as the upstream has confirmed it.
+    async def add_stored_entries(self, stored: Mapping[str, Stored], generation: str) -> None:
+        """Cache where entries are stored, by identity, as the upstream has confirmed it.
 
-        `epoch` is what it was before the upstream was asked: nothing is remembered if a write came by since then, which
-        may have deleted what was just found.
+        `generation` was read before the upstream was asked. Nothing is cached if another one has begun since then: a
+        write that passed through may have deleted what was just found.
         """
-        values = {identity: f"{one.location} {one.etag or ''}".encode() for identity, one in stored.items()}
-        await self._backend.write("known", epoch, values)
+        values = {identity: f"{entry.location} {entry.etag or ''}".encode() for identity, entry in stored.items()}
+        await self._backend.write("known", generation, values)
 
     async def invalidate_stored_entries(self) -> None:
-        """Forget where entries are stored, because some were changed or deleted."""
-        async with self._backend.invalidating(_KNOWN):
+        """Invalidate all stored entries, because some were found changed or deleted."""
+        async with self._backend.invalidating({"known"}):
             pass
+
+    # ---- invalidation by writes that pass through
+
+    def invalidating_write(self, methods: Iterable[str], path: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Invalidate what a streamed write by any of the methods may change; `path` holds its path's segments.
+
+        The context surrounds the write. Several methods are possible because a header may override the request's own.
+        """
+        return self._backend.invalidating({namespace for method in methods for namespace in _affected(method, path)})
+
+    def invalidating_bundle(self, bundle: JsonObject) -> AbstractAsyncContextManager[None]:
+        """Invalidate what a streamed Bundle may change. The context surrounds the request that carries it."""
+        namespaces: set[Namespace] = set()
+        entries = bundle.get("entry")
+        for entry in objects(entries.outlines if isinstance(entries, ParsedEntries) else entries):
+            resource = entry.get("resource")
+            request = entry.get("request")
+            request = request if isinstance(request, dict) else {}
+            if request.get("method") != "GET":
+                # HAPI creates by the resource's type, whatever the URL says.
+                resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
+                path = [*path_segments(str(request.get("url"))), str(resource_type)]
+                namespaces |= _affected(str(request.get("method")), path)
+        return self._backend.invalidating(namespaces)
+
+    # ---- when a patient last submitted
+
+    async def record_submission(self, patient: str | None, now: datetime, fingerprint: str = "") -> None:
+        """Record that something new of the patient was stored now, and the fingerprint of the submission it came in."""
+        if patient:
+            generation, _ = await self._backend.read("submitted", ())
+            value = f"{now.isoformat()} {fingerprint}".strip().encode()
+            await self._backend.write("submitted", generation, {_hashed(patient): value})
+
+    async def last_submission(self, patient: str | None, fingerprint: str = "") -> datetime | None:
+        """Return when something new of the patient was last stored, or None if that is not known.
+
+        Also None if it was stored by a submission with this very fingerprint: a submitter that lost the response sends
+        the same submission again, and that is not too often.
+        """
+        if not patient:
+            return None
+        key = _hashed(patient)
+        _, values = await self._backend.read("submitted", [key])
+        try:
+            text, _, last_fingerprint = values[key].decode().partition(" ")
+            moment = datetime.fromisoformat(text)
+        except (KeyError, ValueError):
+            return None
+        if fingerprint and last_fingerprint == fingerprint:
+            return None
+        return min(moment, datetime.now(UTC)) if moment.tzinfo else None
+
+    # ---- locks
 
     @asynccontextmanager
     async def patient_lock(self, patient: str) -> AsyncIterator[PatientLock]:
-        """Wait for the patient's turn: one submission of a patient at a time saves lost races; correctness does not need it."""
-        mine = self._turns.setdefault(patient, asyncio.Lock())
-        async with mine, self._backend.lock(f"patient {patient}", LOCK_TIMEOUT) as turn:
-            yield turn
+        """Acquire the patient's lock, first within this process, then among replicas.
+
+        One submission of a patient at a time saves conflicts upstream. Correctness depends on it only where the upstream
+        can't create conditionally; such a caller checks `PatientLock.held` before each step.
+        """
+        local_lock = self._patient_locks.setdefault(patient, asyncio.Lock())
+        async with local_lock, self._backend.lock(f"patient {patient}", LOCK_TIMEOUT) as lock:
+            yield lock
 
 
-def _touched(method: str, path: Collection[str]) -> frozenset[Namespace]:
-    """Tell what a write may change: a create nothing that is known of other resources, an operation anything."""
+def _affected(method: str, path: Collection[str]) -> frozenset[Namespace]:
+    """Return what a write may change: a create changes no other resource, an operation may change anything."""
     if "_search" in path:
         return frozenset()
-    topics: set[Namespace] = set()
-    operation = any(part.startswith("$") for part in path)
-    if operation or "ServiceRequest" in path or "Patient" in path:
-        topics.add("orders")
-    cascading = method == "DELETE"  # servers can be made to delete what references the deleted
-    if operation or cascading or (method != "POST" and not _REMEMBERED.isdisjoint(path)):
-        topics.add("known")
-    return frozenset(topics)
+    namespaces: set[Namespace] = set()
+    is_operation = any(segment.startswith("$") for segment in path)
+    if is_operation or "ServiceRequest" in path or "Patient" in path:
+        namespaces.add("orders")
+    cascades = method == "DELETE"  # a server can be set up to delete the resources that reference a deleted one, too
+    if is_operation or cascades or (method != "POST" and not _CACHED_TYPES.isdisjoint(path)):
+        namespaces.add("known")
+    return frozenset(namespaces)
 
 
-def _plausible(order: StandingOrder) -> bool:
-    """Tell whether an order is one that could have been read from a ServiceRequest, as far as the judge rests on it."""
-    spans = [span for each in order.schedules for span in (each.period, each.lookback) if span is not None]
-    moments = [moment for each in order.schedules for moment in each.window or ()]
+def _is_plausible(order: StandingOrder) -> bool:
+    """Whether the order could have been read from a ServiceRequest: its periods are in range, its times have a zone."""
+    spans = [span for schedule in order.schedules for span in (schedule.period, schedule.lookback) if span is not None]
+    moments = [moment for schedule in order.schedules for moment in schedule.window or ()]
     return all(timedelta() < span <= LONGEST_PERIOD for span in spans) and all(moment.tzinfo for moment in moments)
 
 
 def _stored(value: bytes) -> Stored | None:
-    """Read what was remembered of an entry, if it looks like that."""
+    """Parse a cached location and ETag; None if it does not look like one."""
     location, _, etag = value.decode("latin-1").partition(" ")
-    place = LOCATION.fullmatch(location)
-    if not place or place[1] != location or (etag and not ETAG.fullmatch(etag)):
+    match = LOCATION.fullmatch(location)
+    if not match or match[1] != location or (etag and not ETAG.fullmatch(etag)):
         return None
     return Stored(location, etag or None)
 
 
 def _hashed(*parts: str) -> str:
-    """Give a name that tells nobody who is meant."""
+    """Return a key that does not reveal the patient or the credentials."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,1 +1,5 @@
-"""Submissions kept for later (`Prefer: respond-async`): the queue, its SQLite file and the worker."""
+"""Kept submissions: those accepted with `Prefer: respond-async`, which are stored in a file and worked on later.
+
+`JobQueue` accepts them and runs them in order, `SqliteStore` keeps them across restarts, and `Worker` gives each one to
+the receiver and turns its response into the result that the submitter polls for. Here such a submission is called a job.
+"""

@@ -1,9 +1,10 @@
-"""Where submissions that are answered asynchronously are kept: a SQLite file, which outlives the process and the machine.
+"""The store of kept submissions: a SQLite file, which survives crashes of the process and of the machine.
 
-A commit is on the disk before it returns (write-ahead log, synchronous=FULL). Large bodies and results are stored in pieces,
-as bytes, so that neither is copied whole. What is deleted is overwritten, in the file and in its log: credentials and
-patient data are gone as soon as they are not needed. The file is for its owner alone (0600) and for one process alone: it is
-locked for as long as it is open. Of an id only its hash is kept, so that who reads the file can't ask for a result.
+A commit is on the disk before it returns (write-ahead log, synchronous=FULL). Large bodies and results are stored in
+pieces, so that they are never copied whole. Deleted data is overwritten, in the file and in its log, so that credentials
+and patient data are gone as soon as they are no longer needed. Only the file's owner can read it (0600), and only one
+process can open it: it is locked while it is open. The file holds hashes of job ids, not the ids, so that a reader of the
+file can't fetch results.
 """
 
 import os
@@ -17,12 +18,13 @@ from typing import Any, Protocol
 from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.settings import loading
 
-#: Size of a piece (bytes).
+#: Size of a piece of a body or result (bytes).
 PIECE = 2**20
 
-#: How long another process may hold the file before that is a fault (seconds): a restart overlaps a little.
+#: How long to wait for another process to close the file (seconds); at a restart the two may overlap a little.
 BUSY_TIMEOUT = 5.0
 
+#: Names of tables and columns are part of the file's format: files of earlier versions must stay readable.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (
     number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, patient TEXT NOT NULL, format TEXT NOT NULL,
@@ -43,20 +45,20 @@ _PRAGMAS = (
 
 
 class StoreFull(Exception):  # noqa: N818 -- it reads as what happened
-    """As many submissions wait, or as many bytes of them, as are allowed."""
+    """The limit of unfinished jobs, or of their bytes, is reached."""
 
 
 class StoreFailed(Exception):  # noqa: N818 -- it reads as what happened
-    """The store could not do it, and has done none of it: a full disk, say."""
+    """An operation failed and changed nothing, for instance because the disk is full."""
 
 
 class StoreUnusable(Exception):  # noqa: N818 -- it reads as what happened
-    """The store can't be opened; the text says why and what to do."""
+    """The store can't be opened. The text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A submission to keep: the hash of its id, whom it is about, the format to answer in, and its request as bytes."""
+    """A submission to store: the hash of its id, its patient, the format of the result, its encoded request, its body."""
 
     key: str
     patient: str
@@ -67,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What is known of a submission: `created` and `expires` in seconds since 1970; `expires` is None until it is done."""
+    """The status of a job. `created` and `expires` are in seconds since 1970; `expires` is None until the job is finished."""
 
     patient: str
     format: str
@@ -75,53 +77,53 @@ class JobStatus:
     expires: float | None
     attempts: int
     ahead: int
-    """How many were accepted before it and are not done."""
+    """Number of unfinished jobs that were accepted before this one."""
     size: int
-    """Bytes of its body or, when it is done, of its result."""
+    """Size of the body or, if the job is finished, of its result (bytes)."""
 
 
 class JobStore(Protocol):
-    """What keeps submissions; asked from one thread, one call after another. Each call may raise `StoreFailed`."""
+    """A store of jobs. All calls come from one thread; each may raise `StoreFailed`."""
 
     def add(self, job: Job, now: float) -> None:
-        """Keep a submission so that nothing short of the disk's end loses it; raises `StoreFull`."""
+        """Store a job durably. Raises `StoreFull`."""
 
     def unfinished(self) -> list[tuple[str, int]]:
-        """List those that are not done, oldest first: key, and how often each was begun."""
+        """Return the key and the number of attempts of each unfinished job, the oldest first."""
 
     def begin(self, key: str) -> int:
-        """Count one more attempt at it, for good, and give their number; 0 where it is not to be done (any more)."""
+        """Count one more attempt durably, and return their number; 0 if the job is finished or deleted."""
 
     def put_back(self, key: str) -> None:
-        """Take the last attempt back: it was stopped in good order."""
+        """Uncount the last attempt, because it was stopped and did not crash."""
 
     def load(self, key: str) -> tuple[bytes, bytearray]:
-        """Give the request and the body."""
+        """Return the request and the body of a job."""
 
     def finish(self, key: str, result: bytes, expires: float) -> None:
-        """Put the result in the place of request and body; the oldest results make room for it."""
+        """Replace the request and body by the result. The oldest results are removed if there is no room for it."""
 
     def find(self, key: str, now: float) -> JobStatus | None:
-        """Tell what is known of it; None where it never was or has expired."""
+        """Return the status of a job; None if it does not exist or its result has expired."""
 
     def piece(self, key: str, place: int) -> bytes | None:
-        """Give one piece of a result; None where there is none (any more)."""
+        """Return one piece of a result; None if there is no such piece, or the result was removed."""
 
     def delete(self, key: str) -> bool:
-        """Remove all of it; tell whether there was anything."""
+        """Remove all of a job. Return whether there was anything to remove."""
 
     def sweep(self, now: float) -> int:
-        """Remove the results that have expired; tell how many."""
+        """Remove expired results, and return their number."""
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
 
 
 class SqliteStore:
-    """A `JobStore` in a file; raises `StoreUnusable` where that can't be opened."""
+    """A `JobStore` in a file. Raises `StoreUnusable` if the file can't be opened."""
 
-    def __init__(self, path: Path, room: loading.JobSettings) -> None:
-        self._room = room
+    def __init__(self, path: Path, limits: loading.JobSettings) -> None:
+        self._limits = limits
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             path.chmod(0o600)
@@ -132,7 +134,7 @@ class SqliteStore:
             for pragma in _PRAGMAS:
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
-            self._clean()
+            self._truncate_log()
         except sqlite3.Error as error:
             self._db.close()
             busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
@@ -143,14 +145,14 @@ class SqliteStore:
         """See `JobStore`."""
         size = len(job.body)
         with self._transaction():
-            waiting, held = self._row("SELECT count(*), total(size) FROM job WHERE expires IS NULL")
-            if waiting >= self._room.waiting or held + size > self._room.waiting_bytes:
+            jobs, size_of_all = self._row("SELECT count(*), total(size) FROM job WHERE expires IS NULL")
+            if jobs >= self._limits.waiting or size_of_all + size > self._limits.waiting_bytes:
                 raise StoreFull
             added = self._db.execute(
                 "INSERT INTO job (key, patient, format, created, size, asked) VALUES (?, ?, ?, ?, ?, ?)",
                 (job.key, job.patient, job.format, now, size, job.request),
             )
-            self._write(added.lastrowid, job.body)
+            self._insert_pieces(added.lastrowid, job.body)
 
     def unfinished(self) -> list[tuple[str, int]]:
         """See `JobStore`."""
@@ -160,8 +162,8 @@ class SqliteStore:
     def begin(self, key: str) -> int:
         """See `JobStore`."""
         with self._transaction():
-            begun = "UPDATE job SET attempts = attempts + 1 WHERE key = ? AND expires IS NULL RETURNING attempts"
-            (attempts,) = self._row(begun, key) or (0,)
+            query = "UPDATE job SET attempts = attempts + 1 WHERE key = ? AND expires IS NULL RETURNING attempts"
+            (attempts,) = self._row(query, key) or (0,)
         return int(attempts)
 
     def put_back(self, key: str) -> None:
@@ -173,92 +175,92 @@ class SqliteStore:
         """See `JobStore`."""
         body = bytearray()
         with self._faults():
-            number, asked = self._row("SELECT number, asked FROM job WHERE key = ?", key)
+            number, request = self._row("SELECT number, asked FROM job WHERE key = ?", key)
             for (data,) in self._db.execute("SELECT data FROM piece WHERE job = ? ORDER BY place", (number,)):
                 body += data
-        return asked, body
+        return request, body
 
     def finish(self, key: str, result: bytes, expires: float) -> None:
         """See `JobStore`."""
         with self._transaction():
-            found = self._row("SELECT number FROM job WHERE key = ? AND expires IS NULL", key)
-            if not found:
+            row = self._row("SELECT number FROM job WHERE key = ? AND expires IS NULL", key)
+            if not row:
                 return
             self._make_room(len(result))
-            self._db.execute("DELETE FROM piece WHERE job = ?", found)
+            self._db.execute("DELETE FROM piece WHERE job = ?", row)
             self._db.execute(
-                "UPDATE job SET asked = NULL, size = ?, expires = ? WHERE number = ?", (len(result), expires, *found)
+                "UPDATE job SET asked = NULL, size = ?, expires = ? WHERE number = ?", (len(result), expires, *row)
             )
-            self._write(found[0], result)
-        self._clean()
+            self._insert_pieces(row[0], result)
+        self._truncate_log()
 
     def find(self, key: str, now: float) -> JobStatus | None:
         """See `JobStore`."""
-        known = "SELECT patient, format, created, expires, attempts, number, size FROM job WHERE key = ?"
+        query = "SELECT patient, format, created, expires, attempts, number, size FROM job WHERE key = ?"
         with self._faults():
-            row = self._row(f"{known} AND (expires IS NULL OR expires > ?)", key, now)
+            row = self._row(f"{query} AND (expires IS NULL OR expires > ?)", key, now)
             if not row:
                 return None
-            patient, made, created, expires, attempts, number, size = row
+            patient, response_format, created, expires, attempts, number, size = row
             (ahead,) = self._row("SELECT count(*) FROM job WHERE expires IS NULL AND number < ?", number)
-        return JobStatus(patient, made, created, expires, attempts, ahead, size)
+        return JobStatus(patient, response_format, created, expires, attempts, ahead, size)
 
     def piece(self, key: str, place: int) -> bytes | None:
         """See `JobStore`."""
-        wanted = "SELECT data FROM piece JOIN job ON number = job WHERE key = ? AND place = ? AND expires IS NOT NULL"
+        query = "SELECT data FROM piece JOIN job ON number = job WHERE key = ? AND place = ? AND expires IS NOT NULL"
         with self._faults():
-            row = self._row(wanted, key, place)
+            row = self._row(query, key, place)
         return bytes(row[0]) if row else None
 
     def delete(self, key: str) -> bool:
         """See `JobStore`."""
-        return self._remove("key = ?", key) > 0
+        return self._delete_where("key = ?", key) > 0
 
     def sweep(self, now: float) -> int:
         """See `JobStore`."""
-        return self._remove("expires <= ?", now)
+        return self._delete_where("expires <= ?", now)
 
     def close(self) -> None:
         """See `JobStore`."""
         self._db.close()
 
-    def _remove(self, which: str, *arguments: object) -> int:
+    def _delete_where(self, condition: str, *arguments: object) -> int:
         with self._transaction():
-            removed = self._db.execute(f"DELETE FROM job WHERE {which}", arguments).rowcount  # noqa: S608 -- constants
+            removed = self._db.execute(f"DELETE FROM job WHERE {condition}", arguments).rowcount  # noqa: S608 -- constants
         if removed:
-            self._clean()
+            self._truncate_log()
         return removed
 
     def _make_room(self, size: int) -> None:
-        """Remove the oldest results until one of this size fits beside the others."""
+        """Remove the oldest results until one of this size fits."""
         results = self._db.execute("SELECT number, size FROM job WHERE expires IS NOT NULL ORDER BY expires").fetchall()
-        held = sum(size for _, size in results)
-        for number, its_size in results:
-            if held + size <= self._room.kept_bytes:
+        size_of_all = sum(result_size for _, result_size in results)
+        for number, result_size in results:
+            if size_of_all + size <= self._limits.kept_bytes:
                 break
             self._db.execute("DELETE FROM job WHERE number = ?", (number,))
-            held -= its_size
+            size_of_all -= result_size
 
-    def _write(self, number: int | None, data: Buffer) -> None:
-        whole = memoryview(data)
+    def _insert_pieces(self, number: int | None, data: Buffer) -> None:
+        view = memoryview(data)
         self._db.executemany(
             "INSERT INTO piece (job, place, data) VALUES (?, ?, ?)",
-            ((number, start // PIECE, whole[start : start + PIECE]) for start in range(0, len(data), PIECE)),
+            ((number, start // PIECE, view[start : start + PIECE]) for start in range(0, len(data), PIECE)),
         )
 
     def _row(self, query: str, *arguments: object) -> tuple[Any, ...]:
-        """Give the only row, or an empty one."""
+        """Return the only row of the query's result; an empty tuple if there is none."""
         row: tuple[Any, ...] | None = self._db.execute(query, arguments).fetchone()
         return row or ()
 
-    def _clean(self) -> None:
-        """Empty the log, which still holds what was overwritten in the file; if that fails now, the next time does it."""
+    def _truncate_log(self) -> None:
+        """Empty the write-ahead log, which still holds the deleted data. If this fails, the next call does it."""
         with suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Do all of it or none."""
+        """Run the statements of the context in a transaction."""
         with self._faults():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -270,6 +272,7 @@ class SqliteStore:
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
+        """Raise `StoreFailed` for an error of SQLite."""
         try:
             yield
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""Works on one kept submission: what its answer would have been becomes the result."""
+"""Work on a kept submission: the response that it would have had at once becomes its result."""
 
 import msgspec
 
@@ -12,26 +12,26 @@ from cgm_proxy.receiver.intake import Intake, SubmissionRequest, SubmissionRespo
 
 
 class Worker:
-    """Takes in submissions that were kept, as if they came now."""
+    """Gives kept submissions to the receiver, as if they had been received now."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
 
-    async def work(self, kept: bytes, raw: bytearray) -> JobResult:
-        """Return the result of a submission, given its request and its body as they were kept."""
-        response = await self._response(msgspec.json.decode(kept, type=SubmissionRequest), raw)
+    async def work(self, request: bytes, body: bytearray) -> JobResult:
+        """Return the result of a submission, given its request and its body as they were stored."""
+        response = await self._response(msgspec.json.decode(request, type=SubmissionRequest), body)
         bundle = async_pattern.result_bundle(response.status, response.content, response.headers)
         return JobResult(await offload(response.size, encode, bundle), response.failed)
 
-    async def _response(self, request: SubmissionRequest, raw: bytearray) -> SubmissionResponse:
+    async def _response(self, request: SubmissionRequest, body: bytearray) -> SubmissionResponse:
         try:
-            document, dialect = await self._intake.open(raw, request.target, request.content_encoding)
+            document, dialect = await self._intake.open(body, request.target, request.content_encoding)
         except RequestRefused as refused:
             return SubmissionResponse.refusal(refused)
-        if dialect is None:  # it was a submission when it was kept
-            text = "by the receiver's settings of today this is no submission; send it again"
+        if dialect is None:  # the settings have changed since it was stored
+            text = "the receiver's settings have changed, and this is no submission any more; send it again"
             return SubmissionResponse.refusal(refuse(422, "async-settings", text, code="business-rule"))
-        return await self._intake.take(request, document, dialect, raw, _answer_now)
+        return await self._intake.take(request, document, dialect, body, _answer_now)
 
 
 async def _answer_now(_: Submission) -> None:

@@ -1,4 +1,4 @@
-"""What replicas share: two of them in one process, with a real Valkey (or Redis) between them."""
+"""The shared cache: two replicas in one process, with a real Valkey (or Redis) between them."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from support import servers
-from support.sharing import HERE, ONE, TWO, found, knows, replica
+from support.sharing import ONE, STORED, TWO, finds_stored, found, replica
 
 from cgm_proxy.cache import valkey_backend
 from cgm_proxy.cache.cache import Cache, Orders
@@ -21,7 +21,7 @@ from cgm_proxy.core.submission.outcomes import Stored
 
 @dataclass
 class Two:
-    """Two replicas, and a connection to what is between them."""
+    """The caches of two replicas, and a connection to the Valkey that they share."""
 
     one: Cache
     other: Cache
@@ -39,40 +39,40 @@ async def two(valkey: servers.Running) -> AsyncIterator[Two]:
     raw.close()
 
 
-async def test_what_one_replica_remembers_another_knows(two: Two) -> None:
-    await two.one.add_stored_entries(HERE, await two.one.generation())
-    assert await found(two.other, [TWO, "none-such", ONE]) == HERE
+async def test_a_replica_reads_what_another_wrote(two: Two) -> None:
+    await two.one.add_stored_entries(STORED, await two.one.generation())
+    assert await found(two.other, [TWO, "none-such", ONE]) == STORED
 
 
-async def test_more_than_one_question_holds_is_asked_in_parts(two: Two) -> None:
+async def test_more_values_than_one_call_holds_take_several_calls(two: Two) -> None:
     many = {f"{number:036}": Stored(f"Observation/{number}") for number in range(2500)}
     await two.one.add_stored_entries(many, await two.one.generation())
     assert await found(two.other, [*many, "none-such"]) == many
 
 
-async def test_what_is_remembered_expires(valkey: servers.Running) -> None:
+async def test_values_expire(valkey: servers.Running) -> None:
     async with replica(valkey.url, known_seconds=0.3) as one:
-        await one.add_stored_entries(HERE, await one.generation())
+        await one.add_stored_entries(STORED, await one.generation())
         assert await found(one, [ONE])
         await asyncio.sleep(0.4)
         assert await found(one, [ONE]) == {}
 
 
-async def test_nothing_is_shared_that_is_not_to_be_remembered(valkey: servers.Running) -> None:
+async def test_nothing_is_shared_if_caching_is_switched_off(valkey: servers.Running) -> None:
     async with replica(valkey.url, known_seconds=0) as one, replica(valkey.url) as other:
-        await one.add_stored_entries(HERE, await one.generation())
+        await one.add_stored_entries(STORED, await one.generation())
         assert await found(other, [ONE]) == {}
 
 
 async def test_proxies_of_different_upstreams_never_mix(valkey: servers.Running) -> None:
     async with replica(valkey.url) as one, replica(valkey.url, "http://hapi/fhir2") as other:
-        await one.add_stored_entries(HERE, await one.generation())
+        await one.add_stored_entries(STORED, await one.generation())
         assert await found(other, [ONE]) == {}
         await other.invalidate_stored_entries()
         assert await found(one, [ONE])
 
 
-#: Writes that pass through, and whether what is known of stored entries, and of orders, must be forgotten.
+#: Streamed writes, and whether they invalidate stored entries and orders.
 WRITES = [
     ("DELETE", ["fhir", "Observation", "7"], True, False),
     ("PUT", ["fhir", "Observation", "7"], True, False),
@@ -86,49 +86,49 @@ WRITES = [
 
 
 @pytest.mark.parametrize(("method", "path", "known", "orders"), WRITES, ids=[f"{r[0]} {r[1][-1]}" for r in WRITES])
-async def test_a_write_through_one_replica_is_noticed_by_all(
+async def test_a_write_through_one_replica_invalidates_the_cache_of_all(
     two: Two, method: str, path: list[str], known: bool, orders: bool
 ) -> None:
-    await two.other.add_stored_entries(HERE, await two.other.generation())
-    await asked_for(two.other)
+    await two.other.add_stored_entries(STORED, await two.other.generation())
+    await looked_up(two.other)
     async with two.one.invalidating_write(["POST", method], path):
         pass
-    for memory in (two.one, two.other):
-        assert bool(await found(memory, [ONE])) is not known
-    assert await asked_for(two.other) is orders
+    for cache in (two.one, two.other):
+        assert bool(await found(cache, [ONE])) is not known
+    assert await looked_up(two.other) is orders
 
 
-async def asked_for(memory: Cache, patient: str = "Patient/1", credentials: str = "a", found: Orders = ()) -> bool:
-    """Whether a patient's orders had to be asked for."""
-    asked = []
+async def looked_up(cache: Cache, patient: str = "Patient/1", credentials: str = "a", orders: Orders = ()) -> bool:
+    """Whether a patient's orders were not cached and had to be looked up."""
+    look_ups = []
 
-    async def ask() -> Orders:
-        asked.append(patient)
-        return found
+    async def look_up() -> Orders:
+        look_ups.append(patient)
+        return orders
 
-    assert await memory.orders(patient, credentials, ask) == found
-    return bool(asked)
+    assert await cache.orders(patient, credentials, look_up) == orders
+    return bool(look_ups)
 
 
-async def test_nothing_is_trusted_while_a_write_is_under_way(two: Two) -> None:
-    await two.other.add_stored_entries(HERE, before := await two.other.generation())
+async def test_nothing_is_cached_while_a_write_is_in_flight(two: Two) -> None:
+    await two.other.add_stored_entries(STORED, before := await two.other.generation())
     async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
-        during, nothing = await two.other.stored_entries([ONE])
-        assert (during, nothing) == ("", {})
-        await two.other.add_stored_entries(HERE, during)
-        await two.other.add_stored_entries(HERE, before)
+        during, stored = await two.other.stored_entries([ONE])
+        assert (during, stored) == ("", {})
+        await two.other.add_stored_entries(STORED, during)
+        await two.other.add_stored_entries(STORED, before)
     assert await found(two.other, [ONE]) == {}
 
 
-async def test_what_was_asked_before_a_write_is_not_read_after_it(two: Two) -> None:
-    asked = await two.other.generation()
+async def test_a_generation_read_before_a_write_stores_nothing_after_it(two: Two) -> None:
+    earlier = await two.other.generation()
     async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
         pass
-    await two.other.add_stored_entries(HERE, asked)
+    await two.other.add_stored_entries(STORED, earlier)
     assert await found(two.other, [ONE]) == {}
 
 
-async def test_overlapping_writes_end_when_the_last_one_ends(two: Two) -> None:
+async def test_there_is_no_generation_until_the_last_overlapping_write_has_ended(two: Two) -> None:
     async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
         async with two.other.invalidating_write(["DELETE"], ["Observation", "8"]):
             pass
@@ -136,25 +136,23 @@ async def test_overlapping_writes_end_when_the_last_one_ends(two: Two) -> None:
     assert await two.other.generation()
 
 
-async def test_a_write_that_died_with_its_replica_is_forgotten_in_the_end(
-    two: Two, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_write_whose_replica_died_ends_after_a_while(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valkey_backend, "WRITE_SECONDS", 1)
-    await two.other.add_stored_entries(HERE, await two.other.generation())
+    await two.other.add_stored_entries(STORED, await two.other.generation())
     await two.one.invalidating_write(["DELETE"], ["Observation", "7"]).__aenter__()  # and never leaves
     assert await two.other.generation() == ""
     await asyncio.sleep(1.1)
     assert await found(two.other, [ONE]) == {}
-    await two.other.add_stored_entries(HERE, await two.other.generation())
+    await two.other.add_stored_entries(STORED, await two.other.generation())
     assert await found(two.one, [ONE])
 
 
-async def test_a_cancelled_write_is_forgotten_all_the_same(two: Two) -> None:
+async def test_a_cancelled_write_invalidates_all_the_same(two: Two) -> None:
     async def write() -> None:
         async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
             await asyncio.sleep(60)
 
-    await two.other.add_stored_entries(HERE, await two.other.generation())
+    await two.other.add_stored_entries(STORED, await two.other.generation())
     writing = asyncio.create_task(write())
     await asyncio.sleep(0.1)
     assert await two.other.generation() == ""
@@ -163,11 +161,11 @@ async def test_a_cancelled_write_is_forgotten_all_the_same(two: Two) -> None:
     assert await found(two.other, [ONE]) == {}
 
 
-async def test_nothing_of_an_older_run_is_trusted_although_it_was_saved(tmp_path: Path) -> None:
-    """A Valkey restored from a snapshot holds an epoch that was ended after the snapshot was taken."""
+async def test_values_of_an_earlier_run_of_valkey_are_not_read_although_they_were_saved(tmp_path: Path) -> None:
+    """A Valkey that is restored from a snapshot holds a generation that ended after the snapshot was taken."""
     with servers.valkey(tmp_path) as server:
         async with replica(server.url) as one:
-            await one.add_stored_entries(HERE, await one.generation())
+            await one.add_stored_entries(STORED, await one.generation())
             with Redis.from_url(server.url) as raw:
                 raw.save()
             await one.invalidate_stored_entries()
@@ -177,10 +175,10 @@ async def test_nothing_of_an_older_run_is_trusted_although_it_was_saved(tmp_path
                 assert raw.dbsize() >= 3
         async with replica(server.url) as another:
             assert await another.generation()
-            assert not await knows(another)
+            assert not await finds_stored(another)
 
 
-#: What nobody wrote who knows the form of a value.
+#: Values in no form that the proxy writes.
 MALFORMED = [
     b"",
     b" ",
@@ -199,14 +197,14 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("value", MALFORMED, ids=[str(value[:24]) for value in MALFORMED])
-async def test_a_location_that_looks_like_none_is_ignored(two: Two, value: bytes) -> None:
-    await two.one.add_stored_entries(HERE, await two.one.generation())
+async def test_a_malformed_location_is_ignored(two: Two, value: bytes) -> None:
+    await two.one.add_stored_entries(STORED, await two.one.generation())
     (key,) = two.keys(f"*{ONE}")
     two.raw.set(key, value)
-    assert await found(two.other, [ONE, TWO]) == {TWO: HERE[TWO]}
+    assert await found(two.other, [ONE, TWO]) == {TWO: STORED[TWO]}
     two.raw.delete(key)
     two.raw.lpush(key, value)
-    assert await found(two.other, [ONE, TWO]) == {TWO: HERE[TWO]}
+    assert await found(two.other, [ONE, TWO]) == {TWO: STORED[TWO]}
 
 
 ORDERS = (
@@ -224,16 +222,16 @@ ORDERS = (
 
 
 @pytest.mark.parametrize("orders", [None, (), ORDERS], ids=["no patient", "none", "two"])
-async def test_orders_are_shared_as_they_were_read(two: Two, orders: Orders) -> None:
-    assert await asked_for(two.one, found=orders)
-    assert not await asked_for(two.other, found=orders)
+async def test_orders_are_shared_unchanged(two: Two, orders: Orders) -> None:
+    assert await looked_up(two.one, orders=orders)
+    assert not await looked_up(two.other, orders=orders)
 
 
 async def test_orders_are_not_shared_between_credentials_or_patients(two: Two) -> None:
-    assert await asked_for(two.one, "Patient/1", "a", ORDERS)
-    assert await asked_for(two.other, "Patient/1", "b")
-    assert await asked_for(two.other, "Patient/2", "a")
-    assert not await asked_for(two.other, "Patient/1", "a", ORDERS)
+    assert await looked_up(two.one, "Patient/1", "a", ORDERS)
+    assert await looked_up(two.other, "Patient/1", "b")
+    assert await looked_up(two.other, "Patient/2", "a")
+    assert not await looked_up(two.other, "Patient/1", "a", ORDERS)
 
 
 def order(**schedule: Any) -> bytes:
@@ -258,54 +256,56 @@ MALFORMED_ORDERS = [
 
 
 @pytest.mark.parametrize("value", MALFORMED_ORDERS, ids=[str(value[:70]) for value in MALFORMED_ORDERS])
-async def test_orders_that_look_like_none_are_asked_for(two: Two, value: bytes) -> None:
-    await asked_for(two.one)
+async def test_malformed_orders_are_looked_up_again(two: Two, value: bytes) -> None:
+    await looked_up(two.one)
     (key,) = (key for key in two.keys("*:orders:*") if not key.endswith(b"epoch"))
     two.raw.set(key, value)
-    assert await asked_for(two.other)
+    assert await looked_up(two.other)
 
 
-async def test_replicas_that_want_the_same_orders_ask_once(two: Two) -> None:
-    asked = []
+async def test_replicas_that_miss_the_same_orders_share_one_look_up(two: Two) -> None:
+    look_ups = []
 
-    async def ask() -> Orders:
-        asked.append(1)
+    async def look_up() -> Orders:
+        look_ups.append(1)
         await asyncio.sleep(0.3)
         return ORDERS
 
-    found = await asyncio.gather(*(memory.orders("Patient/1", "a", ask) for memory in (two.one, two.other) * 4))
-    assert found == [ORDERS] * 8
-    assert len(asked) == 1
+    results = await asyncio.gather(*(cache.orders("Patient/1", "a", look_up) for cache in (two.one, two.other) * 4))
+    assert results == [ORDERS] * 8
+    assert len(look_ups) == 1
 
 
-async def test_a_look_up_that_failed_is_done_again_by_who_waited_for_it(two: Two) -> None:
+async def test_a_replica_that_waited_for_a_look_up_that_failed_looks_up_itself(two: Two) -> None:
     async def fails() -> Orders:
         await asyncio.sleep(0.2)
         raise OSError
 
     failing = asyncio.create_task(two.one.orders("Patient/1", "a", fails))
     await asyncio.sleep(0.1)
-    assert await asked_for(two.other)
+    assert await looked_up(two.other)
     with pytest.raises(OSError, match=r"^$"):
         await failing
 
 
-async def test_who_waits_too_long_for_anothers_look_up_asks_as_well(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replica_that_waited_too_long_for_anothers_look_up_looks_up_itself(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cgm_proxy.cache.cache.ORDERS_LOCK_TIMEOUT", 0.2)
-    answered = asyncio.Event()
+    responded = asyncio.Event()
 
-    async def ask() -> Orders:
-        await answered.wait()
+    async def look_up() -> Orders:
+        await responded.wait()
         return ORDERS
 
-    slow = asyncio.create_task(two.one.orders("Patient/1", "a", ask))
+    slow = asyncio.create_task(two.one.orders("Patient/1", "a", look_up))
     await asyncio.sleep(0.1)
-    assert await asked_for(two.other)
-    answered.set()
+    assert await looked_up(two.other)
+    responded.set()
     assert await slow == ORDERS
 
 
-async def test_when_a_patient_last_submitted_is_shared(two: Two) -> None:
+async def test_the_time_of_a_patients_last_submission_is_shared(two: Two) -> None:
     now = datetime.now(UTC)
     assert await two.other.last_submission("Patient/1") is None
     await two.one.record_submission("Patient/1", now)
@@ -315,7 +315,7 @@ async def test_when_a_patient_last_submitted_is_shared(two: Two) -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"soon", b"2024-05-01T00:00:00", b"\xff", b"9" * 100, b"soon x"])
-async def test_a_last_submission_that_looks_like_none_is_ignored(two: Two, value: bytes) -> None:
+async def test_a_malformed_last_submission_is_ignored(two: Two, value: bytes) -> None:
     await two.one.record_submission("Patient/1", datetime.now(UTC))
     (key,) = (key for key in two.keys("*:submitted:*") if not key.endswith(b"epoch"))
     two.raw.set(key, value)
@@ -329,21 +329,21 @@ async def test_a_last_submission_is_never_later_than_now(two: Two) -> None:
     assert last <= datetime.now(UTC)
 
 
-async def test_an_epoch_that_is_none_is_replaced(two: Two) -> None:
-    await two.one.add_stored_entries(HERE, await two.one.generation())
+async def test_a_malformed_generation_is_replaced(two: Two) -> None:
+    await two.one.add_stored_entries(STORED, await two.one.generation())
     (key,) = two.keys("*:known:epoch")
     two.raw.set(key, b"nonsense")
     assert await found(two.other, [ONE]) == {}
     assert await two.other.generation() == await two.one.generation() != ""
 
 
-async def test_who_reads_valkey_learns_nothing_of_patients_and_credentials(two: Two) -> None:
-    await asked_for(two.one, "Patient/jane-doe", "Bearer s3cr3t", ORDERS)
+async def test_valkey_holds_no_names_of_patients_and_no_credentials(two: Two) -> None:
+    await looked_up(two.one, "Patient/jane-doe", "Bearer s3cr3t", ORDERS)
     await two.one.record_submission("Patient/jane-doe", datetime.now(UTC))
     async with two.one.patient_lock("Patient/jane-doe"):
         keys = two.keys()
-        held = b"".join(keys) + b"".join(filter(None, two.raw.mget(keys)))
+        content = b"".join(keys) + b"".join(filter(None, two.raw.mget(keys)))
     assert len(keys) >= 5
-    assert b"jane" not in held
-    assert b"s3cr3t" not in held
+    assert b"jane" not in content
+    assert b"s3cr3t" not in content
     assert all(key.startswith(b"cgm1:{") for key in keys)

@@ -1,4 +1,4 @@
-"""Valkey slow, full, restarted, flushed, gone, locked or no Valkey at all: a replica goes on without, and comes back."""
+"""Valkey is slow, full, restarted, flushed, gone, locked, or no Valkey: the proxy continues without it until it is back."""
 
 import asyncio
 import signal
@@ -12,21 +12,21 @@ from time import perf_counter
 import pytest
 from redis import Redis
 from support import servers
-from support.sharing import HERE, ONE, TWO, found, knows, replica, until
+from support.sharing import ONE, STORED, TWO, finds_stored, found, replica, until
 
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.observability.metrics import REGISTRY
 
-#: The longest that one question may take, with what the machine is busy with (seconds).
+#: The longest that one call may take on a machine that is busy (seconds).
 BOUND = 1.0
 
-#: How long a replica waits that is to be kept waiting (seconds).
+#: Timeout of a replica whose Valkey will not respond (seconds).
 QUICK = 0.25
 
 
 @dataclass
 class Fault:
-    """What befalls a Valkey, how it ends, and as what it is counted."""
+    """A fault of Valkey: how it begins and ends, and the kind under which it is counted."""
 
     begin: Callable[[servers.Running, Redis], object]
     end: Callable[[servers.Running, Redis], object]
@@ -73,10 +73,10 @@ async def quickly(seconds: float = BOUND) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.Running, fault: Fault) -> None:
+async def test_the_proxy_continues_without_valkey_and_returns_to_it(valkey: servers.Running, fault: Fault) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url, shared_timeout=QUICK) as one:
-            await one.add_stored_entries(HERE, await one.generation())
+            await one.add_stored_entries(STORED, await one.generation())
             before = counted(fault.kind)
             fault.begin(valkey, raw)
             try:
@@ -84,92 +84,92 @@ async def test_a_replica_goes_on_without_valkey_and_comes_back(valkey: servers.R
                     await one.invalidate_stored_entries()
                 async with quickly(0.2):
                     for _ in range(100):
-                        assert not await knows(one)
-                        await one.add_stored_entries(HERE, await one.generation())
+                        assert not await finds_stored(one)
+                        await one.add_stored_entries(STORED, await one.generation())
                         async with (
-                            one.patient_lock("Patient/1") as turn,
+                            one.patient_lock("Patient/1") as lock,
                             one.invalidating_write(["DELETE"], ["Observation", "1"]),
                         ):
-                            assert not turn.held
+                            assert not lock.held
                 await until(lambda: counted(fault.kind) > before)
                 assert (one.available, shown()) == (False, 0)
             finally:
                 fault.end(valkey, raw)
             await until(lambda: one.available)
             assert shown() == 1
-            assert not await knows(one)
-            await one.add_stored_entries(HERE, await one.generation())
-            assert await asyncio.gather(*(knows(one) for _ in range(64))) == [True] * 64
+            assert not await finds_stored(one)
+            await one.add_stored_entries(STORED, await one.generation())
+            assert await asyncio.gather(*(finds_stored(one) for _ in range(64))) == [True] * 64
             assert one.available
 
 
 @pytest.mark.parametrize("fault", ["slow", "locked", "a replica"])
-async def test_what_could_not_be_forgotten_is_forgotten_as_soon_as_it_can_be(
+async def test_what_could_not_be_invalidated_is_invalidated_once_valkey_is_back(
     valkey: servers.Running, fault: str
 ) -> None:
-    """Valkey has kept its values all the time: the other replica would find them."""
+    """Valkey still has the values: without this the other replica would find them."""
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url, shared_timeout=QUICK) as one, replica(valkey.url) as other:
-            await one.add_stored_entries(HERE, await one.generation())
-            assert await knows(other)
+            await one.add_stored_entries(STORED, await one.generation())
+            assert await finds_stored(other)
             FAULTS[fault].begin(valkey, raw)
             async with one.invalidating_write(["DELETE"], ["Observation", "7"]):
                 pass
             FAULTS[fault].end(valkey, raw)
             await until(lambda: one.available)
             await until(lambda: other.available)
-            assert not await knows(other)
+            assert not await finds_stored(other)
             assert await other.generation()
 
 
-async def test_what_is_full_is_still_read_and_still_forgets(valkey: servers.Running) -> None:
+async def test_a_full_valkey_can_still_be_read_and_invalidated(valkey: servers.Running) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url) as one, replica(valkey.url) as other:
-            await one.add_stored_entries({ONE: HERE[ONE]}, await one.generation())
+            await one.add_stored_entries({ONE: STORED[ONE]}, await one.generation())
             raw.config_set("maxmemory", "1")
             before = counted("error")
-            await one.add_stored_entries({TWO: HERE[TWO]}, await one.generation())
+            await one.add_stored_entries({TWO: STORED[TWO]}, await one.generation())
             assert counted("error") == before + 1
-            assert await found(other, [ONE, TWO]) == {ONE: HERE[ONE]}
-            async with one.patient_lock("Patient/1") as turn:
-                assert not turn.held
+            assert await found(other, [ONE, TWO]) == {ONE: STORED[ONE]}
+            async with one.patient_lock("Patient/1") as lock:
+                assert not lock.held
             async with one.invalidating_write(["DELETE"], ["Observation", "7"]):
                 assert await other.generation() == ""
-            assert not await knows(other)
+            assert not await finds_stored(other)
             assert other.available
             raw.config_set("maxmemory", "0")
-            await other.add_stored_entries(HERE, await other.generation())
-            assert await knows(one)
+            await other.add_stored_entries(STORED, await other.generation())
+            assert await finds_stored(one)
 
 
-async def test_what_was_flushed_is_forgotten_and_learnt_again(valkey: servers.Running) -> None:
+async def test_values_are_cached_again_after_a_flush(valkey: servers.Running) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url) as one, replica(valkey.url) as other:
-            asked = await one.generation()
-            await one.add_stored_entries(HERE, asked)
+            earlier = await one.generation()
+            await one.add_stored_entries(STORED, earlier)
             raw.flushall()
             raw.script_flush()
-            await one.add_stored_entries(HERE, asked)
-            assert not await knows(other)
-            await one.add_stored_entries(HERE, await one.generation())
-            assert await knows(other)
+            await one.add_stored_entries(STORED, earlier)
+            assert not await finds_stored(other)
+            await one.add_stored_entries(STORED, await one.generation())
+            assert await finds_stored(other)
             assert (one.available, other.available) == (True, True)
 
 
-async def test_an_epoch_that_was_evicted_does_not_come_back(valkey: servers.Running) -> None:
+async def test_a_generation_that_was_evicted_does_not_return(valkey: servers.Running) -> None:
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url) as one:
-            await one.add_stored_entries(HERE, first := await one.generation())
+            await one.add_stored_entries(STORED, first := await one.generation())
             raw.delete(*raw.scan_iter("*:known:epoch"))
             assert await one.generation() != first
-            assert not await knows(one)
+            assert not await finds_stored(one)
 
 
-async def test_a_start_without_valkey_is_a_start(tmp_path: Path) -> None:
+async def test_the_proxy_starts_without_valkey(tmp_path: Path) -> None:
     server = servers.valkey_process(tmp_path)
     async with quickly(), replica(server.url) as one:
         assert (one.available, shown()) == (False, 0)
-        assert not await knows(one)
+        assert not await finds_stored(one)
     server.start()
     try:
         async with replica(server.url) as one:
@@ -178,7 +178,7 @@ async def test_a_start_without_valkey_is_a_start(tmp_path: Path) -> None:
         server.stop()
 
 
-#: Answers of something that is no Valkey.
+#: Responses of a server that is no Valkey.
 NONSENSE = [
     b"HTTP/1.1 400 Bad Request\r\n\r\n",
     b"$-5\r\n",
@@ -195,7 +195,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=[str(each[:24]) for each in NONSENSE])
-async def test_who_answers_nonsense_is_not_listened_to(nonsense: bytes) -> None:
+async def test_a_server_that_responds_with_nonsense_is_not_used(nonsense: bytes) -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65_536):
             writer.write(nonsense)
@@ -206,14 +206,14 @@ async def test_who_answers_nonsense_is_not_listened_to(nonsense: bytes) -> None:
         port = server.sockets[0].getsockname()[1]
         async with quickly(2), replica(f"redis://127.0.0.1:{port}", shared_timeout=QUICK) as one:
             for _ in range(3):
-                assert not await knows(one)
-                await one.add_stored_entries(HERE, await one.generation())
+                assert not await finds_stored(one)
+                await one.add_stored_entries(STORED, await one.generation())
                 assert await one.last_submission("Patient/1") is None
                 async with (
-                    one.patient_lock("Patient/1") as turn,
+                    one.patient_lock("Patient/1") as lock,
                     one.invalidating_write(["DELETE"], ["Observation", "7"]),
                 ):
-                    assert not turn.held
+                    assert not lock.held
 
 
 def certificates(folder: Path) -> None:
@@ -224,11 +224,11 @@ def certificates(folder: Path) -> None:
 
 async def shares(url: str) -> bool:
     async with replica(url) as one, replica(url) as other:
-        await one.add_stored_entries(HERE, await one.generation())
-        return await knows(other)
+        await one.add_stored_entries(STORED, await one.generation())
+        return await finds_stored(other)
 
 
-async def test_valkey_is_reached_by_tls_and_its_certificate_is_checked(tmp_path: Path) -> None:
+async def test_valkey_is_reached_through_tls_and_its_certificate_is_checked(tmp_path: Path) -> None:
     certificates(tmp_path)
     port = servers.free_port()
     files = ["--tls-cert-file", f"{tmp_path}/cert.pem", "--tls-key-file", f"{tmp_path}/key.pem"]
@@ -239,7 +239,7 @@ async def test_valkey_is_reached_by_tls_and_its_certificate_is_checked(tmp_path:
         assert not await shares(f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/cert.pem")
 
 
-async def test_valkey_is_reached_by_a_socket_with_a_password(tmp_path: Path) -> None:
+async def test_valkey_is_reached_through_a_socket_with_a_password(tmp_path: Path) -> None:
     socket = tmp_path / "s"
     with servers.valkey(tmp_path, "--unixsocket", str(socket), "--requirepass", "p@ss/word:1"):
         assert await shares(f"unix://:p%40ss%2Fword%3A1@{socket}")
@@ -248,15 +248,15 @@ async def test_valkey_is_reached_by_a_socket_with_a_password(tmp_path: Path) -> 
         assert not await shares(f"unix://{socket}")
 
 
-async def test_a_user_that_may_do_no_more_than_is_needed_is_enough(valkey: servers.Running) -> None:
-    """The README's rights."""
+async def test_the_documented_rights_of_a_valkey_user_suffice(valkey: servers.Running) -> None:
+    """The rights are those that the documentation names."""
     with Redis.from_url(valkey.url) as raw:
         raw.execute_command(
             "ACL SETUSER cgm on >pw ~cgm1:* resetchannels -@all "
             "+get +mget +set +del +exists +sadd +srem +expire +pexpire +info +time +evalsha +script|load"
         )
         async with replica(valkey.url.replace("//", "//cgm:pw@")) as one:
-            await one.add_stored_entries(HERE, await one.generation())
+            await one.add_stored_entries(STORED, await one.generation())
             async with one.patient_lock("Patient/1"), one.invalidating_write(["DELETE"], ["Observation", "7"]):
                 pass
             assert await one.generation()
@@ -267,14 +267,14 @@ async def test_nothing_secret_is_logged(valkey: servers.Running, caplog: pytest.
     caplog.set_level("DEBUG")
     async with replica(valkey.url.replace("//", "//:s3cr3t@")) as one:
         assert not one.available
-    told = "".join(str(record.__dict__) for record in caplog.records)
-    assert "shared memory is away" in told
-    assert "s3cr3t" not in told
+    text = "".join(str(record.__dict__) for record in caplog.records)
+    assert "shared memory is away" in text
+    assert "s3cr3t" not in text
 
 
-async def test_a_stopped_memory_asks_nothing_more(valkey: servers.Running) -> None:
+async def test_a_stopped_cache_makes_no_calls(valkey: servers.Running) -> None:
     async with replica(valkey.url) as one:
         assert isinstance(one, Cache)
     with Redis.from_url(valkey.url) as raw:
-        assert not await knows(one)
+        assert not await finds_stored(one)
         assert len(raw.client_list()) == 1

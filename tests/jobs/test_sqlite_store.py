@@ -1,4 +1,4 @@
-"""The file of kept submissions by itself: nothing half kept, nothing left over, nothing for others to read."""
+"""The file of kept submissions: operations are atomic, deleted data is overwritten, and only its owner can read it."""
 
 import sqlite3
 import stat
@@ -12,7 +12,7 @@ from cgm_proxy.jobs.sqlite_store import PIECE, Job, SqliteStore, StoreFailed, St
 from cgm_proxy.settings.loading import JobSettings
 
 JOB = Job("k1", "Patient/p1", "json", b"Authorization: s3cr3t", b"body-of-one")
-ROOM = JobSettings(waiting=3, waiting_bytes=3 * PIECE, kept_bytes=2 * PIECE)
+LIMITS = JobSettings(waiting=3, waiting_bytes=3 * PIECE, kept_bytes=2 * PIECE)
 
 
 @pytest.fixture
@@ -22,20 +22,19 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path):
-    with_room = SqliteStore(path, ROOM)
-    yield with_room
-    with_room.close()
+    store = SqliteStore(path, LIMITS)
+    yield store
+    store.close()
 
 
 def result_of(store: SqliteStore, key: str) -> bytes:
-    pieces = iter(lambda: store.piece(key, next(places)), None)
     places = iter(range(1000))
-    return b"".join(pieces)
+    return b"".join(iter(lambda: store.piece(key, next(places)), None))
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_what_is_kept_comes_back_to_the_byte(store: SqliteStore, size: int, kind) -> None:
+def test_bodies_and_results_are_read_as_they_were_written(store: SqliteStore, size: int, kind) -> None:
     body = kind(b"\x1f\x8b\x00" * (size // 3 + 1))[:size]
     store.add(replace(JOB, body=body), 1.0)
     assert store.load("k1") == (JOB.request, body)
@@ -44,7 +43,7 @@ def test_what_is_kept_comes_back_to_the_byte(store: SqliteStore, size: int, kind
     assert result_of(store, "k1") == body
 
 
-def test_attempts_are_counted_and_taken_back_until_it_is_done(store: SqliteStore) -> None:
+def test_attempts_are_counted_until_the_job_is_finished(store: SqliteStore) -> None:
     store.add(JOB, 1.0)
     assert [store.begin("k1"), store.begin("k1")] == [1, 2]
     store.put_back("k1")
@@ -58,7 +57,7 @@ def test_attempts_are_counted_and_taken_back_until_it_is_done(store: SqliteStore
     assert store.begin("never") == 0
 
 
-def test_they_are_found_in_their_order_and_until_they_expire(store: SqliteStore) -> None:
+def test_jobs_are_found_in_their_order_and_until_they_expire(store: SqliteStore) -> None:
     for key in ("k1", "k2", "k3"):
         store.add(replace(JOB, key=key), 5.0)
     assert [key for key, _ in store.unfinished()] == ["k1", "k2", "k3"]
@@ -75,7 +74,7 @@ FULL = {"submissions": [b"", b"", b""], "bytes": [b"x" * 2 * PIECE, b"x" * PIECE
 
 
 @pytest.mark.parametrize("bodies", FULL.values(), ids=FULL)
-def test_what_has_no_room_leaves_nothing_behind(store: SqliteStore, bodies: list[bytes]) -> None:
+def test_a_job_over_the_limit_leaves_nothing_behind(store: SqliteStore, bodies: list[bytes]) -> None:
     for number, body in enumerate(bodies):
         store.add(replace(JOB, key=f"k{number}", body=body), 1.0)
     with pytest.raises(StoreFull):
@@ -85,7 +84,7 @@ def test_what_has_no_room_leaves_nothing_behind(store: SqliteStore, bodies: list
     store.add(replace(JOB, key="late", body=b"y"), 1.0)
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(store: SqliteStore) -> None:
+def test_an_operation_on_a_full_disk_leaves_nothing_behind(store: SqliteStore) -> None:
     store.add(JOB, 1.0)
     (pages,) = store._db.execute("PRAGMA page_count").fetchone()
     store._db.execute(f"PRAGMA max_page_count = {pages + 20}")
@@ -99,7 +98,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(store: SqliteStore) -> None:
     store.add(replace(JOB, key="small"), 1.0)
 
 
-def test_the_oldest_results_make_room_and_what_waits_does_not(store: SqliteStore) -> None:
+def test_the_oldest_results_make_room_but_no_unfinished_job_does(store: SqliteStore) -> None:
     for number in range(3):
         store.add(replace(JOB, key=f"k{number}"), 1.0)
     store.finish("k1", b"1" * PIECE, 11.0)
@@ -110,7 +109,7 @@ def test_the_oldest_results_make_room_and_what_waits_does_not(store: SqliteStore
 
 
 @pytest.mark.parametrize("size", [100, 3 * PIECE])
-def test_what_is_over_is_overwritten(store: SqliteStore, path: Path, size: int) -> None:
+def test_deleted_data_is_overwritten(store: SqliteStore, path: Path, size: int) -> None:
     body = (b"valueQuantity-" * (size // 14 + 1))[:size]
     store.add(replace(JOB, body=body), 1.0)
     assert b"s3cr3t" in files(path)
@@ -123,26 +122,26 @@ def test_what_is_over_is_overwritten(store: SqliteStore, path: Path, size: int) 
     assert not store.delete("k1")
 
 
-def test_the_file_is_for_its_owner_alone_even_if_it_was_not(path: Path) -> None:
+def test_only_the_owner_can_read_the_file_even_if_others_could_before(path: Path) -> None:
     path.touch(0o666)
     path.chmod(0o666)
-    with_room = SqliteStore(path, ROOM)
-    with_room.add(JOB, 1.0)
+    store = SqliteStore(path, LIMITS)
+    store.add(JOB, 1.0)
     modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("jobs.sqlite*")}
-    with_room.close()
+    store.close()
     assert modes == {0o600}
 
 
-def test_another_process_of_ours_cannot_open_it(store: SqliteStore, path: Path, monkeypatch) -> None:
+def test_a_second_process_cannot_open_the_file(store: SqliteStore, path: Path, monkeypatch) -> None:
     monkeypatch.setattr("cgm_proxy.jobs.sqlite_store.BUSY_TIMEOUT", 0.1)
     with pytest.raises(StoreUnusable, match="another process has it open"):
-        SqliteStore(path, ROOM)
+        SqliteStore(path, LIMITS)
     store.add(JOB, 1.0)
 
 
-def test_a_damaged_file_is_a_fault_and_no_end(store: SqliteStore, path: Path) -> None:
+def test_a_damaged_file_raises_store_failed(store: SqliteStore, path: Path) -> None:
     store.add(replace(JOB, body=b"x" * PIECE), 1.0)
-    store._clean()
+    store._truncate_log()
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (largest(path) - 4096))

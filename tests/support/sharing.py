@@ -1,4 +1,4 @@
-"""Replicas' memories that share a real Valkey (or Redis)."""
+"""Caches and leases of several replicas that share a real Valkey (or Redis)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -13,55 +13,56 @@ from cgm_proxy.settings.loading import load
 
 ONE = "6f1c1a52-0000-5000-8000-000000000001"
 TWO = "6f1c1a52-0000-5000-8000-000000000002"
-HERE = {ONE: Stored("Observation/7/_history/1", 'W/"1"'), TWO: Stored("Observation/8")}
+STORED = {ONE: Stored("Observation/7/_history/1", 'W/"1"'), TWO: Stored("Observation/8")}
 
 
 @asynccontextmanager
-async def replica(url: str, upstream: str = "http://hapi/fhir", **cache: Any) -> AsyncIterator[Cache]:
-    """Give a replica's memory; it waits longer than usual, for the machine may be busy with other tests."""
-    cache = {"shared": url, "shared_timeout": 2} | cache
-    given = {"upstream_url": upstream, **{f"cache_{key}": value for key, value in cache.items()}}
-    memory = Cache(load(environ={f"CGM_PROXY_{key.upper()}": str(value) for key, value in given.items()}))
-    await memory.start()
+async def replica(url: str, upstream: str = "http://hapi/fhir", **settings: Any) -> AsyncIterator[Cache]:
+    """Yield a replica's cache. It waits longer than by default, because the machine may be busy with other tests."""
+    settings = {"shared": url, "shared_timeout": 2} | settings
+    environ = {f"CGM_PROXY_CACHE_{key.upper()}": str(value) for key, value in settings.items()}
+    cache = Cache(load(environ={"CGM_PROXY_UPSTREAM_URL": upstream} | environ))
+    await cache.start()
     try:
-        yield memory
+        yield cache
     finally:
-        await memory.stop()
+        await cache.stop()
 
 
-async def found(memory: Cache, identities: Iterable[str]) -> dict[str, Stored]:
-    """Give what a replica knows of identities."""
-    _, known = await memory.stored_entries(identities)
-    return known
+async def found(cache: Cache, identities: Iterable[str]) -> dict[str, Stored]:
+    """Return the stored entries that a replica finds in the cache."""
+    _, stored = await cache.stored_entries(identities)
+    return stored
 
 
-async def knows(memory: Cache) -> bool:
-    """Whether a replica knows what is HERE; it never knows anything else."""
-    here = await found(memory, [TWO, ONE])
-    assert here in ({}, HERE)
-    return bool(here)
+async def finds_stored(cache: Cache) -> bool:
+    """Whether a replica finds all of `STORED`; it must never find a part of it."""
+    stored = await found(cache, [TWO, ONE])
+    assert stored in ({}, STORED)
+    return bool(stored)
 
 
-async def until(holds: Callable[[], bool], seconds: float = 5) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait until the condition is true."""
     async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110 -- what is waited for happens elsewhere
+        while not condition():  # noqa: ASYNC110 -- it may become true in another process
             await asyncio.sleep(0.02)
 
 
 #: Length of the tests' leases (seconds).
 LENGTH = 1.2
 
-
+#: Key of the tests' lease.
 KEY = "cgm1:{0}:turn:1"
 
 
 async def nothing() -> None:
-    """Have nothing to settle."""
+    """Recover nothing."""
 
 
 @asynccontextmanager
 async def leases(url: str, length: float = LENGTH) -> AsyncIterator[Leases]:
-    """Give the leases of one replica."""
+    """Yield the leases of one replica."""
     valkey = Valkey(url, 2, nothing)
     await valkey.start()
     try:
