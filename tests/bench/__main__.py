@@ -1,7 +1,7 @@
 """The benchmark: `make bench`, `make bench STORE=postgresql JSON=FILE LARGE=3`.
 
-All figures come from one run on a real HAPI; only the peak memory is measured before an upstream that answers at once.
-After a warm-up, the ways that are compared take turns, so that what else the machine does weighs on all of them.
+All figures come from one run on a real HAPI, except the peak memory, which is measured with a stand-in that answers at once.
+After a warm-up, the ways that are compared take turns, so that other load on the machine affects all of them alike.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from support.client import Client
 
 TWO_WEEKS = 4032
 
-#: How long HAPI is asked for small resources before that is timed (seconds): it gets five times faster meanwhile.
+#: Warm-up of small GETs before they are timed (seconds). HAPI becomes five times faster in this time.
 WARM_UP = 60
 
-UNREMEMBERING = Path(__file__).with_name("unremembering.py")
+NO_VERDICT_CACHE = Path(__file__).with_name("no_verdict_cache.py")
 
 
 @dataclass(frozen=True)
 class World:
-    """The servers of one run; `store` is what HAPI stores in, where that is a server."""
+    """The servers of one run; `store` is HAPI's database if that is a server."""
 
     hapi: servers.Running
     proxy: servers.Running
@@ -40,7 +40,7 @@ class World:
     store: servers.Running | None = None
 
     def upstream_seconds(self) -> float:
-        """Give the CPU time of HAPI and its store."""
+        """Return the CPU time used by HAPI and its database."""
         return self.hapi.cpu_seconds() + (self.store.cpu_seconds() if self.store else 0)
 
 
@@ -60,39 +60,39 @@ def world(options: argparse.Namespace, folder: Path) -> Iterator[World]:
 
 
 def submit(runs: figures.Runs, readings: int, world: World) -> None:
-    """Post new readings straight to HAPI, others through the proxy, and these again; small ones several times."""
-    several = range(max(1, TWO_WEEKS // readings))
+    """Post new readings directly to HAPI, others through the proxy, and these again; small submissions several times."""
+    rounds = range(max(1, TWO_WEEKS // readings))
     hapi, proxy = world.hapi.url, world.proxy
-    straight, new = ([new_readings(Client(hapi), readings) for _ in several] for _ in range(2))
+    direct, proxied = ([new_readings(Client(hapi), readings) for _ in rounds] for _ in range(2))
     start = world.upstream_seconds()
-    runs.add(f"direct_{readings}", mean(timed(hapi, each, "201") for each in straight))
-    turn, before = world.upstream_seconds(), proxy.cpu_seconds()
-    runs.add(f"proxy_{readings}", mean(timed(proxy.url, each, "201") for each in new))
-    used, own = world.upstream_seconds() - turn, proxy.cpu_seconds() - before
-    runs.add(f"again_{readings}", mean(timed(proxy.url, each, "200") for each in new))
-    runs.add(f"direct_cpu_{readings}", (turn - start) / len(several))
-    runs.add(f"proxy_cpu_{readings}", (used + own) / len(several))
-    runs.add(f"us_per_reading_{readings}", own / len(several) / readings * 1e6)
+    runs.add(f"direct_{readings}", mean(timed(hapi, bundle, "201") for bundle in direct))
+    middle, before = world.upstream_seconds(), proxy.cpu_seconds()
+    runs.add(f"proxy_{readings}", mean(timed(proxy.url, bundle, "201") for bundle in proxied))
+    upstream, own = world.upstream_seconds() - middle, proxy.cpu_seconds() - before
+    runs.add(f"again_{readings}", mean(timed(proxy.url, bundle, "200") for bundle in proxied))
+    runs.add(f"direct_cpu_{readings}", (middle - start) / len(rounds))
+    runs.add(f"proxy_cpu_{readings}", (upstream + own) / len(rounds))
+    runs.add(f"us_per_reading_{readings}", own / len(rounds) / readings * 1e6)
 
 
 def submit_all(options: argparse.Namespace, world: World, runs: figures.Runs) -> None:
-    """Post submissions of each size, the ways taking turns."""
+    """Post submissions of each size; the ways take turns."""
     for _ in range(options.warm_up):
         submit(figures.Runs(), TWO_WEEKS, world)
     for _ in range(options.rounds):
         submit(runs, TWO_WEEKS, world)
         submit(runs, 288, world)
-        careful = conditional(new_readings(Client(world.hapi.url), TWO_WEEKS))
-        runs.add("direct_conditional", timed(world.hapi.url, careful, "201"))
+        bundle = conditional(new_readings(Client(world.hapi.url), TWO_WEEKS))
+        runs.add("direct_conditional", timed(world.hapi.url, bundle, "201"))
     for _ in range(options.large):
         submit(runs, isolation.LARGE, world)
         isolation.isolate(runs, world.hapi, world.proxy)
 
 
-def submit_unremembered(world: World, folder: Path, runs: figures.Runs) -> None:
-    """Post to a proxy whose rules remember no shape, twice: the first time, whatever is compiled at first use counts too."""
-    program = [sys.executable, str(UNREMEMBERING)]
-    with servers.proxy(world.hapi.url, folder, name="unremembering", program=program) as proxy:
+def submit_without_verdict_cache(world: World, folder: Path, runs: figures.Runs) -> None:
+    """Post to a proxy without verdict cache, twice, because the first submission includes what is compiled at first use."""
+    program = [sys.executable, str(NO_VERDICT_CACHE)]
+    with servers.proxy(world.hapi.url, folder, name="no-verdict-cache", program=program) as proxy:
         for _ in range(2):
             bundle, before = new_readings(Client(world.hapi.url), TWO_WEEKS), proxy.cpu_seconds()
             timed(proxy.url, bundle, "201")
@@ -100,7 +100,7 @@ def submit_unremembered(world: World, folder: Path, runs: figures.Runs) -> None:
 
 
 def stream_all(options: argparse.Namespace, world: World, runs: figures.Runs) -> None:
-    """Ask for one small resource, the ways taking turns."""
+    """Get one small resource again and again; the ways take turns."""
     hapi = world.hapi.url
     patient = new_readings(Client(hapi), 1)["entry"][0]["resource"]["subject"]["reference"]
     bases = {"direct": hapi, "nginx": world.nginx.url, "proxy": world.proxy.url}
@@ -112,40 +112,40 @@ def stream_all(options: argparse.Namespace, world: World, runs: figures.Runs) ->
 
 
 def measure(options: argparse.Namespace, folder: Path, runs: figures.Runs) -> None:
-    """Take all runs: what needs no HAPI first, then small GETs, while HAPI's store is small."""
-    wanted = options.only
-    if "shapes" in wanted:
+    """Measure first what needs no HAPI, then small GETs while HAPI's database is small, and then submissions."""
+    parts = options.only
+    if "shapes" in parts:
         shapes.measure(runs, TWO_WEEKS)
-    if "memory" in wanted:
+    if "memory" in parts:
         memory.measure(runs, folder)
-    if "stream" not in wanted and "submit" not in wanted:
+    if "stream" not in parts and "submit" not in parts:
         return
     with world(options, folder) as started:
-        if "stream" in wanted:
+        if "stream" in parts:
             stream_all(options, started, runs)
-        if "submit" in wanted:
+        if "submit" in parts:
             submit_all(options, started, runs)
-            submit_unremembered(started, folder, runs)
+            submit_without_verdict_cache(started, folder, runs)
 
 
-def parsed() -> argparse.Namespace:
-    """Read the command line."""
+def parse_options() -> argparse.Namespace:
+    """Return the options on the command line."""
     parts = ("shapes", "memory", "stream", "submit")
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("--store", choices=("h2", "postgresql"), default="h2", help="what HAPI stores in")
-    parser.add_argument("--json", type=Path, help="file to write the figures to, as one flat object")
+    parser.add_argument("--store", choices=("h2", "postgresql"), default="h2", help="HAPI's database")
+    parser.add_argument("--json", type=Path, help="file for the figures, as one flat JSON object")
     parser.add_argument("--large", type=int, default=2, help="rounds of 25,920 readings (90 days)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each way, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each way; the median counts")
     parser.add_argument("--warm-up", type=int, default=3, help="rounds of submissions before those that count")
-    parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="leave the others out")
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="measure only these parts")
     parser.add_argument("--seconds", type=int, default=3, help="length of one run of small GETs")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print the table and write the JSON."""
-    options = parsed()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
+    options = parse_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers stop, too
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     runs = figures.Runs()
     try:

@@ -1,4 +1,4 @@
-"""How long small GETs through the proxy take while a large submission is under way, through it or past it."""
+"""The time of small GETs through the proxy while a large submission is in flight, through the proxy or directly to HAPI."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from bench.submissions import new_readings, timed
 from support import servers
 from support.client import Client
 
-#: Readings of the large submission: 90 days at 5 minutes.
+#: Readings of the large submission: 90 days, one every 5 minutes.
 LARGE = 25_920
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -20,29 +20,29 @@ PROBE = Path(__file__).with_name("probe.py")
 
 @contextmanager
 def probing(url: str) -> Iterator[dict[str, float]]:
-    """Ask for `url` in a process of its own as long as the context lasts, and fill in what that took."""
-    found: dict[str, float] = {}
+    """Get `url` again and again in a process of its own during the context; then fill in the times."""
+    times: dict[str, float] = {}
     command = [sys.executable, str(PROBE), url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield found
+            yield times
         except BaseException:
             process.kill()
             raise
         printed, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{url} stopped answering")
-    found |= json.loads(printed)
+    times |= json.loads(printed)
 
 
 def isolate(runs: Runs, hapi: servers.Running, proxy: servers.Running) -> None:
-    """Post a large submission straight to HAPI, then another through the proxy, and time GETs through the proxy meanwhile."""
+    """Post a large submission directly to HAPI and another through the proxy, and time GETs through the proxy meanwhile."""
     patient = new_readings(Client(hapi.url), 1)["entry"][0]["resource"]["subject"]["reference"]
     for way, base in (("direct", hapi.url), ("proxy", proxy.url)):
         bundle = new_readings(Client(hapi.url), LARGE)
-        with probing(f"{proxy.url}/{patient}") as found:
+        with probing(f"{proxy.url}/{patient}") as times:
             seconds = timed(base, bundle, "201")
-        runs.add(f"beside_{way}_p99", found["p99"])
-        runs.add(f"beside_{way}_p50", found["p50"])
-        runs.add(f"beside_{way}_longest", found["longest"])
+        runs.add(f"beside_{way}_p99", times["p99"])
+        runs.add(f"beside_{way}_p50", times["p50"])
+        runs.add(f"beside_{way}_longest", times["longest"])
         runs.add(f"beside_{way}_seconds", seconds)

@@ -1,6 +1,6 @@
-"""A small HTTP load generator, for where wrk is not installed: `python load.py URL SECONDS CONNECTIONS`.
+"""A small HTTP load generator, in case wrk is not installed: `python load.py URL SECONDS CONNECTIONS`.
 
-Prints the answers a second. It counts whole answers and stops at the first that is no 200.
+It prints the number of complete responses a second, and fails at the first response whose status is not 200.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ import time
 from urllib.parse import urlsplit
 
 
-async def answered(reader: asyncio.StreamReader) -> bool:
-    """Read one answer of a known or chunked length; tell whether the server keeps the connection."""
+async def read_response(reader: asyncio.StreamReader) -> bool:
+    """Read one response with a known or chunked length; return whether the server keeps the connection open."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     if not head.startswith(b"http/1.1 200"):
         raise SystemExit(head.decode())
@@ -24,23 +24,23 @@ async def answered(reader: asyncio.StreamReader) -> bool:
 
 
 async def connection(url: str, deadline: float) -> int:
-    """Ask again and again on one connection, or its successor, until the `deadline`; give how often."""
+    """Send requests on one connection, or on its successors, until the `deadline`; return their number."""
     parts = urlsplit(url)
-    asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
+    request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
     count = 0
     while time.monotonic() < deadline:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        kept = True
-        while kept and time.monotonic() < deadline:
-            writer.write(asked)
-            kept = await answered(reader)
+        keep_alive = True
+        while keep_alive and time.monotonic() < deadline:
+            writer.write(request)
+            keep_alive = await read_response(reader)
             count += 1
         writer.close()
     return count
 
 
 async def load(url: str, seconds: float, connections: int) -> float:
-    """Give the answers a second that `connections` at once get."""
+    """Return the number of responses a second on several connections at once."""
     start = time.monotonic()
     counts = await asyncio.gather(*(connection(url, start + seconds) for _ in range(connections)))
     return sum(counts) / (time.monotonic() - start)

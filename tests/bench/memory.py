@@ -1,4 +1,4 @@
-"""The proxy's peak memory for the largest submission, before an upstream that answers at once."""
+"""The proxy's peak memory for the largest submission, with an upstream that answers at once."""
 
 import sys
 from datetime import timedelta
@@ -12,17 +12,17 @@ from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.sandbox.simulation.readings import START, simulated_readings
 from cgm_proxy.sandbox.simulation.submissions import submission
 
-#: Readings of 90 days at one minute.
+#: Readings of 90 days, one a minute.
 MINUTES = 129_600
 
 STANDIN = Path(__file__).with_name("standin.py")
 
-#: What a hospital sets that takes such submissions.
+#: Settings of a hospital that accepts such submissions.
 SETTINGS = {"limits.entries": 150_000, "limits.body_bytes": 256 * 2**20, "limits.seconds": 900}
 
 
 def standin(folder: Path) -> servers.Running:
-    """Describe the upstream that answers at once."""
+    """Return the upstream that answers at once."""
     port = servers.free_port()
     base = f"http://127.0.0.1:{port}/fhir"
     command = [sys.executable, str(STANDIN), str(port)]
@@ -30,13 +30,13 @@ def standin(folder: Path) -> servers.Running:
 
 
 def measure(runs: Runs, folder: Path, rounds: int = 2) -> None:
-    """Submit 90 days at one minute to a new proxy, several times, and add its peak over the body, idle proxy included."""
+    """Submit 90 days of readings, one a minute, to a new proxy several times; add the ratio of its peak memory to the body."""
     with servers.running(standin(folder)) as upstream, servers.proxy(upstream.url, folder, SETTINGS, "large") as proxy:
         idle = proxy.peak_bytes()
         for number in range(rounds):
             start = START + timedelta(days=100 * number)
-            taken = simulated_readings(MINUTES, start=start, step_minutes=1)
-            bundle = submission("argo", "Patient/large", readings=taken, summary=False, pdf=False, device=False)
+            readings = simulated_readings(MINUTES, start=start, step_minutes=1)
+            bundle = submission("argo", "Patient/large", readings=readings, summary=False, pdf=False, device=False)
             size = len(encode(bundle))
             before = proxy.cpu_seconds()
             timed(proxy.url, bundle, "201")

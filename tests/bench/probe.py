@@ -1,6 +1,6 @@
-"""Ask for one resource again and again while something else goes on: `python probe.py URL`, until its input ends.
+"""Get one resource again and again until standard input ends: `python probe.py URL`.
 
-Prints one JSON object: how many answers there were, and the median, 99th percentile and longest of their times (ms).
+It prints one JSON object: the number of responses, and the median, 99th percentile and longest of their times (ms).
 """
 
 import asyncio
@@ -10,31 +10,31 @@ import time
 from statistics import quantiles
 from urllib.parse import urlsplit
 
-from load import answered
+from load import read_response
 
-#: Clients that ask at once, and how long each waits after an answer (seconds): a busy ward, not a flood.
+#: Number of clients, and the pause of each after a response (seconds): a busy ward, not a flood.
 CLIENTS = 4
 PAUSE = 0.02
 
 
 async def client(url: str, times: list[float]) -> None:
-    """Ask until cancelled, and note how long each answer took, from the request to its last byte."""
+    """Send requests until cancelled, and add the time of each, from the request to the last byte of the response."""
     parts = urlsplit(url)
-    asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
+    request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
     while True:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        kept = True
-        while kept:
+        keep_alive = True
+        while keep_alive:
             started = time.perf_counter()
-            writer.write(asked)
-            kept = await answered(reader)
+            writer.write(request)
+            keep_alive = await read_response(reader)
             times.append(1000 * (time.perf_counter() - started))
             await asyncio.sleep(PAUSE)
         writer.close()
 
 
 async def probe(url: str) -> list[float]:
-    """Give the times of all answers until the input ends; a client that fails ends it by its exception."""
+    """Return the times of all responses until the input ends; raise the exception of a client that fails."""
     times: list[float] = []
     clients = [asyncio.create_task(client(url, times)) for _ in range(CLIENTS)]
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
@@ -47,6 +47,6 @@ async def probe(url: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    taken = asyncio.run(probe(sys.argv[1]))
-    cuts = quantiles(taken, n=100)
-    print(json.dumps({"answers": len(taken), "p50": cuts[49], "p99": cuts[98], "longest": max(taken)}))
+    times = asyncio.run(probe(sys.argv[1]))
+    cuts = quantiles(times, n=100)
+    print(json.dumps({"answers": len(times), "p50": cuts[49], "p99": cuts[98], "longest": max(times)}))

@@ -1,4 +1,4 @@
-"""Small GETs on connections kept alive, by a process of its own."""
+"""Small GETs on connections that are kept alive, sent by a process of its own."""
 
 import re
 import shutil
@@ -12,13 +12,13 @@ LOAD = Path(__file__).with_name("load.py")
 
 
 def requests_per_second(url: str, seconds: int) -> float:
-    """Ask for `url` on 8 connections for `seconds`, by wrk if it is installed; any answer but 200 raises."""
+    """Get `url` on 8 connections for `seconds`, with wrk if it is installed; raise if a response is not 200."""
     if wrk := shutil.which("wrk"):
         return _wrk(wrk, url, seconds)
-    printed = subprocess.run(
+    done = subprocess.run(
         [sys.executable, LOAD, url, str(seconds), str(CONNECTIONS)], check=True, capture_output=True, text=True
     )
-    return float(printed.stdout)
+    return float(done.stdout)
 
 
 def _wrk(wrk: str, url: str, seconds: int) -> float:

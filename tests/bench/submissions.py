@@ -1,4 +1,4 @@
-"""Submissions of new readings, posted through the proxy and straight to HAPI."""
+"""Submissions of new readings, to be posted through the proxy and directly to HAPI."""
 
 import http.client
 import time
@@ -18,27 +18,27 @@ from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, s
 
 HEADERS = {"Content-Type": "application/fhir+json", "Accept": "application/fhir+json"}
 
-#: Each submission begins this much later than the one before, so that no two share an instant.
+#: Each submission begins 120 days later than the one before, so that no two have the same instants.
 _days = count(0, 120)
 
 
 def new_readings(store: Client, readings: int) -> JsonObject:
-    """Make a dialect A submission of `readings` for a new patient, whose standing orders ask for readings.
+    """Return an argo submission of `readings` for a new patient, whose standing orders ask for readings.
 
-    The readings refer to the patient only, as the guide's example does. With a second reference HAPI on H2 reads its
-    whole table of resources for each entry of a batch, which would flatter the proxy.
+    The readings refer only to the patient, as in the guide's example. With a second reference HAPI on H2 reads its whole
+    table of resources for each entry of a batch, which would make the proxy look too good.
     """
     name = f"p{uuid4().hex[:12]}"
     reference = f"Patient/{name}"
-    stored = [store.put(reference, patient(name))]
-    stored += [store.put(f"ServiceRequest/{order['id']}", order) for order in standing_orders("argo", reference)]
-    assert all(answer.status in {200, 201} for answer in stored)
+    responses = [store.put(reference, patient(name))]
+    responses += [store.put(f"ServiceRequest/{order['id']}", order) for order in standing_orders("argo", reference)]
+    assert all(response.status in {200, 201} for response in responses)
     start = START + timedelta(days=next(_days))
     return submission("argo", reference, readings=readings, start=start, summary=False, pdf=False, device=False)
 
 
 def conditional(bundle: JsonObject) -> JsonObject:
-    """Give each entry an identifier and the ifNoneExist for it, as a careful submitter would without the proxy."""
+    """Return a copy whose entries have an identifier and ifNoneExist, as a careful submitter without the proxy would send."""
     return bundle | {"entry": [_conditional(entry) for entry in bundle["entry"]]}
 
 
@@ -49,9 +49,9 @@ def _conditional(entry: JsonObject) -> JsonObject:
 
 
 def timed(base: str, bundle: JsonObject, status: str) -> float:
-    """POST `bundle` to `base` and give the seconds until all of its answer is there.
+    """POST `bundle` to `base`; return the seconds until the whole response has arrived.
 
-    Raises AssertionError when any entry is answered otherwise than by `status`.
+    Raises AssertionError if an entry gets another status than `status`.
     """
     body = encode(bundle)
     parts = urlsplit(base)
@@ -59,10 +59,10 @@ def timed(base: str, bundle: JsonObject, status: str) -> float:
     start = time.perf_counter()
     connection.request("POST", parts.path, body, HEADERS)
     response = connection.getresponse()
-    answer = response.read()
+    content = response.read()
     seconds = time.perf_counter() - start
     connection.close()
-    assert response.status == 200, answer[:2000]
-    statuses = Counter(entry["response"]["status"][:3] for entry in msgspec.json.decode(answer)["entry"])
-    assert statuses == {status: len(bundle["entry"])}, (base, statuses, answer[:2000])
+    assert response.status == 200, content[:2000]
+    statuses = Counter(entry["response"]["status"][:3] for entry in msgspec.json.decode(content)["entry"])
+    assert statuses == {status: len(bundle["entry"])}, (base, statuses, content[:2000])
     return seconds
