@@ -1,4 +1,4 @@
-"""Work beside the event loop: what would block it runs in a thread, and the thread pauses while requests stream through.
+"""Work that would block the event loop runs in a thread, and the thread pauses while requests stream through.
 
 Python threads share one interpreter lock, so a thread alone does not keep the event loop responsive: `Throttle` makes long
 work stop for a moment every millisecond as long as other requests are being answered.
@@ -14,9 +14,10 @@ from cgm_proxy.observability.stream_stats import StreamStats
 #: Work on this many bytes or more runs in a thread.
 IN_THREAD_BYTES = 2**18
 
-#: How long a thread works between pauses, and how long a pause lasts, while requests stream through (seconds).
-WORK = 0.001
-PAUSE = 0.002
+#: How long a thread works between two pauses while requests stream through.
+WORK_SECONDS = 0.001
+#: How long a pause lasts.
+PAUSE_SECONDS = 0.002
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -28,11 +29,11 @@ async def offload(size: int, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
 
 
 class StoppedError(Exception):
-    """Nobody waits any longer for the result of this work."""
+    """The work was stopped, because nobody waits for its result any longer."""
 
 
 class Throttle:
-    """Called again and again by long work in a thread; pauses it while requests stream through."""
+    """Pauses long work in a thread while requests stream through; the work calls it again and again."""
 
     def __init__(self, stats: StreamStats) -> None:
         self._stats = stats
@@ -50,11 +51,11 @@ class Throttle:
             self()
 
     def __call__(self) -> None:
-        """Pause, if requests stream through and the work has gone on for `WORK` seconds since the last pause."""
+        """Pause, if requests stream through and the work has gone on for `WORK_SECONDS` since the last pause."""
         if self._stopped:
             raise StoppedError
-        if monotonic() - self._began < WORK:
+        if monotonic() - self._began < WORK_SECONDS:
             return
         if self._stats.streaming:
-            sleep(PAUSE)
+            sleep(PAUSE_SECONDS)
         self._began = monotonic()

@@ -5,7 +5,7 @@ import pytest
 from cgm_proxy import offload as offload_module
 from cgm_proxy.observability import stream_stats
 from cgm_proxy.observability.stream_stats import RECENT, StreamStats
-from cgm_proxy.offload import PAUSE, WORK, StoppedError, Throttle
+from cgm_proxy.offload import PAUSE_SECONDS, WORK_SECONDS, StoppedError, Throttle
 
 
 def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_time(
@@ -23,17 +23,17 @@ def test_long_work_lets_streamed_requests_pass_each_time_that_it_has_taken_its_t
             now[0] += seconds / 100
             throttle()
 
-    work(10 * WORK)
+    work(10 * WORK_SECONDS)
     assert slept == []  # nobody streams
     traffic.count_response(200, 0.001)
-    work(WORK / 2)
+    work(WORK_SECONDS / 2)
     assert slept == []
-    work(10 * WORK)
-    assert set(slept) == {PAUSE}
+    work(10 * WORK_SECONDS)
+    assert set(slept) == {PAUSE_SECONDS}
     assert len(slept) == pytest.approx(10, abs=1)
     now[0] += RECENT
     slept.clear()
-    work(10 * WORK)
+    work(10 * WORK_SECONDS)
     assert slept == []
 
 
