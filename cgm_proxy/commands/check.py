@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from cgm_proxy.commands.check_lines import Checked, check_line
-from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec import bodies, json_body
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
@@ -42,7 +42,7 @@ def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, se
     read: dict[str, JsonObject | RequestRefused] = {}
     for name, data in files.items():
         try:
-            read[name] = json_body.parse(data, xml)
+            read[name] = bodies.parse(data, xml)
         except RequestRefused as refused:
             read[name] = refused
     resolve = resolver_among(one for one in read.values() if isinstance(one, dict))
@@ -55,7 +55,7 @@ def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, se
 
 def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings, xml: FhirXml) -> Iterator[Checked]:
     try:
-        document = json_body.parse(data, xml)
+        document = bodies.parse(data, xml)
         if "resource" in document and "resourceType" not in document:
             yield check_line(data, book)
         else:

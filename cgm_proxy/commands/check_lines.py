@@ -7,6 +7,7 @@ A line is `{"id", "profile", "resource"}`, with `"context"` (a list of resources
 from dataclasses import dataclass
 from typing import Any
 
+from cgm_proxy.core.codec.bodies import sniff, unreadable
 from cgm_proxy.core.codec.json_body import encode, parse_json
 from cgm_proxy.core.issues import Issue, RequestRefused
 from cgm_proxy.core.json_values import JsonObject, objects
@@ -42,12 +43,14 @@ class Checked:
 def check_line(line: bytes, book: RuleBook) -> Checked:
     """Judge one line; a line that cannot be read fails like any other."""
     try:
+        if sniff(line) != "json":
+            raise unreadable()
         asked = parse_json(line)
     except RequestRefused as refusal:
         return Checked(None, refusal.issues)
     resource, profile, dialect = asked.get("resource"), asked.get("profile"), asked.get("dialect")
     if not isinstance(resource, dict):
-        return Checked(asked.get("id"), (Issue("r4-json", "the resource is no JSON object; R4 wants { … }"),))
+        return Checked(asked.get("id"), (Issue("r4-json", "the resource is no JSON object; R4 requires { … }"),))
     if not isinstance(profile, str) or book.profile(profile, dialect if isinstance(dialect, str) else None) is None:
         issue = Issue("unknown-profile", f"the profile {str(profile)[:100]} is not known; see `cgm-proxy rules list`")
         return Checked(asked.get("id"), (issue,))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
-from cgm_proxy.core.codec.json_body import CONTENT_TYPES, decode, encode
+from cgm_proxy.core.codec.bodies import CONTENT_TYPES
+from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.observability.logs import start as start_logs
 from cgm_proxy.sandbox.simulation.submissions import Dialect, faulty_submission, patient, standing_orders, submission

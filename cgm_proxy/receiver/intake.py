@@ -8,7 +8,8 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from cgm_proxy.core.codec.json_body import Buffer, Format, encode
+from cgm_proxy.core.codec.bodies import Format
+from cgm_proxy.core.codec.json_body import Buffer, encode
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject

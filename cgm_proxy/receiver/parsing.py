@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http.base_urls import BaseUrls
@@ -29,7 +29,7 @@ class BodyParser:
         return await asyncio.to_thread(self._inflate_and_read, raw, content_encoding)
 
     def _inflate_and_read(self, raw: Buffer, content_encoding: str) -> JsonObject:
-        inflated = json_body.inflate(raw, content_encoding, self._limits.body_bytes)
+        inflated = bodies.inflate(raw, content_encoding, self._limits.body_bytes)
         return self._read(inflated, Throttle(self._stats))
 
     def _read(self, data: Buffer, throttle: Throttle | None = None) -> JsonObject:

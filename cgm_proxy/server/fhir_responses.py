@@ -8,9 +8,9 @@ from urllib.parse import parse_qs
 
 from aiohttp import web
 
-from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec import bodies, json_body
+from cgm_proxy.core.codec.bodies import CONTENT_TYPES, Format
 from cgm_proxy.core.codec.fhir_xml import FhirXml
-from cgm_proxy.core.codec.json_body import CONTENT_TYPES, Format
 from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.offload import offload
@@ -44,11 +44,11 @@ def response_format(request: web.BaseRequest, default: Format) -> Format:
     In Accept, the greatest weight counts; between equal weights, a named format comes before a range such as `*/*`.
     """
     for value in parse_qs(request.raw_path.partition("?")[2]).get("_format", ()):
-        if named := _FORMAT_NAMES.get(value) or json_body.media_type(value.replace(" ", "+")):
+        if named := _FORMAT_NAMES.get(value) or bodies.media_type(value.replace(" ", "+")):
             return named
     best: tuple[float, bool, Format] = (0.0, False, default)
     for media_range in ",".join(request.headers.getall("Accept", ())).split(","):
-        accepted = json_body.media_type(media_range)
+        accepted = bodies.media_type(media_range)
         if accepted or media_range.partition(";")[0].strip() in _ANY_TYPE:
             best = max(best, (_weight(media_range), accepted is not None, accepted or default), key=lambda row: row[:2])
     return best[2] if best[0] else default
@@ -83,7 +83,7 @@ class FhirResponses:
         """Return a response with a resource, or without a body; by default in the format of the request's body."""
         if content is None:
             return web.Response(status=status, headers=headers)
-        chosen = response_format(request, json_body.media_type(request.headers.get("Content-Type", "")) or "json")
+        chosen = response_format(request, bodies.media_type(request.headers.get("Content-Type", "")) or "json")
         return web.Response(
             status=status, headers={**headers, **content_type(chosen)}, body=self.encode(content, chosen)
         )

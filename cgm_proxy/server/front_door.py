@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from cgm_proxy.cache.cache import Cache
-from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.http.header_fields import FORWARDING, HOP_BY_HOP, client_address, end_to_end
@@ -231,7 +231,7 @@ class FrontDoor:
                 endpoint,
                 _request_id(request),
                 reply.preferred_return(_preferences(request)),
-                json_body.media_type(request.headers.get("Content-Type", "")),
+                bodies.media_type(request.headers.get("Content-Type", "")),
                 request.headers.get("Content-Encoding", ""),
                 request.headers.get("If-None-Exist"),
                 self._upstream_fields(request),
@@ -271,10 +271,10 @@ class FrontDoor:
         query = request.raw_path.partition("?")[2]
         requester = Requester(CIMultiDict(self._upstream_fields(request, errors="replace")))
         status, headers, data = await self._upstream.metadata(query, request.headers.get("Accept", "*/*"), requester)
-        sent_format = json_body.media_type(headers.get("Content-Type", ""))
+        sent_format = bodies.media_type(headers.get("Content-Type", ""))
         if status == 200 and sent_format:
             try:
-                statement = publish(json_body.parse(data, self._xml), self._bases.public_url)
+                statement = publish(bodies.parse(data, self._xml), self._bases.public_url)
             except RequestRefused:
                 pass  # it passes as it is, because a faulty statement is the upstream's own affair
             else:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.issues import refuse
 from cgm_proxy.server.fhir_responses import busy
 from cgm_proxy.settings.loading import Settings
@@ -30,7 +30,7 @@ class RequestBodies:
         it, 400 if it ends early.
         """
         if (request.content_length or 0) > self._max_bytes:
-            raise json_body.too_large(self._max_bytes)
+            raise bodies.too_large(self._max_bytes)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         raw = bytearray()
@@ -42,7 +42,7 @@ class RequestBodies:
                 self._room -= len(piece)
                 counted += len(piece)
                 if counted > self._max_bytes:
-                    raise json_body.too_large(self._max_bytes)
+                    raise bodies.too_large(self._max_bytes)
                 if self._room < 0:
                     raise busy()
             yield raw

@@ -7,6 +7,7 @@ import pytest
 from cgm_proxy.commands.check import check_file
 from cgm_proxy.commands.check_lines import check_line
 from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.rulekit.loading import rule_book
 from cgm_proxy.settings.loading import Settings
 
 DEVICE = "http://argo.run/cgm/StructureDefinition/cgm-device"
@@ -20,7 +21,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def book(pytestconfig: pytest.Config) -> RuleBook:
-    return RuleBook.load(pytestconfig.rootpath / "rules")
+    return rule_book(pytestconfig.rootpath / "rules")
 
 
 def line(resource: object, **more: object) -> bytes:
@@ -90,5 +91,5 @@ def test_references_mean_what_the_context_has(book: RuleBook) -> None:
 def test_text_shows_each_issue_with_its_rule(book: RuleBook) -> None:
     text = check_line(line({**GOOD, "status": "on"}), book).as_line("text")
     assert text == (
-        'FAIL x\n  error Device.status status is "on"; R4 wants one of active, entered-in-error, inactive, unknown [r4-code]'
+        'FAIL x\n  error Device.status status is "on"; R4 requires one of active, entered-in-error, inactive, unknown [r4-code]'
     )

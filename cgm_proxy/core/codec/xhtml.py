@@ -79,7 +79,7 @@ def _attribute(number: int, name: str, value: str) -> str:
 
 
 def div_as_xml(div: str) -> str:
-    """Return a narrative's `div` as XML; text that is no XHTML element is shown as text."""
+    """Return a narrative's `div` as XML; anything but an XHTML `div` is shown as text."""
     try:
         parser = etree.XMLParser(load_dtd=False, no_network=True, remove_pis=True)
         # No document type can be in `div`: XML allows one only before the first element, which is <x> here.

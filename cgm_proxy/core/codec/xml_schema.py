@@ -141,7 +141,7 @@ def decimal(text: str) -> int | Decimal | str:
     return integer(text) if text[:1] != "+" else text
 
 
-#: Primitive types whose JSON is no string.
+#: Primitive types whose JSON is not a string.
 READERS: Mapping[str, Callable[[str], Any]] = {
     "boolean": boolean,
     "decimal": decimal,

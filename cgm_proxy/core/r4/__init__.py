@@ -1,1 +1,4 @@
-"""FHIR R4 itself: the definitions and what they demand of any resource."""
+"""FHIR R4: its definitions, dates and primitive values, and what the base specification demands of any resource.
+
+`model.py` has the definitions, `validator.py` checks a resource by them. The other modules check one matter each.
+"""

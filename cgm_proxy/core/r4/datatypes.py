@@ -1,4 +1,4 @@
-"""What the specification says in prose about single data types, and the HL7 validator checks."""
+"""What the specification says in prose about single data types, as far as the HL7 validator checks it."""
 
 import base64
 import hashlib
@@ -6,21 +6,32 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.r4.extensions import Fault
+from cgm_proxy.core.json_values import JsonObject, nested_objects, objects
+from cgm_proxy.core.r4.findings import Fault
 from cgm_proxy.core.r4.primitives import base64_fault, fault, show
 from cgm_proxy.core.r4.uris import SEARCH, SYSTEMS, UUID, absolute
 
+#: The beginning of a full URI, an absolute URL, and a URL that ends with a resource's type and id.
+SCHEME_OF = re.compile(r"[A-Za-z][A-Za-z0-9_\[\]]*:")
+ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
+RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
+
+#: Systems that prescribe the form of an identifier's value: a URI, or a UUID.
+ANY_URI, ANY_UUID = URI_SYSTEMS = ("urn:ietf:rfc:3986", "https://tools.ietf.org/html/rfc4122")
+
+#: Relations of links between the pages of a search.
+PAGES = ("first", "previous", "next", "last")
+
 
 def _attachment(data: JsonObject) -> Iterator[Fault]:
-    """Check that data and hash can be read, and both and the size against one another.
+    """Check that data and hash are base64, and compare the data with its hash and size.
 
     https://hl7.org/fhir/R4/datatypes.html#Attachment
     """
     for name in ("data", "hash"):
         text = data.get(name)
-        if isinstance(text, str) and text and not fault("base64Binary", text) and (wrong := base64_fault(text)):
-            yield "r4-value", name, f"is {show(text)}; R4 wants {wrong}"
+        if isinstance(text, str) and text and not fault("base64Binary", text) and (expected := base64_fault(text)):
+            yield "r4-value", name, f"is {show(text)}; R4 requires {expected}"
     text = data.get("data")
     if not isinstance(text, str) or not text or base64_fault(text):
         return
@@ -31,76 +42,63 @@ def _attachment(data: JsonObject) -> Iterator[Fault]:
         yield "r4-attachment-hash", "hash", "is not the SHA-1 of the data in base64"
 
 
-#: What makes a text a full URI.
-SCHEME_OF = re.compile(r"[A-Za-z][A-Za-z0-9_\[\]]*:")
-ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:.+")
-RESTFUL = re.compile(r"https?://.+/([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})")
-
-
 def _bundle(data: JsonObject) -> Iterator[Fault]:
-    """Check the entries' fullUrls (https://hl7.org/fhir/R4/bundle.html#bundle-unique, #references)."""
+    """Check the links, and the fullUrl and references of each entry.
+
+    https://hl7.org/fhir/R4/bundle.html#bundle-unique and https://hl7.org/fhir/R4/bundle.html#references
+    """
     yield from _links(data)
     seen: dict[Any, int] = {}
     posted = data.get("type") in ("transaction", "batch")
     for index, entry in enumerate(objects(data.get("entry"))):
         url, resource = entry.get("fullUrl"), entry.get("resource")
-        where = f"entry[{index}].fullUrl"
+        path = f"entry[{index}].fullUrl"
         if url is None and (not posted or any(not text.startswith("#") for text in _references(resource))):
-            yield "r4-full-url", f"entry[{index}]", "has no fullUrl, by which its references could be understood"
+            yield "r4-full-url", f"entry[{index}]", "has no fullUrl, which its references need to be understood"
         if not isinstance(url, str):
             continue
-        yield from _relative(index, resource, posted=posted)
-        if wrong := _full_url(url, resource if isinstance(resource, dict) else {}):
-            yield "r4-full-url", where, f"is {show(url)}; {wrong}"
+        yield from _relative_references(index, resource, posted=posted)
+        if expected := _full_url_fault(url, resource if isinstance(resource, dict) else {}):
+            yield "r4-full-url", path, f"is {show(url)}; {expected}"
         if seen.setdefault(url, index) != index:
-            yield "bdl-7", where, f"is {show(url)}, as entry[{seen[url]}] has; every entry wants its own"
-
-
-#: Links between a search's pages.
-PAGES = ("first", "previous", "next", "last")
+            yield "bdl-7", path, f"is {show(url)}, the same as that of entry[{seen[url]}]; give every entry its own"
 
 
 def _links(data: JsonObject) -> Iterator[Fault]:
-    """Check that a link is there once, and that only what has pages links to them (https://hl7.org/fhir/R4/bundle.html)."""
+    """Check that no link repeats, and that only search results and histories link to pages.
+
+    https://hl7.org/fhir/R4/bundle.html
+    """
     paged, seen = data.get("type") in ("searchset", "history"), list[Any]()
     for index, link in enumerate(objects(data.get("link"))):
-        relation = link.get("relation")
+        relation, path = link.get("relation"), f"link[{index}].relation"
         if relation in PAGES and not paged:
-            yield "r4-link", f"link[{index}].relation", f"is {show(relation)}; only what is searched has pages"
+            yield "r4-link", path, f"is {show(relation)}; only a searchset or history has pages"
         elif relation in ("self", *PAGES) and relation in seen:
-            yield "r4-link", f"link[{index}].relation", f"is {show(relation)} once more; leave one of them out"
+            yield "r4-link", path, f"is {show(relation)} a second time; leave one of them out"
         seen.append(relation)
 
 
-def _relative(index: int, resource: Any, *, posted: bool) -> Iterator[Fault]:
-    """Check that an entry's relative references are Type/id, or a search where it is posted."""
+def _relative_references(index: int, resource: Any, *, posted: bool) -> Iterator[Fault]:
+    """Check that an entry's relative references are Type/id or, in a batch or transaction, a search."""
     for text in _references(resource):
         if text.startswith("#") or absolute(text) or text.count("/") in {1, 3} or (posted and SEARCH.fullmatch(text)):
             continue
-        yield (
-            "r4-reference",
-            f"entry[{index}].resource",
-            f"refers to {show(text)}; in a Bundle R4 wants Type/id or a URL",
-        )
+        message = f"refers to {show(text)}; in a Bundle R4 requires Type/id or a URL"
+        yield "r4-reference", f"entry[{index}].resource", message
 
 
 def _references(value: Any) -> Iterator[str]:
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("reference"), str):
-                yield item["reference"]
-            todo.extend(item.values())
-        elif isinstance(item, list):
-            todo.extend(item)
+    for item in nested_objects(value):
+        if isinstance(item.get("reference"), str):
+            yield item["reference"]
 
 
-def _full_url(url: str, resource: JsonObject) -> str | None:
+def _full_url_fault(url: str, resource: JsonObject) -> str | None:
     if not ABSOLUTE.fullmatch(url):
-        return "R4 wants an absolute URL"
+        return "R4 requires an absolute URL"
     if url.startswith("urn:uuid:") and not UUID.fullmatch(url.removeprefix("urn:uuid:")):
-        return "R4 wants a lower-case UUID after urn:uuid:"
+        return "R4 requires a lower-case UUID after urn:uuid:"
     restful = RESTFUL.fullmatch(url)
     if restful and resource and (restful[1], restful[2]) != (resource.get("resourceType"), resource.get("id")):
         return f"it must end with /{resource.get('resourceType')}/{resource.get('id')}, the resource's type and id"
@@ -108,21 +106,17 @@ def _full_url(url: str, resource: JsonObject) -> str | None:
 
 
 def _extension(data: JsonObject) -> Iterator[Fault]:
-    """Check ext-1: extensions or a value, not both and not neither."""
+    """Check ext-1: an extension has either extensions or a value."""
     valued = any(key.lstrip("_").startswith("value") for key in data)
     if valued == ("extension" in data):
-        yield "ext-1", "", "must have either a value[x] or extensions, not both and not neither"
-
-
-#: Systems of identifiers that say what the value must be: a URI, or a UUID.
-ANY_URI, ANY_UUID = URI_SYSTEMS = ("urn:ietf:rfc:3986", "https://tools.ietf.org/html/rfc4122")
+        yield "ext-1", "", "must have either a value[x] or extensions, and not both"
 
 
 def _identifier(data: JsonObject) -> Iterator[Fault]:
-    """Check the system of an identifier, and that what is said to be a URI is one."""
+    """Check the system of an identifier, and the form that the system prescribes for its value."""
     system, value = data.get("system"), data.get("value")
     if isinstance(system, str) and system and not system.startswith((*SYSTEMS, "ldap:")):
-        yield "r4-value", "system", f"is {show(system)}; R4 wants an absolute URI"
+        yield "r4-value", "system", f"is {show(system)}; R4 requires an absolute URI"
     if not isinstance(value, str) or not value:
         return
     if system == ANY_URI and not SCHEME_OF.match(value):
@@ -132,19 +126,21 @@ def _identifier(data: JsonObject) -> Iterator[Fault]:
 
 
 def _meta(data: JsonObject) -> Iterator[Fault]:
-    """Check that security labels are a set."""
+    """Check that no security label repeats."""
     seen: set[tuple[str, str]] = set()
     for index, label in enumerate(objects(data.get("security"))):
         key = (str(label.get("system")), str(label.get("code")))
         if key in seen:
-            yield "r4-duplicate-label", f"security[{index}]", f"is {key[0]}#{key[1]} once more; leave one of them out"
+            text = f"is {key[0]}#{key[1]} a second time; leave one of them out"
+            yield "r4-duplicate-label", f"security[{index}]", text
         seen.add(key)
 
 
-SPECIAL: Mapping[str, Callable[[JsonObject], Iterator[Fault]]] = {
-    "Identifier": _identifier,
-    "Meta": _meta,
+#: The checks by the name of the type; each yields the faults of an object of that type.
+TYPE_CHECKS: Mapping[str, Callable[[JsonObject], Iterator[Fault]]] = {
     "Attachment": _attachment,
     "Bundle": _bundle,
     "Extension": _extension,
+    "Identifier": _identifier,
+    "Meta": _meta,
 }

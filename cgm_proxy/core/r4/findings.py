@@ -1,4 +1,4 @@
-"""What a walk over a resource finds: issues, and the nodes that later checks look at."""
+"""What the validation of a resource finds: issues, and the nodes that later checks look at."""
 
 from dataclasses import dataclass, field
 
@@ -6,23 +6,30 @@ from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import Invariant, Type
 
+#: A fault in a node: its rule, its path below the node ("" for the node itself), and the message that follows the path.
+Fault = tuple[str, str, str]
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An object of the resource: where it is, its data, its type, the element it stands in and the resource around it."""
+    """An object in a resource: a resource, an element with elements of its own, or the companion of a primitive (`_name`)."""
 
     path: str
     data: JsonObject
     type: Type
     resource: JsonObject
+    """The resource that it belongs to."""
     parent: str | None = None
+    """The element that it is a value of: `Observation.component`; None for the outermost resource."""
     modifier: bool = False
-    places: frozenset[str] = frozenset()
+    """Whether it is a modifier extension."""
+    contexts: frozenset[str] = frozenset()
+    """The names of the element that an extension belongs to (`extensions.contexts_of`)."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a walk found: issues, and the nodes that later checks (invariants, extensions, claims) look at."""
+    """The issues of a resource, and the nodes that later checks (invariants, extensions, profiles) look at."""
 
     issues: list[Issue] = field(default_factory=list)
     invariants: list[tuple[Node, Invariant]] = field(default_factory=list)
@@ -30,10 +37,16 @@ class Findings:
     resources: list[Node] = field(default_factory=list)
 
     def add(self, rule: str, path: str, text: str) -> None:
-        """Note an error at a path."""
+        """Add an error at a path; `text` is the whole message."""
         self.issues.append(Issue(rule, text, path))
 
+    def add_fault(self, node_path: str, fault: Fault) -> None:
+        """Add a fault of the node at a path."""
+        rule, below, text = fault
+        path = f"{node_path}.{below}" if below else node_path
+        self.add(rule, path, f"{relative_path(path)} {text}")
 
-def last(path: str) -> str:
-    """Give the part of a path that a message begins with: without the resource type."""
+
+def relative_path(path: str) -> str:
+    """Return a path without its resource type, as messages begin: `component[1].code`."""
     return path.partition(".")[2] or path

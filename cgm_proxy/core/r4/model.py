@@ -1,6 +1,7 @@
 """The element model of FHIR R4: which elements a type has, how often, of which types, bound to which codes.
 
-The data is `rules/r4/*.ndjson`, made from HL7's definitions (`rules_base.py`). Each line is read when first asked for.
+The data is `rules/r4/*.ndjson`, made from HL7's definitions (`rulekit/r4_definitions.py`). Each line is decoded when it is
+first needed.
 """
 
 import re
@@ -8,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,11 +18,16 @@ from cgm_proxy.core.r4.ucum import Ucum
 CORE = "http://hl7.org/fhir/StructureDefinition/"
 VALUE_SET = "http://hl7.org/fhir/ValueSet/"
 UCUM = "http://unitsofmeasure.org"
+
+#: The codes of a value set by code system; None if any code of the system is in it.
 ValueSet = Mapping[str, frozenset[str] | None]
+
+#: An element in `types.ndjson`: cardinality, types, required value set (`=`) or other value set (`~`).
 _LINE = re.compile(r"^(\d+)\.\.(\d+|\*) ?(.*?)(?: =(\S+))?(?: ~(\S+))?$")
 _TYPE = re.compile(r"([^|(]+)(?:\(([^)]*)\))?")
 
-#: Types whose JSON is a string, number or boolean (https://hl7.org/fhir/R4/datatypes.html#primitive).
+#: Types whose JSON is a string, number or boolean (https://hl7.org/fhir/R4/datatypes.html#primitive). `String` is FHIRPath's:
+#: the type of the `id` of resources and elements, and of the `url` of extensions.
 PRIMITIVES = frozenset(
     [
         "base64Binary",
@@ -52,7 +57,7 @@ PRIMITIVES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """A constraint of the specification: `key`, human text, FHIRPath on the node that declares it."""
+    """A constraint of the specification: its key, its text, and FHIRPath for the node that declares it."""
 
     key: str
     human: str
@@ -61,7 +66,11 @@ class Invariant:
 
 @dataclass(frozen=True, slots=True)
 class ElementDefinition:
-    """An element of a type. `most` is None for `*`; `types` maps each type to the resource types a Reference may name."""
+    """An element of a type.
+
+    `least` and `most` are its cardinality, with None for `*`; `types` maps each of its types to the resource types that a
+    Reference or canonical may mean; `binding` is the value set that its codes must come from.
+    """
 
     name: str
     least: int
@@ -79,50 +88,55 @@ class ElementDefinition:
 
     @property
     def choice(self) -> bool:
-        """Whether its JSON name carries its type."""
+        """Whether its JSON name ends with its type: `value[x]`."""
         return self.name.endswith("[x]")
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A type: its elements by definition name, and by JSON name with the type that the name says."""
+    """A type: its elements by name (`value[x]`), and by JSON name with the type (`valueQuantity`), in the order of R4."""
 
     name: str
-    of: str | None
+    base: str | None
+    """The type that it specializes; None for Element and Resource."""
     elements: Mapping[str, ElementDefinition]
     members: Mapping[str, tuple[ElementDefinition, str]]
     invariants: tuple[Invariant, ...]
 
     @property
     def required(self) -> Iterator[ElementDefinition]:
-        """The elements that must be there."""
+        """The elements that every object of the type must have."""
         return (element for element in self.elements.values() if element.least)
 
 
 def parse_element(name: str, line: str, invariants: tuple[Invariant, ...] = ()) -> ElementDefinition:
-    """Read an element as `1..1 code =observation-status` or `0..1 Reference(Patient|Group)`."""
+    """Parse an element such as `1..1 code =observation-status` or `0..1 Reference(Patient|Group)`; raise ValueError."""
     found = _LINE.match(line)
     if found is None:
-        raise ValueError(f"{name}: {line!r} is no element")
+        raise ValueError(f"{name}: {line!r} is not an element")
     least, most, types, binding, weak = found.groups()
-    targets = {t: tuple(r.split("|")) if r else () for t, r in _TYPE.findall(types)}
+    targets = {type_: tuple(names.split("|")) if names else () for type_, names in _TYPE.findall(types)}
     return ElementDefinition(name, int(least), None if most == "*" else int(most), targets, binding, invariants, weak)
 
 
-def choice(type_: str) -> str:
-    """Give what the JSON name of a choice ends with; a profiled Quantity (`doseQuantity`) is named as what it is a profile of."""
+def choice_ending(type_: str) -> str:
+    """Return the ending of a choice's JSON name; a profiled Quantity (`doseQuantity`) is named after the type that it profiles."""
     return "Quantity" if type_ in {"SimpleQuantity", "MoneyQuantity"} else type_[0].upper() + type_[1:]
 
 
 def json_names(element: ElementDefinition) -> Iterator[tuple[str, str]]:
-    """Give the JSON names of an element with the type of each: `valueQuantity`, `valueString`, ..."""
+    """Yield the JSON names of an element with the type of each: `valueQuantity`, `valueString`, ..."""
     for type_ in element.types:
-        yield (element.name[:-3] + choice(type_), type_) if element.choice else (element.name, type_)
+        yield (
+            (element.name.removesuffix("[x]") + choice_ending(type_), type_)
+            if element.choice
+            else (element.name, type_)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ExtensionDefinition:
-    """An extension that HL7 defines: where it may stand (`element:Patient`) and its elements by id."""
+    """An extension that HL7 defines: the elements that it is allowed in (`element:Patient`), and its own elements by id."""
 
     url: str
     contexts: tuple[str, ...]
@@ -130,40 +144,39 @@ class ExtensionDefinition:
     elements: Mapping[str, ElementDefinition]
 
 
-def _lines(path: Path, key: str) -> dict[str, bytes]:
+def _lines(content: bytes, key: str) -> dict[str, bytes]:
+    """Return the lines that have a key, by its value; each is decoded when it is first asked for."""
     pattern = re.compile(rb'"%s":"([^"]*)"' % key.encode())
-    return {m[1].decode(): line for line in path.read_bytes().splitlines() if (m := pattern.search(line))}
+    return {m[1].decode(): line for line in content.splitlines() if (m := pattern.search(line))}
 
 
 class Model:
-    """The types, extensions and codes of FHIR R4, and of what is added to them (`codes.ndjson` beside a guide's rules)."""
+    """The types, extensions and codes of FHIR R4, and those that a guide adds (`codes.ndjson` beside its rules).
 
-    def __init__(self, directory: Path) -> None:
-        self._types = _lines(directory / "types.ndjson", "type")
-        self._extensions = _lines(directory / "extensions.ndjson", "extension")
-        common = directory / "common.ndjson"
-        self._systems = _lines(directory / "codes.ndjson", "system") | _lines(common, "system")
-        self._sets = _lines(directory / "codes.ndjson", "valueSet")
+    The arguments are the contents of the files of `rules/r4`.
+    """
+
+    def __init__(self, *, types: bytes, extensions: bytes, codes: bytes, common: bytes) -> None:
+        self._types = _lines(types, "type")
+        self._extensions = _lines(extensions, "extension")
+        self._systems = _lines(codes, "system") | _lines(common, "system")
+        self._sets = _lines(codes, "valueSet")
         self.ucum = _parse_ucum(_lines(common, "ucum"))
-        self._read: dict[tuple[str, str], Any] = {}
+        self._definitions: dict[tuple[str, str], Any] = {}
         self._codes: dict[tuple[str, str], Any] = {}
 
-    def with_codes(self, *paths: Path) -> "Model":
-        """Give this model with more code systems and value sets: a guide's own (`codes.ndjson`)."""
-        made = copy(self)
-        made.add_codes(paths)
-        return made
-
-    def add_codes(self, paths: Iterable[Path]) -> None:
-        """Add code systems and value sets to this very model."""
-        self._systems, self._sets, self._codes = dict(self._systems), dict(self._sets), {}
-        for path in paths:
-            self._systems |= _lines(path, "system")
-            self._sets |= _lines(path, "valueSet")
+    def with_codes(self, *contents: bytes) -> "Model":
+        """Return this model with the code systems and value sets of a guide: the contents of its `codes.ndjson`."""
+        extended = copy(self)
+        extended._systems, extended._sets, extended._codes = dict(self._systems), dict(self._sets), {}  # noqa: SLF001 -- its own
+        for content in contents:
+            extended._systems.update(_lines(content, "system"))  # noqa: SLF001 -- its own
+            extended._sets.update(_lines(content, "valueSet"))  # noqa: SLF001 -- its own
+        return extended
 
     def type(self, name: str) -> Type | None:
-        """Give a type (`Observation`, `Observation.component`, `Quantity`), or None if R4 has none of that name."""
-        found: Type | None = self._once("type", name, self._types, self._parse_type)
+        """Return a type (`Observation`, `Observation.component`, `Quantity`), or None if R4 has none of that name."""
+        found: Type | None = self._decoded("type", name, self._types, self._parse_type)
         return found
 
     @property
@@ -172,28 +185,30 @@ class Model:
         return self._types
 
     def resource(self, name: object) -> Type | None:
-        """Give a concrete resource type, or None."""
+        """Return a concrete resource type, or None for any other value."""
         return self.type(name) if isinstance(name, str) and name in self.resources else None
 
     @cached_property
     def resources(self) -> frozenset[str]:
         """The concrete resource types."""
-        tops = {name for name in self._types if "." not in name}
-        of = {name: msgspec.json.decode(self._types[name])["of"] for name in tops}
-        return frozenset(n for n in tops if of[n] in {"DomainResource", "Resource"} and n != "DomainResource")
+        bases = {name: msgspec.json.decode(line)["of"] for name, line in self._types.items() if "." not in name}
+        resources = {name for name, base in bases.items() if base in {"DomainResource", "Resource"}}
+        return frozenset(resources - {"DomainResource"})
 
     def extension(self, url: str) -> ExtensionDefinition | None:
-        """Give what HL7 defines for an extension's url, or None."""
-        found: ExtensionDefinition | None = self._once("extension", url, self._extensions, _parse_extension)
+        """Return HL7's definition of an extension, by its URL, or None."""
+        found: ExtensionDefinition | None = self._decoded("extension", url, self._extensions, _parse_extension)
         return found
 
     def system(self, url: str) -> frozenset[str] | None:
-        """Give a code system's codes, or None if the system is not known."""
-        found: frozenset[str] | None = self._once("system", url, self._systems, lambda line: frozenset(line["codes"]))
+        """Return the codes of a code system, or None if the system is not known."""
+        found: frozenset[str] | None = self._decoded(
+            "system", url, self._systems, lambda line: frozenset(line["codes"])
+        )
         return found
 
     def has_code(self, coding: Mapping[str, Any]) -> bool | None:
-        """Tell whether a coding's system has its code; None if that can't be known."""
+        """Whether a coding's system has its code; None if the system or its codes are not known."""
         system, code = coding.get("system"), coding.get("code")
         if not isinstance(system, str) or not isinstance(code, str):
             return None
@@ -201,18 +216,18 @@ class Model:
         return None if codes is None else code in codes
 
     def value_set(self, name: str) -> ValueSet | None:
-        """Give a value set's codes by system (None: any code of it), or None if the set is not known."""
+        """Return the codes of a value set by system (None: any code of the system), or None if the set is not known."""
         url = name if "/" in name else VALUE_SET + name
-        found: ValueSet | None = self._once("valueSet", url.split("|")[0], self._sets, _parse_value_set)
+        found: ValueSet | None = self._decoded("valueSet", url.split("|")[0], self._sets, _parse_value_set)
         return found
 
-    def _once(self, kind: str, name: str, lines: Mapping[str, bytes], parse: Any) -> Any:
-        key, memory = (kind, name), self._read if kind in {"type", "extension"} else self._codes
-        if key not in memory:
+    def _decoded(self, kind: str, name: str, lines: Mapping[str, bytes], parse: Any) -> Any:
+        key, parsed = (kind, name), self._definitions if kind in {"type", "extension"} else self._codes
+        if key not in parsed:
             if name not in lines:
-                return None  # not remembered: what is unknown comes from submitters, without bound
-            memory[key] = parse(msgspec.json.decode(lines[name]))
-        return memory[key]
+                return None  # not cached: submitters can send any number of unknown names
+            parsed[key] = parse(msgspec.json.decode(lines[name]))
+        return parsed[key]
 
     def _parse_type(self, line: dict[str, Any]) -> Type:
         base = self.type(line["of"]) if line["of"] else None

@@ -1,6 +1,6 @@
 """The narrative's div: limited XHTML (https://hl7.org/fhir/R4/narrative.html#xhtml), with the structure of HTML.
 
-What may stand where is what the HL7 validator (its XhtmlValidator) lets stand there.
+The tables say what the HL7 validator (its XhtmlValidator) allows.
 """
 
 import re
@@ -13,7 +13,7 @@ XML_TAG = "{http://www.w3.org/XML/1998/namespace}"
 
 
 def words(text: str) -> frozenset[str]:
-    """Give the words of a text."""
+    """Return the words of a text."""
     return frozenset(text.split())
 
 
@@ -22,7 +22,8 @@ ELEMENTS = words(
     "address bdo kbd sub sup ul ol li dl dt dd pre table caption colgroup col thead tr tfoot tbody th td code "
     "samp img map area"
 )
-#: Attributes of any element, then those of single ones.
+
+#: Attributes that any element may have, and those of single elements.
 ATTRIBUTES = words(
     "title style class id lang dir accesskey tabindex span width align valign char charoff abbr axis headers "
     "scope rowspan colspan"
@@ -38,7 +39,8 @@ OWN_ATTRIBUTES: Mapping[str, frozenset[str]] = {
     "pre": frozenset({"space"}),
     "td": frozenset({"nowrap"}),
 }
-#: Elements that only these may stand in.
+
+#: The only parents that an element may have.
 PARENTS: Mapping[str, frozenset[str]] = {
     "tr": frozenset({"table", "thead", "tfoot", "tbody"}),
     **dict.fromkeys(("tbody", "thead", "tfoot", "caption", "colgroup"), frozenset({"table"})),
@@ -47,7 +49,8 @@ PARENTS: Mapping[str, frozenset[str]] = {
     "li": frozenset({"ul", "ol"}),
     **dict.fromkeys(("dd", "dt"), frozenset({"dl"})),
 }
-#: Elements that hold only these, and no text.
+
+#: The only children that an element may have; it may have no text either.
 CHILDREN: Mapping[str, frozenset[str]] = {
     "table": frozenset({"tbody", "tr", "caption", "thead", "tfoot", "col", "colgroup"}),
     "tr": frozenset({"td", "th"}),
@@ -57,24 +60,29 @@ CHILDREN: Mapping[str, frozenset[str]] = {
     "map": frozenset({"area"}),
     **dict.fromkeys(("br", "img", "hr", "area"), frozenset[str]()),
 }
-#: Elements that hold no block, and of these the ones that do not hold themselves.
+
+#: Elements that must not contain themselves, and those that must not contain a block.
 INLINE = words("a b em i strong small big sub sup code tt dfn q var abbr acronym cite bdo kbd samp")
 FLAT = INLINE | words("p h1 h2 h3 h4 h5 h6 pre address span caption dd dt")
 BLOCKS = frozenset({"div", "pre", "table", "ul", "ol"})
-#: What may not stand in a paragraph however deep.
+
+#: Elements that must not be in a paragraph, at any depth.
 NOT_IN_P = frozenset({"div", "blockquote", "table", "ol", "ul", "p"})
-#: Schemes of links that lead nowhere, or do something: these in any case of letters, as browsers read them.
+
+#: Schemes of links that lead nowhere (urn, cid) or run a script; browsers ignore the case of the latter.
 ACTIVE = re.compile(r"(?:urn|cid|(?i:javascript|vbscript)):.")
 DATA = re.compile(r"data:[^,]*,[^,]+")
-#: Deepest nesting that is let pass; what reads it later may recurse.
+
+#: Deepest nesting that is accepted, because later readers may recurse.
 DEEPEST = 60
-#: What XML takes for white space; a no-break space is text.
+
+#: The white space of XML; a no-break space is text.
 SPACES = " \t\r\n"
 URL = re.compile(r"[\w;?:@&=+$.,/%\-~#\[\]!'()*|]+")
 
 
 def narrative_fault(text: str, ids: frozenset[str] = frozenset()) -> str | None:
-    """Say what narrative must be when `text` is not that; `ids` are those of the resource, to which it may point."""
+    """Return what R4 requires instead of `text` as a div, or None; `ids` are the ids in the resource, which it may link to."""
     if "<!" in text.replace("<!--", ""):
         return "XHTML without DOCTYPE or entities"
     try:
@@ -90,38 +98,35 @@ def narrative_fault(text: str, ids: frozenset[str] = frozenset()) -> str | None:
 
 
 def _faults(div: ET.Element, ids: frozenset[str]) -> Iterator[str]:
-    """Give what each element must be that is not so."""
-    todo: list[tuple[ET.Element, int, frozenset[str]]] = [(div, 1, frozenset())]
-    while todo:
-        node, depth, above = todo.pop()
+    """Yield what R4 requires instead, for each wrong element."""
+    remaining: list[tuple[ET.Element, int, frozenset[str]]] = [(div, 1, frozenset())]
+    while remaining:
+        node, depth, ancestors = remaining.pop()
         name = _name(node)
-        own = ATTRIBUTES | OWN_ATTRIBUTES.get(name, frozenset())
+        allowed = ATTRIBUTES | OWN_ATTRIBUTES.get(name, frozenset())
         if name not in ELEMENTS or any(
-            key.removeprefix(XML_TAG) not in own for key in node.attrib if key != f"{XML_TAG}space"
+            key.removeprefix(XML_TAG) not in allowed for key in node.attrib if key != f"{XML_TAG}space"
         ):
             yield "only the XHTML of R4's narrative, without scripts, forms or events"
         if depth > DEEPEST:
-            yield f"elements nested {DEEPEST} deep at most"
-        yield from _structure(node, name, above)
+            yield f"at most {DEEPEST} nested elements"
+        yield from _structure(node, name, ancestors)
         yield from _links(node, name, ids)
-        todo += ((child, depth + 1, above | {name}) for child in node)
+        remaining += ((child, depth + 1, ancestors | {name}) for child in node)
 
 
-def _structure(node: ET.Element, name: str, above: frozenset[str]) -> Iterator[str]:
+def _structure(node: ET.Element, name: str, ancestors: frozenset[str]) -> Iterator[str]:
     names = [_name(child) for child in node]
     for child in names:
         if child in PARENTS and name not in PARENTS[child]:
             yield f"<{child}> in {' or '.join(f'<{parent}>' for parent in sorted(PARENTS[child]))}"
-    wanted = CHILDREN.get(name)
-    if wanted is not None and (set(names) - wanted or _has_text(node, wanted)):
-        yield (
-            f"in <{name}> only {', '.join(f'<{child}>' for child in sorted(wanted))}"
-            if wanted
-            else f"an empty <{name}/>"
-        )
-    if name in BLOCKS and above & FLAT:
-        yield f"no <{name}> in <{min(above & FLAT)}>"
-    if (name in NOT_IN_P and "p" in above) or (name in INLINE and name in above):
+    allowed = CHILDREN.get(name)
+    if allowed is not None and (set(names) - allowed or _has_text(node, allowed)):
+        listed = ", ".join(f"<{child}>" for child in sorted(allowed))
+        yield f"in <{name}> only {listed}" if allowed else f"an empty <{name}/>"
+    if name in BLOCKS and ancestors & FLAT:
+        yield f"no <{name}> in <{min(ancestors & FLAT)}>"
+    if (name in NOT_IN_P and "p" in ancestors) or (name in INLINE and name in ancestors):
         yield f"no <{name}> in <{'p' if name in NOT_IN_P else name}>"
 
 
@@ -133,15 +138,15 @@ def _links(node: ET.Element, name: str, ids: frozenset[str]) -> Iterator[str]:
         if not url or not (DATA if url.startswith("data:") else URL).fullmatch(url):
             yield f"a URL in {key}, not {url[:40]!r}"
         elif name == "a" and ACTIVE.match(url):
-            yield "links that lead somewhere, without scripts"
+            yield "links that lead to a page, without scripts"
         elif url.startswith("#") and (name == "img" or url != "#") and url[1:] not in ids:
             yield f"an element with the id {url[1:][:40]!r}, to which it refers"
 
 
-def _has_text(node: ET.Element, wanted: frozenset[str]) -> bool:
-    """Whether there is text in an element; where nothing may be, white space is text too."""
+def _has_text(node: ET.Element, allowed: frozenset[str]) -> bool:
+    """Whether an element has text; if it must be empty, white space is text, too."""
     texts = [text for text in (node.text, *(child.tail for child in node)) if text]
-    return any(text.strip(SPACES) for text in texts) if wanted else bool(texts)
+    return any(text.strip(SPACES) for text in texts) if allowed else bool(texts)
 
 
 def _name(node: ET.Element) -> str:

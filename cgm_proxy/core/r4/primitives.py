@@ -1,6 +1,6 @@
 """Primitive values: what the JSON of each type must look like (https://hl7.org/fhir/R4/datatypes.html#primitive).
 
-`fault(type, value)` returns what R4 wants instead of a wrong value, in words. Where the specification is not exact, the HL7
+`fault(type, value)` returns what R4 requires instead of a wrong value, in words. Where the specification is not exact, the HL7
 validator's reading counts; a comment says so.
 """
 
@@ -44,7 +44,7 @@ def show(value: Any) -> str:
 
 
 def fault(type_: str, value: Any) -> str | None:
-    """Return what R4 wants instead of `value` for a primitive of this type; None if the value is right."""
+    """Return what R4 requires instead of `value` for a primitive of this type; None if the value is right."""
     if type_ in _NUMBERS:
         return _NUMBERS[type_](value)
     if not isinstance(value, str):
@@ -57,7 +57,7 @@ def fault(type_: str, value: Any) -> str | None:
 
 
 def base64_fault(value: str) -> str | None:
-    """Return what R4 wants instead of base64 that cannot be decoded."""
+    """Return what R4 requires instead of base64 that cannot be decoded."""
     return None if _BASE64.fullmatch(value) else "base64 with padding and without spaces"
 
 

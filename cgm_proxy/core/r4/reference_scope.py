@@ -1,4 +1,4 @@
-"""What a reference means inside one examination: contained resources, the Bundle's entries, and what lies outside.
+"""What a reference means while a resource is examined: a contained resource, an entry of the Bundle, or a resource elsewhere.
 
 https://hl7.org/fhir/R4/references.html and https://hl7.org/fhir/R4/bundle.html#references
 """
@@ -10,86 +10,91 @@ from typing import Any
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.model import Model
 
+#: Returns the resource that a reference means, or None.
 ReferenceResolver = Callable[[str], JsonObject | None]
+
 #: `Patient/1`, `http://example.org/fhir/Patient/1`, `Patient/1/_history/2`
 LITERAL = re.compile(r"(?:[a-z]+:(?:.*?/)?)?([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/[A-Za-z0-9\-.]{1,64})?")
 
 
-def nowhere(_reference: str) -> JsonObject | None:
-    """Resolve nothing: what an examination without context uses."""
+def resolve_nothing(_reference: str) -> JsonObject | None:
+    """Return None: the resolver of an examination without other resources."""
     return None
 
 
 def resolver_among(resources: Iterable[JsonObject]) -> ReferenceResolver:
-    """Return a resolver that finds `Type/id` among some resources."""
-    known = {f"{r.get('resourceType')}/{r.get('id')}": r for r in resources}
-    return known.get if known else nowhere
+    """Return a resolver that finds `Type/id` among these resources."""
+    known = {f"{resource.get('resourceType')}/{resource.get('id')}": resource for resource in resources}
+    return known.get if known else resolve_nothing
 
 
 class Scope:
-    """The resources that references inside `root` may mean."""
+    """The resources that references inside `root` may mean; `resolve` finds those outside it."""
 
-    def __init__(self, root: JsonObject, resolve: ReferenceResolver = nowhere) -> None:
+    def __init__(self, root: JsonObject, resolve: ReferenceResolver = resolve_nothing) -> None:
         self.root = root
-        self._outside = resolve
-        self._homes: dict[int, JsonObject] = {}
+        self._resolve = resolve
+        self._containers: dict[int, JsonObject] = {}
         self._entries: dict[str, JsonObject] = {}
-        self._own(root)
+        self._add_contained(root)
         if root.get("resourceType") == "Bundle":
             for entry in objects(root.get("entry")):
                 self._add_entry(entry)
 
-    def of(self, root: JsonObject) -> "Scope":
-        """Give the scope of another form of the root, with the same outside."""
-        return Scope(root, self._outside)
+    def with_root(self, root: JsonObject) -> "Scope":
+        """Return the scope of another form of the root, with the same resources outside it."""
+        return Scope(root, self._resolve)
 
-    def _own(self, resource: JsonObject) -> None:
+    def _add_contained(self, resource: JsonObject) -> None:
         for contained in objects(resource.get("contained")):
-            self._homes[id(contained)] = resource
+            self._containers[id(contained)] = resource
 
     def _add_entry(self, entry: JsonObject) -> None:
         resource, url = entry.get("resource"), entry.get("fullUrl")
         if not isinstance(resource, dict):
             return
-        self._own(resource)
+        self._add_contained(resource)
         if isinstance(url, str):
             self._entries.setdefault(url, resource)
         self._entries.setdefault(f"{resource.get('resourceType')}/{resource.get('id')}", resource)
 
-    def home(self, resource: JsonObject) -> JsonObject:
-        """Give the resource that contains `resource`, or itself."""
-        return self._homes.get(id(resource), resource)
+    def container(self, resource: JsonObject) -> JsonObject:
+        """Return the resource that contains `resource`, or itself if none does."""
+        return self._containers.get(id(resource), resource)
 
     def find(self, reference: str, within: JsonObject) -> JsonObject | None:
-        """Give what `reference` means in the resource `within`, or None."""
-        home = self.home(within)
+        """Return the resource that `reference` means inside the resource `within`, or None."""
         if reference.startswith("#"):
-            wanted = reference[1:]
-            held = (c for c in objects(home.get("contained")) if c.get("id") == wanted)
-            return next(held, None) if wanted else home
+            container, name = self.container(within), reference[1:]
+            if not name:
+                return container
+            return next((held for held in objects(container.get("contained")) if held.get("id") == name), None)
         plain = reference.split("/_history/")[0]
         found = self._entries.get(plain)
         if found is None and (literal := LITERAL.fullmatch(plain)):
             found = self._entries.get(f"{literal[1]}/{literal[2]}")
-        found = found or self._outside(reference)
+        found = found or self._resolve(reference)
         if found is not None:
-            self._own(found)
+            self._add_contained(found)
         return found
 
     def target_type(self, reference: Any, within: JsonObject, model: Model) -> str | None:
-        """Give the type of what a Reference means: of the resource found, else as its literal reference says, else its `type`."""
+        """Return the type of the resource that a Reference means; None if nothing names it.
+
+        That is the type of the resource found, otherwise the one in the literal reference, otherwise the Reference's `type`.
+        """
         text = reference.get("reference") if isinstance(reference, dict) else None
         if not isinstance(text, str):
             return None
         found = self.find(text, within)
         if found is not None:
             return str(found.get("resourceType"))
-        said = (literal_type(text), reference.get("type"))
-        return next((name for name in said if isinstance(name, str) and "." not in name and model.type(name)), None)
+        names = (literal_type(text), reference.get("type"))
+        return next((name for name in names if isinstance(name, str) and "." not in name and model.type(name)), None)
 
 
 def literal_type(reference: str) -> str | None:
-    """Give the type that a literal reference names, whatever its id looks like; None where it names none."""
+    """Return the type that a literal reference names, whatever its id looks like; None if it names none."""
     parts = reference.rstrip("/").split("/")
     if len(parts) < 2 or reference.startswith("#"):
         return None

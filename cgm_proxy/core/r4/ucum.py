@@ -1,26 +1,27 @@
-"""Units of UCUM (https://ucum.org/ucum): whether a code is one, by its grammar and its tables.
+"""Units of UCUM (https://ucum.org/ucum): whether a code is a unit, by UCUM's grammar and tables.
 
-Read as the HL7 validator reads them, which is more lenient than UCUM: an annotation may stand where a unit may, and a
-closing parenthesis too many is let pass at the end.
+The HL7 validator's reading counts, which is more lenient than UCUM: an annotation may replace a unit, and one closing
+parenthesis too many is ignored at the end.
 """
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-#: An annotation, an operator, a symbol (its digits come first or in brackets), a number.
+#: An annotation, an operator, a symbol (with digits first or in brackets), a number.
 _TOKEN = re.compile(r"\{[\x01-\x7f]*?\}|[/.()]|[0-9]*(?:[A-Za-z%*^'\"_]|\[[0-9A-Za-z%*^'\"_.]*\]?)+|[+-]?[0-9]+")
-#: Longer codes are none; this bounds the nesting too.
+
+#: Longer codes are not units; this limits the nesting, too.
 LONGEST = 255
 
 
-class _NoUnitError(ValueError):
-    """What was read is no unit."""
+class _NotAUnitError(ValueError):
+    """The text is not a unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ucum:
-    """UCUM's tables: prefixes, metric units (which take one), and the others (which take none)."""
+    """UCUM's tables: the prefixes, the metric units (which may have a prefix) and the other units (which have none)."""
 
     prefixes: Collection[str]
     metric: Collection[str]
@@ -34,14 +35,14 @@ class Ucum:
         if "".join(tokens) != code:
             return False
         try:
-            end = self._term(tokens, 0, first=True)
-        except _NoUnitError:
+            end = self._term(tokens, 0)
+        except _NotAUnitError:
             return False
         return tokens[end:] in ([""], [")", ""])
 
-    def _term(self, tokens: list[str], at: int, *, first: bool) -> int:
-        """Read units with operators between them; give where they end."""
-        if first and not tokens[at]:
+    def _term(self, tokens: list[str], at: int) -> int:
+        """Read units with operators between them; return where they end."""
+        if not tokens[at]:
             return at
         while True:
             if tokens[at] == "/":
@@ -53,24 +54,26 @@ class Ucum:
             if tokens[at] in {"/", "."}:
                 at += 1
             elif not tokens[at].startswith("{"):
-                raise _NoUnitError
+                raise _NotAUnitError
 
     def _component(self, tokens: list[str], at: int) -> int:
+        """Read a number, a unit with its exponent, or a term in parentheses; return where it ends."""
         word = tokens[at]
         if word == "(":
-            at = self._term(tokens, at + 1, first=True)
+            at = self._term(tokens, at + 1)
             if tokens[at] != ")":
-                raise _NoUnitError
+                raise _NotAUnitError
             return at + 1
         if _is_number(word):
             return at + 1
-        if not self._is_symbol(word):
-            raise _NoUnitError
+        if not self._is_unit(word):
+            raise _NotAUnitError
         return at + 2 if _is_number(tokens[at + 1]) else at + 1
 
-    def _is_symbol(self, word: str) -> bool:
-        known = word in self.metric or word in self.others
-        return known or any(word.startswith(p) and word[len(p) :] in self.metric for p in self.prefixes)
+    def _is_unit(self, symbol: str) -> bool:
+        if symbol in self.metric or symbol in self.others:
+            return True
+        return any(symbol.startswith(prefix) and symbol[len(prefix) :] in self.metric for prefix in self.prefixes)
 
 
 def _is_number(word: str) -> bool:

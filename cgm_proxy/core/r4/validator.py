@@ -1,368 +1,323 @@
 """Base validity: whether a resource is well-formed FHIR R4, before any profile.
 
-A table-driven walk over the JSON with the element model (`core/model.py`). It decides by itself for every resource type:
-unknown elements, JSON shapes, cardinalities, primitives, choices, required bindings and known code systems, reference
-targets, ele-1, extensions and their contexts, narrative, contained resources. The specification's other invariants
-are FHIRPath and evaluated by the caller (`Findings.invariants`).
+One walk over the JSON, driven by the definitions (`model.py`). For every resource type it checks unknown elements, JSON types,
+cardinalities, primitives, choices, required bindings and known code systems, reference targets, ele-1, extensions and their
+contexts, narrative and contained resources. The other invariants of the specification are FHIRPath, which the caller
+evaluates (`Findings.invariants`).
 
-The models of fhir.resources, from which this part of the rules began, accept too much to be a verdict (unknown codes, numbers
-as text, references of wrong types, `{}`) and cost 30 times as much; all that they refuse is refused here. They still say
-how XML and JSON differ (`core/elements.py`).
+The models of fhir.resources cannot do this: they accept unknown codes, numbers as text, references to wrong types and `{}`,
+and take 30 times as long. Everything that they refuse is refused here.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.r4 import contained, extensions
-from cgm_proxy.core.r4.datatypes import SPECIAL
-from cgm_proxy.core.r4.dates import not_after
-from cgm_proxy.core.r4.findings import Findings, Node, last
+from cgm_proxy.core.json_values import JsonObject, nested_objects
+from cgm_proxy.core.r4.contained import contained_faults
+from cgm_proxy.core.r4.datatypes import TYPE_CHECKS
+from cgm_proxy.core.r4.extensions import bound_code, contexts_of, extension_faults
+from cgm_proxy.core.r4.findings import Findings, Node, relative_path
+from cgm_proxy.core.r4.invariants import NATIVE
 from cgm_proxy.core.r4.model import CORE, PRIMITIVES, ElementDefinition, Invariant, Model
 from cgm_proxy.core.r4.narrative import narrative_fault
 from cgm_proxy.core.r4.primitives import BYTE_ORDER_MARK, fault, show
 from cgm_proxy.core.r4.reference_scope import Scope
-from cgm_proxy.core.r4.references import References
-from cgm_proxy.core.r4.terminology import Codes
+from cgm_proxy.core.r4.references import reference_faults
+from cgm_proxy.core.r4.terminology import CodeChecks
 from cgm_proxy.core.r4.uris import BLANK, absolute, uri_fault
 
-#: Primitives that are no text, or text of a form of its own.
-UNTEXTUAL = frozenset({"boolean", "decimal", "integer", "positiveInt", "unsignedInt", "xhtml"})
-#: How extensions are called that stand for elements of other versions of FHIR.
+#: Primitives that are not text, or text of a form of its own.
+NOT_TEXT = frozenset({"boolean", "decimal", "integer", "positiveInt", "unsignedInt", "xhtml"})
+
+#: URLs of the extensions that represent elements of other versions of FHIR (https://hl7.org/fhir/R4/versions.html#extensions).
 OTHER_VERSION = re.compile(r"http://hl7\.org/fhir/\d+\.\d+/StructureDefinition/extension-")
-#: Deepest nesting that is looked at; deeper is refused.
+
+#: Elements that are nested deeper are refused.
 DEEPEST = 60
 
+#: JSON values in words; any other type is a number.
+JSON_KINDS: Mapping[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "text",
+    bool: "a boolean",
+    type(None): "null",
+}
 
-class Walk:
+#: What the JSON of a primitive type must be, for types that are not named with "a".
+PRIMITIVE_KINDS = {
+    "boolean": "true or false",
+    "decimal": "a number",
+    "id": "an id",
+    "instant": "an instant",
+    "integer": "a number",
+    "oid": "an oid",
+    "String": "text",
+    "unsignedInt": "an unsignedInt",
+}
+
+
+def validate(model: Model, scope: Scope, resource: JsonObject, path: str) -> Findings:
+    """Return the findings for one resource; `path` is what the paths of its issues begin with."""
+    walk = _Walk(model, scope)
+    walk.resource(resource, path)
+    return walk.findings
+
+
+class _Walk:
     """One walk over one resource."""
 
     def __init__(self, model: Model, scope: Scope) -> None:
-        self.model = model
-        self.scope = scope
-        self.found = Findings()
-        self._codes = Codes(model, self.found)
-        self._references = References(model, scope, self.found)
+        self.findings = Findings()
+        self._model = model
+        self._scope = scope
+        self._codes = CodeChecks(model, self.findings)
         self._ids: set[tuple[int, str]] = set()
+        """The ids of elements, each with the identity of its resource."""
 
     def resource(self, data: JsonObject, path: str, parent: str | None = None) -> None:
-        """Examine a resource: the root, a contained one or an entry's."""
+        """Check a resource: the outermost one, a contained one or that of an entry."""
         name = data.get("resourceType")
-        type_ = self.model.resource(name)
+        type_ = self._model.resource(name)
         if type_ is None:
             what = f"resourceType is {show(name)}" if "resourceType" in data else "resourceType is missing"
-            self.found.add("r4-resource-type", path, f"{what}; R4 wants the name of a resource type")
+            self.findings.add("r4-resource-type", path, f"{what}; R4 requires the name of a resource type")
             return
         node = Node(path, data, type_, data, parent)
-        self.found.resources.append(node)
+        self.findings.resources.append(node)
         self._object(node)
         if "_id" in data and "id" not in data:
-            self.found.add("r4-value", f"{path}.id", f"{last(path)}.id has no value; R4 wants one or no id at all")
+            self.findings.add_fault(path, ("r4-value", "id", "has no value; give it one or leave the id out"))
         if parent is None or "Bundle" in parent:
-            for rule, at, text in contained.faults(node):
-                self.found.add(rule, at, text)
+            for contained_fault in contained_faults(data):
+                self.findings.add_fault(path, contained_fault)
 
     def _object(self, node: Node) -> None:
+        """Check an object: its members, what is missing, and the rules of its type."""
         if not node.data:
-            self.found.add("r4-empty", node.path, f"{last(node.path)} is an empty object; leave it out or fill it")
+            self.findings.add_fault(node.path, ("r4-empty", "", "is an empty object; leave it out or fill it"))
             return
         if node.path.count(".") > DEEPEST:
-            self.found.add("r4-depth", node.path, f"{last(node.path)} is nested deeper than {DEEPEST} elements")
+            self.findings.add_fault(node.path, ("r4-depth", "", f"is nested deeper than {DEEPEST} elements"))
             return
-        self._own_id(node)
+        self._element_id(node)
         seen: dict[str, str] = {}
         for key in node.data:
             self._member(node, key, seen)
-        self._required(node, seen)
-        self._special(node)
-        borrowed = (  # another element's content has its rules not, but a parameter's parts
-            "." in node.type.name and node.parent not in {node.type.name, "Parameters.parameter.part"}
-        )
-        for rule in () if borrowed else node.type.invariants:
-            self._invariant(node, rule)
+        for element in node.type.required:
+            if element.name not in seen:
+                name = f"{node.path}.{element.name.removesuffix('[x]')}"
+                text = f"{relative_path(name)} is missing; R4 requires it in every {node.type.name}"
+                self.findings.add("r4-required", node.path, text)
+        if check := TYPE_CHECKS.get(node.type.name):
+            for type_fault in check(node.data):
+                self.findings.add_fault(node.path, type_fault)
+        # A content reference takes over the elements of another element, but not its invariants; except in Parameters.
+        own_type = "." not in node.type.name or node.parent in {node.type.name, "Parameters.parameter.part"}
+        for invariant in node.type.invariants if own_type else ():
+            self._invariant(node, invariant)
 
-    def _own_id(self, node: Node) -> None:
+    def _element_id(self, node: Node) -> None:
         name = node.data.get("id")
         if node.data is node.resource or not isinstance(name, str):
             return
         if (id(node.resource), name) in self._ids:
-            self.found.add(
-                "r4-duplicate-id", f"{node.path}.id", f"{last(node.path)}.id is {show(name)}, as another element's"
-            )
+            text = f"is {show(name)}, the id of another element; give each its own"
+            self.findings.add_fault(node.path, ("r4-duplicate-id", "id", text))
         self._ids.add((id(node.resource), name))
 
+    def _invariant(self, node: Node, invariant: Invariant) -> None:
+        holds = NATIVE.get(invariant.key)
+        if holds is None:
+            self.findings.invariants.append((node, invariant))
+        elif not holds(self._scope, node):
+            text = f"{relative_path(node.path)}: {invariant.human} ({invariant.key})"
+            self.findings.add(invariant.key, node.path, text)
+
     def _member(self, node: Node, key: str, seen: dict[str, str]) -> None:
-        plain = key.removeprefix("_")
+        """Check one member; `seen` maps the elements found so far to their JSON names."""
+        name = key.removeprefix("_")
         if key == "resourceType" and node.data is node.resource:
             return
-        known = node.type.members.get(plain)
-        where = f"{node.path}.{plain}"
-        if known is None or (plain != key and known[1] not in PRIMITIVES):
-            text = f"{last(f'{node.path}.{key}')} is no element of {node.type.name} in R4; leave it out or use an extension"
-            self.found.add("r4-unknown-element", f"{node.path}.{key}", text)
+        known = node.type.members.get(name)
+        path = f"{node.path}.{name}"
+        if known is None or (name != key and known[1] not in PRIMITIVES):
+            text = f"is not an element of {node.type.name} in R4; leave it out or use an extension"
+            self.findings.add_fault(node.path, ("r4-unknown-element", key, text))
             return
         element, type_ = known
-        other = seen.setdefault(element.name, plain)
-        if other != plain:
-            text = f"{last(where)} stands beside {other}; R4 wants one value for {element.name}"
-            self.found.add("r4-choice", where, text)
-        if plain == key:
-            self._value(node, element, type_, key, where)
+        other = seen.setdefault(element.name, name)
+        if other != name:
+            self.findings.add_fault(
+                path, ("r4-choice", "", f"is beside {other}; R4 allows one value for {element.name}")
+            )
+        if name == key:
+            self._element(node, element, type_, key, path)
         else:
-            self._companion(node, key, element, type_, where)
+            self._companion(node, key, element, type_, path)
 
-    def _value(self, node: Node, element: ElementDefinition, type_: str, key: str, where: str) -> None:
+    def _element(self, node: Node, element: ElementDefinition, type_: str, key: str, path: str) -> None:
+        """Check the value of an element, or each of its values."""
         value = node.data[key]
         if element.most == 0:
-            self.found.add("r4-cardinality", where, f"{last(where)} is not allowed here; leave it out")
+            self.findings.add_fault(path, ("r4-cardinality", "", "is not allowed here; leave it out"))
         elif not element.many:
-            self._one(node, element, type_, value, where)
+            self._value(node, element, type_, value, path)
         elif not isinstance(value, list):
-            self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants an array: [ … ]")
-        elif not value and (node.type.name, key) != ("Meta", "profile"):  # this one the HL7 validator lets pass
-            self.found.add("r4-empty", where, f"{last(where)} is an empty array; leave it out or fill it")
+            self.findings.add_fault(path, ("r4-json", "", f"is {_kind(value)}; R4 requires an array: [ … ]"))
+        elif not value and (node.type.name, key) != (
+            "Meta",
+            "profile",
+        ):  # the HL7 validator accepts an empty meta.profile
+            self.findings.add_fault(path, ("r4-empty", "", "is an empty array; leave it out or fill it"))
         else:
-            beside = node.data.get("_" + key)
+            companions = node.data.get("_" + key)
             for index, item in enumerate(value):
-                filled = isinstance(beside, list) and index < len(beside) and beside[index]
-                if not (item is None and type_ in PRIMITIVES and filled):
-                    self._one(node, element, type_, item, f"{where}[{index}]")
+                companion = _item(companions, index) if isinstance(companions, list) else None
+                if not (item is None and type_ in PRIMITIVES and companion):
+                    self._value(node, element, type_, item, f"{path}[{index}]")
 
-    def _one(self, node: Node, element: ElementDefinition, type_: str, value: Any, where: str) -> None:
+    def _value(self, node: Node, element: ElementDefinition, type_: str, value: Any, path: str) -> None:
         if type_ in PRIMITIVES:
-            self._primitive(node, element, type_, value, where)
+            self._primitive(node, element, type_, value, path)
         elif not isinstance(value, dict):
-            self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants an object: {{ … }}")
+            self.findings.add_fault(path, ("r4-json", "", f"is {_kind(value)}; R4 requires an object: {{ … }}"))
         elif type_ == "Resource":
-            self.resource(value, where, f"{node.type.name}.{element.name}")
+            self.resource(value, path, f"{node.type.name}.{element.name}")
         else:
-            self._complex(node, element, type_, value, where)
+            self._complex(node, element, type_, value, path)
 
-    def _complex(self, node: Node, element: ElementDefinition, type_: str, value: JsonObject, where: str) -> None:
-        known = self.model.type(type_)
+    def _complex(self, node: Node, element: ElementDefinition, type_: str, value: JsonObject, path: str) -> None:
+        known = self._model.type(type_)
         if known is None:
             return
-        within = f"{node.type.name}.{element.name}"
-        inner = Node(where, value, known, node.resource, within, element.name == "modifierExtension")
+        parent = f"{node.type.name}.{element.name}"
+        inner = Node(path, value, known, node.resource, parent, element.name == "modifierExtension")
         if type_ == "Extension":
-            inner = replace(inner, places=node.places or extensions.places(self.model, node.type.name, node.parent))
-            self._extension(inner)
-            inner = replace(inner, places=frozenset())
+            contexts = node.contexts or contexts_of(self._model, node.type.name, node.parent)
+            self._extension(replace(inner, contexts=contexts))
         self._object(inner)
         if type_ == "Reference":
-            self._references.check(inner, element.types[type_])
-        if within != "CodeableConcept.coding":  # there one valid coding of several is enough
-            self._codes.bound(element, type_, value, where)
-        for rule in element.invariants:
-            self._invariant(inner, rule)
+            for reference_fault in reference_faults(self._model, self._scope, inner, element.types[type_]):
+                self.findings.add_fault(path, reference_fault)
+        if parent != "CodeableConcept.coding":  # of several codings, one valid one is enough
+            self._codes.coded_element(element, type_, value, path)
+        for invariant in element.invariants:
+            self._invariant(inner, invariant)
 
     def _extension(self, node: Node) -> None:
-        self.found.extensions.append(node)
+        self.findings.extensions.append(node)
         url = node.data.get("url")
         if not url and "_url" in node.data:
-            self.found.add(
-                "r4-required", node.path, f"{last(node.path)}.url has no value; an extension is nothing without"
-            )
+            text = f"{relative_path(node.path)}.url has no value; every extension needs a URL"
+            self.findings.add("r4-required", node.path, text)
         if not isinstance(url, str):
             return
-        nested = node.parent == "Extension.extension"  # parts of an extension have plain names
-        if wrong := uri_fault(url) or (None if nested or absolute(url) else "an absolute URL"):
-            self.found.add("r4-value", f"{node.path}.url", f"{last(node.path)}.url is {show(url)}; R4 wants {wrong}")
-        if what := self._no_extension(url):
-            text = f"{last(node.path)}.url is {show(url)}, {what}; give the URL of an extension"
-            self.found.add("r4-extension-context", f"{node.path}.url", text)
-        definition = self.model.extension(url)
+        nested = node.parent == "Extension.extension"  # the parts of an extension have plain names
+        if expected := uri_fault(url) or (None if nested or absolute(url) else "an absolute URL"):
+            self.findings.add_fault(node.path, ("r4-value", "url", f"is {show(url)}; R4 requires {expected}"))
+        if other := self._other_meaning(url):
+            text = f"is {show(url)}, {other}; give the URL of an extension"
+            self.findings.add_fault(node.path, ("r4-extension-context", "url", text))
+        definition = self._model.extension(url)
         if definition is None:
             return
-        for rule, below, text in extensions.faults(definition, node.data, node.places, modifier=node.modifier):
-            at = f"{node.path}.{below}" if below else node.path
-            self.found.add(rule, at, f"{last(at)} {text}")
-        if code := extensions.bound(definition, node.data):
-            self._codes.code(*code, f"{node.path}.valueCode")
+        for extension_fault in extension_faults(definition, node.data, node.contexts, modifier=node.modifier):
+            self.findings.add_fault(node.path, extension_fault)
+        if bound := bound_code(definition, node.data):
+            self._codes.code(*bound, f"{node.path}.valueCode")
 
-    def _no_extension(self, url: str) -> str | None:
-        """Say what a URL means that can't be an extension's; None where it may be one."""
-        if url.startswith(CORE) and self.model.type(url.removeprefix(CORE)):
-            return "which is a type and no extension"
+    def _other_meaning(self, url: str) -> str | None:
+        """Return what a URL means that cannot be an extension's; None if it can."""
+        if url.startswith(CORE) and self._model.type(url.removeprefix(CORE)):
+            return "which is a type and not an extension"
         if OTHER_VERSION.match(url):
             return "which is for another version of FHIR"
         plain, versioned, _ = url.partition("|")
-        return "whose version does not belong there" if versioned and self.model.extension(plain) else None
+        return "whose version does not belong there" if versioned and self._model.extension(plain) else None
 
-    def _primitive(self, node: Node, element: ElementDefinition, type_: str, value: Any, where: str) -> None:
+    def _primitive(self, node: Node, element: ElementDefinition, type_: str, value: Any, path: str) -> None:
         if isinstance(value, dict | list) or value is None:
-            self.found.add("r4-json", where, f"{last(where)} is {_kind(value)}; R4 wants {_simple(type_)}")
+            kind = PRIMITIVE_KINDS.get(type_, f"a {type_}")
+            self.findings.add_fault(path, ("r4-json", "", f"is {_kind(value)}; R4 requires {kind}"))
             return
+        is_resource_id = element.name == "id" and node.data is node.resource
         if isinstance(value, str):
             value = value.replace(BYTE_ORDER_MARK, "")
-        if self._is_blank(node, element, type_, value) or (value == "" and self._is_extended(node, element, where)):
-            self._codes.missing(element, where)
-            return
+            # The HL7 validator only warns of text of white space, and accepts an empty primitive with extensions.
+            blank = type_ not in NOT_TEXT and not is_resource_id and type_ != "id" and BLANK.fullmatch(value)
+            if blank or (not value and not is_resource_id and _has_extension(node, path)):
+                self._codes.missing(element, path)
+                return
         if type_ == "xhtml":
-            pointed = self._ids_of_all() if '"#' in str(value) else frozenset[str]()
-            wrong = fault("string", value) or narrative_fault(value, pointed)
+            ids = self._all_ids() if '"#' in str(value) else frozenset[str]()
+            expected = fault("string", value) or narrative_fault(value, ids)
         else:
-            wrong = fault(self._pattern(node, element, type_), value)
-        if type_ == "canonical" and not wrong:
-            wrong = self._canonical(element, value)
-        if wrong:
-            self.found.add("r4-value", where, f"{last(where)} is {show(value)}; R4 wants {wrong}")
+            expected = fault("id" if is_resource_id else type_, value)
+        if type_ == "canonical" and not expected:
+            expected = self._canonical_fault(element, value)
+        if expected:
+            self.findings.add_fault(path, ("r4-value", "", f"is {show(value)}; R4 requires {expected}"))
         elif element.binding and type_ == "code":
-            self._codes.code(element.binding, value, where)
+            self._codes.code(element.binding, value, path)
 
-    def _canonical(self, element: ElementDefinition, url: str) -> str | None:
-        """Say what a canonical must mean: something in the resource after a `#`, and no resource of another type."""
+    def _canonical_fault(self, element: ElementDefinition, url: str) -> str | None:
+        """Return what R4 requires instead of a canonical that refers to nothing, or to a resource of another type."""
         if url.startswith("#"):
-            return None if url[1:] in self._ids_of_all() else "the # and id of something in the resource"
+            return None if url[1:] in self._all_ids() else "the # and id of something in the resource"
         allowed, plain = element.types["canonical"], url.partition("|")[0]
-        for kind, known in (("CodeSystem", self.model.system), ("ValueSet", self.model.value_set)):
-            if (
-                allowed
-                and kind not in allowed
-                and "Resource" not in allowed
-                and ":" in plain
-                and known(plain) is not None
-            ):
+        if not allowed or "Resource" in allowed or ":" not in plain:
+            return None
+        for kind, known in (("CodeSystem", self._model.system), ("ValueSet", self._model.value_set)):
+            if kind not in allowed and known(plain) is not None:
                 return f"the URL of a {' or '.join(allowed)}, not of a {kind}"
         return None
 
-    def _ids_of_all(self) -> frozenset[str]:
-        """Give the ids of all elements and resources."""
-        return frozenset(str(held["id"]) for held in contained.all_objects(self.scope.root) if "id" in held)
+    def _all_ids(self) -> frozenset[str]:
+        """Return the ids of all elements and resources."""
+        return frozenset(str(item["id"]) for item in nested_objects(self._scope.root) if "id" in item)
 
-    def _is_blank(self, node: Node, element: ElementDefinition, type_: str, value: Any) -> bool:
-        """Whether a text is of white space only, which the HL7 validator warns of and does not look into."""
-        if not isinstance(value, str) or type_ in UNTEXTUAL or not BLANK.fullmatch(value):
-            return False
-        return self._pattern(node, element, type_) != "id"
-
-    def _is_extended(self, node: Node, element: ElementDefinition, where: str) -> bool:
-        """Whether an empty primitive has extensions, which say then what it means; a resource's id never has."""
-        if element.name == "id" and node.data is node.resource:
-            return False
-        name, _, index = where.rpartition(".")[2].rstrip("]").partition("[")
-        beside = node.data.get(f"_{name}")
-        if index and isinstance(beside, list):
-            beside = beside[int(index)] if int(index) < len(beside) else None
-        return isinstance(beside, dict) and "extension" in beside
-
-    def _pattern(self, node: Node, element: ElementDefinition, type_: str) -> str:
-        return "id" if type_ == "String" and element.name == "id" and node.data is node.resource else type_
-
-    def _companion(self, node: Node, key: str, element: ElementDefinition, type_: str, where: str) -> None:
-        value = node.data[key]
-        plain = node.data.get(key[1:])
-        items = value if isinstance(value, list) else [value]
-        if isinstance(value, list) != element.many or not items:
-            shape = "an array" if element.many else "an object"
-            self.found.add("r4-json", where, f"{last(f'{node.path}.{key}')} is {_kind(value)}; R4 wants {shape}")
+    def _companion(self, node: Node, key: str, element: ElementDefinition, type_: str, path: str) -> None:
+        """Check `_name`, which holds the id and extensions of a primitive."""
+        companions, values = node.data[key], node.data.get(key[1:])
+        key_path = relative_path(f"{node.path}.{key}")
+        items = companions if isinstance(companions, list) else [companions]
+        if isinstance(companions, list) != element.many or not items:
+            expected = "an array" if element.many else "an object"
+            self.findings.add("r4-json", path, f"{key_path} is {_kind(companions)}; R4 requires {expected}")
             return
+        base, parent = self._model.type("Element"), f"{node.type.name}.{element.name}"
+        contexts = contexts_of(self._model, type_, parent)
         for index, item in enumerate(items):
-            at = f"{where}[{index}]" if element.many else where
-            absent = isinstance(plain, list) and index < len(plain) and plain[index] is not None
-            if item is None and element.many and absent:
+            item_path = f"{path}[{index}]" if element.many else path
+            if item is None and element.many and isinstance(values, list) and _item(values, index) is not None:
                 continue
             if not isinstance(item, dict):
-                self.found.add("r4-json", at, f"{last(f'{node.path}.{key}')} is {_kind(item)}; R4 wants an object")
-            elif base := self.model.type("Element"):
-                places = extensions.places(self.model, type_, f"{node.type.name}.{element.name}")
-                self._object(Node(at, item, base, node.resource, f"{node.type.name}.{element.name}", places=places))
-                beside = plain[index] if isinstance(plain, list) and index < len(plain) else plain
-                self._alone(item, beside, at)
-                if beside is None:
-                    self._codes.missing(element, at)
+                self.findings.add("r4-json", item_path, f"{key_path} is {_kind(item)}; R4 requires an object")
+            elif base is not None:
+                self._object(Node(item_path, item, base, node.resource, parent, contexts=contexts))
+                value = values[index] if isinstance(values, list) and index < len(values) else values
+                if value is None:
+                    if item and "extension" not in item:
+                        text = "has neither a value nor an extension; leave it out or fill it"
+                        self.findings.add_fault(item_path, ("ele-1", "", text))
+                    self._codes.missing(element, item_path)
 
-    def _alone(self, companion: JsonObject, plain: Any, where: str) -> None:
-        """Check ele-1 of a primitive: an id alone is no content."""
-        if companion and plain is None and "extension" not in companion:
-            self.found.add(
-                "ele-1", where, f"{last(where)} has neither a value nor an extension; leave it out or fill it"
-            )
 
-    def _required(self, node: Node, seen: dict[str, str]) -> None:
-        for element in node.type.required:
-            if element.name not in seen:
-                name = element.name.removesuffix("[x]")
-                text = f"{last(f'{node.path}.{name}')} is missing; R4 wants it in every {node.type.name}"
-                self.found.add("r4-required", node.path, text)
+def _has_extension(node: Node, path: str) -> bool:
+    """Whether the primitive at a path has extensions."""
+    name, _, index = path.rpartition(".")[2].rstrip("]").partition("[")
+    companion = node.data.get(f"_{name}")
+    if index and isinstance(companion, list):
+        companion = _item(companion, int(index))
+    return isinstance(companion, dict) and "extension" in companion
 
-    def _invariant(self, node: Node, rule: Invariant) -> None:
-        native = NATIVE.get(rule.key)
-        if native is None:
-            self.found.invariants.append((node, rule))
-        elif not native(self, node):
-            self.found.add(rule.key, node.path, f"{last(node.path)}: {rule.human} ({rule.key})")
 
-    def _special(self, node: Node) -> None:
-        check = SPECIAL.get(node.type.name)
-        if check:
-            for rule, where, text in check(node.data):
-                at = f"{node.path}.{where}" if where else node.path
-                self.found.add(rule, at, f"{last(at)} {text}")
+def _item(values: list[Any], index: int) -> Any:
+    return values[index] if index < len(values) else None
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _simple(type_: str) -> str:
-    return {"boolean": "true or false", "decimal": "a number", "integer": "a number"}.get(type_, f"a {type_}")
-
-
-def _period(_walk: Walk, node: Node) -> bool:
-    start, end = node.data.get("start"), node.data.get("end")
-    if not isinstance(start, str) or not isinstance(end, str) or not start or not end:
-        return True
-    return not fault("dateTime", start) and not fault("dateTime", end) and not_after(start, end)
-
-
-def _reference(walk: Walk, node: Node) -> bool:
-    """ref-1: a `#` reference names a contained resource."""
-    text = node.data.get("reference")
-    if not isinstance(text, str) or not text.startswith("#"):
-        return True
-    if text == "#":  # the container, said by what is contained
-        return walk.scope.home(node.resource) is not node.resource
-    return walk.scope.find(text, node.resource) is not None
-
-
-def _range(_walk: Walk, node: Node) -> bool:
-    """rng-2: low ≤ high, which is certain only in one unit."""
-    low, high = node.data.get("low"), node.data.get("high")
-    if not isinstance(low, dict) or not isinstance(high, dict):
-        return True
-    least, most = low.get("value"), high.get("value")
-    if least is None or most is None or low.get("unit") != high.get("unit"):
-        return False
-    return bool(fault("decimal", least) or fault("decimal", most) or least <= most)
-
-
-def _has(data: JsonObject, name: str) -> bool:
-    return name in data or f"_{name}" in data
-
-
-def _always(_walk: Walk, _node: Node) -> bool:
-    return True
-
-
-#: Invariants decided here and not by FHIRPath: some for speed, some because the specification's expression needs what a
-#: FHIRPath engine does not have (htmlChecks). dom-2 to dom-5 are checked with the container, narrative with its div.
-NATIVE: dict[str, Callable[[Walk, Node], bool]] = {
-    "per-1": _period,
-    "ref-1": _reference,
-    "rng-2": _range,
-    **dict.fromkeys(("dom-2", "dom-3", "dom-4", "dom-5", "txt-1", "txt-2"), _always),
-    "qty-3": lambda _walk, node: not _has(node.data, "code") or _has(node.data, "system"),
-    **dict.fromkeys(("bdl-7", "bdl-8"), _always),
-    "att-1": lambda _walk, node: "data" not in node.data or "contentType" in node.data,
-}
-
-
-def walk(model: Model, scope: Scope, data: JsonObject, path: str) -> Findings:
-    """Examine one resource and give the findings."""
-    walking = Walk(model, scope)
-    walking.resource(data, path)
-    return walking.found
+    return JSON_KINDS.get(type(value), "a number")

@@ -11,17 +11,9 @@ from typing import Any
 
 import msgspec
 
+from cgm_proxy.core.codec.bodies import sniff, unreadable
 from cgm_proxy.core.codec.fhir_xml import FhirXml
-from cgm_proxy.core.codec.json_body import (
-    BOM,
-    Buffer,
-    encode,
-    refuse_repeated,
-    refusing_malformed,
-    sniff,
-    unreadable,
-    with_room,
-)
+from cgm_proxy.core.codec.json_body import BOM, Buffer, encode, refuse_repeated, refusing_malformed, with_spare_frames
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.model import Entry, ParsedEntries, parse_entry
 
@@ -56,7 +48,7 @@ def read_document(
             raise unreadable()
     reader = _Reader(partial(_EntryCollector, localize, limit, between))
     with refusing_malformed():
-        document = with_room(reader.document, data)
+        document = with_spare_frames(reader.document, data)
     refuse_repeated(data, reader.colons)
     return document
 

@@ -13,7 +13,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from cgm_proxy.core.codec.json_body import decode, encode, media_type
+from cgm_proxy.core.codec.bodies import media_type
+from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.sandbox.store import bundles
 from cgm_proxy.sandbox.store.database import Database, Version

@@ -11,7 +11,7 @@ from support.places import RULES
 from cgm_proxy.rulekit.loading import rule_book
 
 BOOK = rule_book(RULES)
-BOOK.shapes = None
+BOOK.verdict_cache = None
 NULL, OBSERVED = (
     "http://terminology.hl7.org/CodeSystem/v3-NullFlavor",
     "http://terminology.hl7.org/CodeSystem/observation-category",

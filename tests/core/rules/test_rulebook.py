@@ -8,6 +8,7 @@ import pytest
 from support.places import RULES
 
 from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
+from cgm_proxy.rulekit.loading import rule_book
 
 D = "http://hl7.org/fhir/uv/cgm/StructureDefinition"
 READING = {
@@ -29,7 +30,7 @@ MASS = f"{D}/cgm-sensor-reading-mass-per-volume"
 
 @pytest.fixture(scope="module")
 def book() -> RuleBook:
-    return RuleBook.load(RULES)
+    return rule_book(RULES)
 
 
 def changed(path: str, value: object) -> dict:
@@ -57,36 +58,36 @@ NAME = "cgm-sensor-reading-mass-per-volume"
 MESSAGES = [
     (
         "valueQuantity.unit", "mg/dL", f"{NAME}/value-unit", "Observation.valueQuantity.unit",
-        f'valueQuantity.unit is "mg/dL"; {NAME} wants "mg/dl" (the code stays "mg/dL")',
+        f'valueQuantity.unit is "mg/dL"; {NAME} requires "mg/dl" (the code stays "mg/dL")',
     ),
-    ("subject", ..., f"{NAME}/subject", "Observation", f"subject is missing; {NAME} wants a subject"),
+    ("subject", ..., f"{NAME}/subject", "Observation", f"subject is missing; {NAME} requires a subject"),
     (
         "status", "done", "r4-code", "Observation.status",
-        ('status is "done"; R4 wants one of amended, cancelled, corrected, entered-in-error, final, preliminary, '
+        ('status is "done"; R4 requires one of amended, cancelled, corrected, entered-in-error, final, preliminary, '
         "registered, unknown"),
     ),
     (
         "effectiveDateTime", "2025-02-30", "r4-value", "Observation.effectiveDateTime",
-        ('effectiveDateTime is "2025-02-30"; R4 wants a date, or a date and time with seconds and zone such as '
+        ('effectiveDateTime is "2025-02-30"; R4 requires a date, or a date and time with seconds and zone such as '
         "2024-05-01T10:15:00Z"),
     ),
     (
         "glucose", 5, "r4-unknown-element", "Observation.glucose",
-        "glucose is no element of Observation in R4; leave it out or use an extension",
+        "glucose is not an element of Observation in R4; leave it out or use an extension",
     ),
     (
         "subject.reference", "Practitioner/1", "r4-reference", "Observation.subject.reference",
-        'subject.reference is "Practitioner/1", a Practitioner; R4 wants Patient or Group or Device or Location',
+        'subject.reference is "Practitioner/1", a Practitioner; R4 requires Patient or Group or Device or Location',
     ),
     (
         "valueQuantity.value", "120", "r4-value", "Observation.valueQuantity.value",
-        'valueQuantity.value is "120"; R4 wants a number',
+        'valueQuantity.value is "120"; R4 requires a number',
     ),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "value", "rule", "where", "text"), MESSAGES)
-def test_a_refusal_says_what_was_found_and_what_is_wanted(
+def test_an_issue_says_what_was_found_and_what_is_required(
     book: RuleBook, path: str, value: object, rule: str, where: str, text: str
 ) -> None:
     assert (rule, where, text) in texts(book, changed(path, value))
@@ -103,7 +104,7 @@ def test_code_and_unit_imply_a_profile(book: RuleBook) -> None:
     assert book.implied({"resourceType": ["Observation"]}, "1.0.0") == ()
 
 
-def test_profiles_of_one_code_are_told_apart_by_their_unit(book: RuleBook) -> None:
+def test_profiles_of_one_code_are_distinguished_by_their_unit(book: RuleBook) -> None:
     system = "http://argo.run/cgm/CodeSystem/cgm-summary-codes-temporary"
     mean = {"resourceType": "Observation", "code": {"coding": [{"system": system, "code": "mean-glucose"}]}}
     for unit, name in (("mg/dL", "mass"), ("mmol/L", "molar")):
@@ -126,7 +127,7 @@ def test_readings_are_made_of_their_device_too(book: RuleBook) -> None:
     assert book.made_of(MASS) == {f"{D}/cgm-device"}
 
 
-def test_one_canonical_means_each_dialects_own_profile(book: RuleBook) -> None:
+def test_a_canonical_names_each_dialects_own_profile(book: RuleBook) -> None:
     url = f"{D}/cgm-sensor-reading-moles-per-volume"
     codes = {dialect: book.profile(url, dialect).when for dialect in ("1.0.0-ballot", "1.0.0")}
     assert "105272-9" in codes["1.0.0"]
@@ -134,7 +135,7 @@ def test_one_canonical_means_each_dialects_own_profile(book: RuleBook) -> None:
     assert book.profile(f"{url}|9.9", "1.0.0") is None
 
 
-def test_claiming_another_profile_of_the_dialect_asks_for_it_as_well(book: RuleBook) -> None:
+def test_a_claimed_profile_of_the_dialect_is_checked_as_well(book: RuleBook) -> None:
     claiming = {**READING, "meta": {"profile": [f"{D}/cgm-summary-gmi"]}}
     assert any(i.rule == "cgm-summary-gmi/code" for i in book.examine(claiming, [MASS], dialect="1.0.0"))
 
@@ -151,4 +152,4 @@ def test_a_cycle_of_references_ends(book: RuleBook) -> None:
 
 def test_the_shipped_rules_come_first() -> None:
     with pytest.raises(RulesError, match=r"has no r4/types\.ndjson"):
-        RuleBook.load(Path(__file__).parent)
+        rule_book(Path(__file__).parent)

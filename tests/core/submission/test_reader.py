@@ -11,7 +11,8 @@ from support.json_samples import DUPLICATES, MALFORMED, texts
 from support.r4 import FHIR_XML
 from support.submissions import LIMITS, bundle, entry, localize, reading, summary, urn
 
-from cgm_proxy.core.codec.json_body import BOM, decode, encode, parse
+from cgm_proxy.core.codec.bodies import parse
+from cgm_proxy.core.codec.json_body import BOM, decode, encode
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reader as document
