@@ -33,7 +33,7 @@ class Fault:
     kind: str
 
 
-def lock(_: servers.Running, raw: Redis) -> None:
+def require_password(_: servers.Running, raw: Redis) -> None:
     raw.config_set("requirepass", "s3cr3t")
     raw.client_kill_filter(_type="normal", skipme=True)
 
@@ -45,7 +45,7 @@ FAULTS = {
         "timeout",
     ),
     "killed": Fault(lambda server, _: server.kill(), lambda server, _: server.start(), "refused"),
-    "locked": Fault(lock, lambda _, raw: raw.config_set("requirepass", ""), "error"),
+    "locked": Fault(require_password, lambda _, raw: raw.config_set("requirepass", ""), "error"),
     "not allowed": Fault(
         lambda _, raw: raw.execute_command("ACL SETUSER default -info"),
         lambda _, raw: raw.execute_command("ACL SETUSER default +info"),
@@ -57,11 +57,11 @@ FAULTS = {
 }
 
 
-def counted(kind: str) -> float:
+def faults_counted(kind: str) -> float:
     return REGISTRY.get_sample_value("cgm_proxy_shared_memory_faults_total", {"kind": kind}) or 0
 
 
-def shown() -> float | None:
+def up_metric() -> float | None:
     return REGISTRY.get_sample_value("cgm_proxy_shared_memory_up")
 
 
@@ -77,7 +77,7 @@ async def test_the_proxy_continues_without_valkey_and_returns_to_it(valkey: serv
     with Redis.from_url(valkey.url) as raw:
         async with replica(valkey.url, shared_timeout=QUICK) as one:
             await one.add_stored_entries(STORED, await one.generation())
-            before = counted(fault.kind)
+            before = faults_counted(fault.kind)
             fault.begin(valkey, raw)
             try:
                 async with quickly():
@@ -91,12 +91,12 @@ async def test_the_proxy_continues_without_valkey_and_returns_to_it(valkey: serv
                             one.invalidating_write(["DELETE"], ["Observation", "1"]),
                         ):
                             assert not lock.held
-                await until(lambda: counted(fault.kind) > before)
-                assert (one.available, shown()) == (False, 0)
+                await until(lambda: faults_counted(fault.kind) > before)
+                assert (one.available, up_metric()) == (False, 0)
             finally:
                 fault.end(valkey, raw)
             await until(lambda: one.available)
-            assert shown() == 1
+            assert up_metric() == 1
             assert not await finds_stored(one)
             await one.add_stored_entries(STORED, await one.generation())
             assert await asyncio.gather(*(finds_stored(one) for _ in range(64))) == [True] * 64
@@ -127,9 +127,9 @@ async def test_a_full_valkey_can_still_be_read_and_invalidated(valkey: servers.R
         async with replica(valkey.url) as one, replica(valkey.url) as other:
             await one.add_stored_entries({ONE: STORED[ONE]}, await one.generation())
             raw.config_set("maxmemory", "1")
-            before = counted("error")
+            before = faults_counted("error")
             await one.add_stored_entries({TWO: STORED[TWO]}, await one.generation())
-            assert counted("error") == before + 1
+            assert faults_counted("error") == before + 1
             assert await found(other, [ONE, TWO]) == {ONE: STORED[ONE]}
             async with one.patient_lock("Patient/1") as lock:
                 assert not lock.held
@@ -168,12 +168,12 @@ async def test_a_generation_that_was_evicted_does_not_return(valkey: servers.Run
 async def test_the_proxy_starts_without_valkey(tmp_path: Path) -> None:
     server = servers.valkey_process(tmp_path)
     async with quickly(), replica(server.url) as one:
-        assert (one.available, shown()) == (False, 0)
+        assert (one.available, up_metric()) == (False, 0)
         assert not await finds_stored(one)
     server.start()
     try:
         async with replica(server.url) as one:
-            assert (one.available, shown()) == (True, 1)
+            assert (one.available, up_metric()) == (True, 1)
     finally:
         server.stop()
 
