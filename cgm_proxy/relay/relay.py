@@ -6,8 +6,9 @@ Connections come from aiohttp's pool (`connection_pool`) and messages are read b
 The relay changes what a relay must change, and nothing else:
 
 - Hop-by-hop fields and framing belong to each connection (RFC 9110, 7.6.1); trailer fields are dropped (6.5.1).
-- `Host` is the upstream's. `Forwarded`, `X-Forwarded-*` and `Via` are written anew (`core.http.header_fields`): host,
-  port, scheme and prefix come from the public base URL of the settings, never from a field that the client sent.
+- `Host` is the upstream's, and a `Via` is added. `Forwarded` and `X-Forwarded-*` are written anew
+  (`core.http.header_fields`): host, port, scheme and prefix come from the public base URL of the settings, never from a
+  field that the client sent.
 - `Location`, `Content-Location` and FHIR links to the upstream's base become public (`response_writer`).
 - An expected `100 Continue` is left to the upstream; an upgrade is refused.
 
