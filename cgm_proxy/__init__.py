@@ -1,6 +1,6 @@
 """cgm-proxy makes any FHIR R4 server a conformant receiver of continuous glucose monitoring (CGM) data.
 
-This is the architecture; `docs/architecture.md` shows it as a page, and `docs/glossary.md` explains the words.
+This docstring is the architecture. `docs/architecture.md` shows it as a page, and `docs/glossary.md` explains the words.
 
 ## The story of a submission
 
@@ -8,22 +8,22 @@ This is the architecture; `docs/architecture.md` shows it as a page, and `docs/g
 
 | stage | takes | returns | where |
 |---|---|---|---|
-| detect | request line, headers, body | a dialect, or none: stream it | `server/front_door.py`, `core/submission/detection.py` |
+| detect | request line, headers, body | a dialect, or none: stream | `server/front_door.py`, `core/submission/detection.py` |
 | parse | bytes | a Submission with its entries, or a 400 | `receiver/parsing.py`, `core/codec/`, `core/submission/reader.py` |
 | find orders | patient | the patient's active orders, cached | `receiver/story.py`, `cache/`, `core/submission/orders.py` |
 | judge | entries, orders, rules | a verdict for each entry, and one for the whole | `core/submission/judge.py`, `core/rules/` |
-| find duplicates | accepted entries | where entries are stored already | `receiver/duplicates.py`, `core/submission/identity.py` |
-| plan | accepted entries, duplicates | what is created, together with what, and after what | `core/submission/plan.py` |
-| send | plan | the upstream's answer to each entry, sent again as that helps | `receiver/forwarding/`, `core/rest/reactions.py` |
-| settle | answers | one outcome for each entry: stored where, refused why, or unknown | `receiver/storing.py` |
+| find duplicates | accepted entries | locations of stored entries | `receiver/duplicates.py`, `core/submission/identity.py` |
+| plan | accepted entries, duplicates | which entries are created, in which groups and order | `core/submission/plan.py` |
+| send | plan | the upstream's answer for each entry, after retries | `receiver/forwarding/`, `core/rest/reactions.py` |
+| settle | answers | one outcome for each entry: stored, refused or unknown | `receiver/storing.py` |
 | reply | verdicts, outcomes | a response Bundle in the entries' order | `core/submission/reply.py` |
 
-`receiver/story.py` tells this in one function, and `receiver/storing.py` the part from finding duplicates to settling.
+`receiver/story.py` tells this story in one function, and `receiver/storing.py` the part from finding duplicates to settling.
 Judging, planning and replying are pure; finding orders, finding duplicates and sending are the only awaits. A submission is
-judged in parts: once it is certain that it is not refused whole, the first part is sent while later ones are judged.
+judged in parts: as soon as it is certain that it is not refused as a whole, parts are sent while later ones are judged.
 
-`receiver/intake.py` is a submission's way from request to answer without HTTP. It is the same now and later: with
-`Prefer: respond-async`, `jobs/` keeps the submission in a file first, and a worker takes it in.
+`receiver/intake.py` takes a submission from its request to its answer, without HTTP. With `Prefer: respond-async`, `jobs/`
+first keeps the submission in a file, and a worker later hands it to the same intake.
 
 ## Packages
 
@@ -40,11 +40,11 @@ judged in parts: once it is certain that it is not refused whole, the first part
 | `observability/`, `settings/` | metrics, logs and statistics of streams; the settings file and the environment |
 | `rulekit/` | rule files: loading, linting, testing, importing |
 | `sandbox/` | the embedded FHIR store behind the demo, and simulated data |
-| `core/` | pure code, see below |
+| `core/` | pure code: no I/O, and the time is an argument |
 | `core/http/`, `core/r4/` | header fields and base URLs; FHIR R4 itself |
-| `core/codec/` | JSON and XML, with their digits |
+| `core/codec/` | JSON and XML, without losing digits |
 | `core/rules/`, `core/submission/` | the rules engine; the guide's submissions and orders |
-| `core/rest/` | what is sent to a FHIR server, and what its answers mean |
+| `core/rest/` | requests to a FHIR server, and the meaning of its answers |
 
 Imports go in one direction. An arrow means "imports":
 
@@ -53,7 +53,7 @@ Imports go in one direction. An arrow means "imports":
     within core: rest → {submission, rules} → codec → {r4, http} → issues
 
 `relay/` knows nothing of submissions, but shares the table of the upstream's faults (`upstream/faults.py`). `rulekit/` and
-`sandbox/` import only core. `core/` has no I/O, clock, environment, logging or metrics: the time is an argument (`now`).
+`sandbox/` import only core. `core/` has no I/O, clock, environment, logging or metrics; the time is the argument `now`.
 import-linter (contracts in `pyproject.toml`) and ruff's banned imports hold this.
 
 A fault of one entry is a value (`Issue` in `core/issues.py`); an exception (`RequestRefused`) is for a whole request.
@@ -63,12 +63,13 @@ A fault of one entry is a value (`Issue` in `core/issues.py`); an exception (`Re
 1. **Nothing answered 201 or 200 is missing upstream.** An entry whose fate is unknown answers 503 and may be sent again.
 2. **Nothing is stored twice,** whatever dies, repeats or races. The authority is the upstream's store, by conditional create on
    one identifier or by what stands in for it where there is none. Caches only save work.
-3. **What is stored is what was sent:** numbers keep their digits; unknown order, extensions and text stay. Only the
-   identity (one more identifier) and resolved references are added.
-4. **No way around the check.** What is a submission is decided on the parsed content, and what is parsed is what is forwarded.
-5. **What is no submission is not touched.**
+3. **Resources are stored as they were sent:** numbers keep their digits; the order of elements, extensions and text stay.
+   Only the identity (one more identifier) is added, and references are resolved.
+4. **The check can't be bypassed.** Whether a request is a submission is decided on its parsed content, and the proxy forwards
+   exactly what it parsed.
+5. **Other requests are not changed.**
 6. **Fail closed at start, fail clear at run.** A faulty rule or setting stops the start with file, key and cure; a faulty request
-   gets an OperationOutcome that names entry, element and rule; an upstream's fault gets 502, 503 or 504, never a hang.
+   gets an OperationOutcome that names entry, element and rule; a fault of the upstream gives 502, 503 or 504, never a hang.
 7. **No patient data in logs, metrics' labels or logged URLs.**
 
 ## Where to add what

@@ -92,8 +92,8 @@ async def _submit(bundle: bytes) -> Any:
 
 
 def architecture() -> str:
-    """Return the package's docstring without its first line, which the page has as its own."""
-    return cleandoc(cgm_proxy.__doc__ or "").partition("\n")[2]
+    """Return the sections of the package's docstring."""
+    return "## " + cleandoc(cgm_proxy.__doc__ or "").partition("\n## ")[2]
 
 
 #: What makes each part, by name; any other name is the command whose output it shows.
