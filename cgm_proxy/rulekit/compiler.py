@@ -1,68 +1,83 @@
-"""Compile a snapshot into rules: what it narrows against R4's own type becomes FHIRPath."""
+"""Compile a snapshot into rules: each constraint that is narrower than R4's own becomes FHIRPath.
+
+The `text` of a rule completes the sentence "<profile> requires …".
+"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import CORE, ElementDefinition, Model, Type
+from cgm_proxy.core.rules.fhirpath import Expressions
 from cgm_proxy.core.rules.static_analysis import analyse
 from cgm_proxy.rulekit.snapshots import Guide, Tree, both, criterion, fixed, profiles, quoted, tests, types
 
-#: Invariants of R4 that every snapshot repeats or that are best practice only.
+#: Invariants of R4, which every snapshot repeats.
 BASE_KEYS = re.compile(
     r"^(ele|ext|dom|obs|bdl|dgr|prr|dev|pat|per|qty|cnl|sdf|txt|ref|att|cpt|tim|rat|rng|org|cnt|drt)-\d+$"
 )
 
-#: Invariants that are written so that they cannot fail, as the HL7 validator finds too.
-NEVER = {"us-core-1": "`$this is DateTime` is false of every FHIR dateTime"}
+#: Invariants that can never fail, in the HL7 validator as well: us-core-1 begins with `$this is DateTime`, which is false of
+#: every FHIR dateTime.
+NEVER_FAIL = frozenset({"us-core-1"})
+
+#: Names of elements that are no nouns to be counted, with the words that a text has instead.
+NOUNS = {
+    "active": "a value for active",
+    "data": "data",
+    "effective": "an effective time",
+    "family": "a family name",
+}
 
 
 @dataclass
 class Compiler:
-    """Compiles one profile's snapshot; `rules` grows."""
+    """Compiles the snapshot of one profile. `on` is always the FHIRPath that selects the parents of an element."""
 
     guide: Guide
     definition: JsonObject
     rules: list[JsonObject] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    """The rules so far; each method adds to them."""
+    expressions: Expressions = field(default_factory=Expressions)
 
     @property
     def model(self) -> Model:
-        """R4's element model."""
+        """The element model of R4."""
         return self.guide.model
 
-    def rule(self, element: JsonObject, on: str, expression: str, text: str, shows: str = "") -> None:
-        """Add a rule; its id is made from the element and what is asked."""
-        made = {"id": "", "element": element["id"], "at": on, "expression": expression, "shows": shows, "text": text}
-        made = {key: value for key, value in made.items() if value or key == "id"}
-        if by_slice(on, expression):
+    def rule(self, element: JsonObject, on: str, expression: str, text: str, shows: str = "", name: str = "") -> None:
+        """Add a rule, unless there is one like it; `name` is its id, if that is not made from the element."""
+        rule = {"id": name, "element": element["id"], "at": on, "expression": expression, "shows": shows, "text": text}
+        rule = {key: value for key, value in rule.items() if value or key == "id"}
+        if selected_by(on, expression):
             return
-        if not any(made["expression"] == r["expression"] and made.get("at") == r.get("at") for r in self.rules):
-            self.rules.append(made)
+        if not any(rule["expression"] == r["expression"] and rule.get("at") == r.get("at") for r in self.rules):
+            self.rules.append(rule)
 
     def compile(self) -> list[JsonObject]:
-        """Give the profile's rules."""
+        """Return the rules of the profile."""
         tree = self.guide.trees[self.definition["url"]]
         base = self.model.type(self.definition["type"])
         self.invariants(tree.definition, "")
         self.members(tree, "", base)
         if self.definition["type"] == "Extension":
             self.parts(tree)
-        cures(self.rules)
-        number(self.rules)
+        add_codes_to_units(self.rules)
+        add_ids(self.rules)
         return self.rules
 
     def parts(self, tree: Tree) -> None:
-        """Compile that an extension has no other parts than those it defines."""
+        """Compile the rule that an extension has only the parts that it defines."""
         part = tree.children.get("extension")
         if part and part.slices:
             named = " | ".join(quoted(name) for name in part.slices)
             test = f"extension.all(url in ({named}) or url.contains(':'))"
-            self.rule(part.definition, "", test, f"no other parts than {', '.join(part.slices)}", "extension.url")
+            self.rule(part.definition, "", test, f"each part to be one of {', '.join(part.slices)}", "extension.url")
 
     def members(self, tree: Tree, on: str, base: Type | None) -> None:
-        """Compile the children of an element that FHIRPath `on` selects."""
+        """Compile the children of an element of type `base`."""
         for name, part in tree.children.items():
             element = base.elements.get(name) if base else None
             self.element(part, on, element)
@@ -82,7 +97,7 @@ class Compiler:
             self.sliced(tree, on, name, base)
 
     def content(self, tree: Tree, here: str, base: ElementDefinition | None, parent: str = "", name: str = "") -> None:
-        """Compile what an element or slice, selected by `here`, must contain."""
+        """Compile the content of an element or slice that `here` selects."""
         self.value(tree.definition, here, parent, name)
         self.binding(tree.definition, here, base)
         self.references(tree.definition, here, base)
@@ -91,33 +106,33 @@ class Compiler:
             self.members(tree, here, self.type_of(tree, base))
 
     def type_of(self, tree: Tree, base: ElementDefinition | None) -> Type | None:
-        """Give the type whose elements the children are."""
+        """Return the type that has the children of an element."""
         if base and len(base.types) == 1 and next(iter(base.types)) != "Resource":
             return self.model.type(next(iter(base.types)))
         named = types(tree.definition)
         return self.model.type(named[0]) if named else None
 
     def cardinality(self, definition: JsonObject, on: str, name: str, base: ElementDefinition | None) -> None:
-        """Compile a minimum above, and a maximum below, those of R4."""
+        """Compile a minimum above that of R4, and a maximum below it."""
         least, most = definition.get("min", 0), definition.get("max", "*")
         if least > (base.least if base else 0):
-            test = f"{name}.exists()" if least == 1 else f"{name}.count() >= {least}"
-            self.rule(
-                definition, on, test, f"{article(name)} {name}" if least == 1 else f"at least {least} {name}", name
-            )
+            if least == 1:
+                self.rule(definition, on, f"{name}.exists()", a_or_an(name), name)
+            else:
+                self.rule(definition, on, f"{name}.count() >= {least}", f"at least {counted(least, name)}", name)
         if most != "*" and (base is None or base.most is None or int(most) < base.most):
             if most == "0":
-                self.rule(definition, on, f"{name}.empty()", f"no {name}", name)
+                self.rule(definition, on, f"{name}.empty()", f"{name} to be absent", name)
             elif base is None or base.many:
-                self.rule(definition, on, f"{name}.count() <= {most}", f"at most {most} {name}", name)
+                self.rule(definition, on, f"{name}.count() <= {most}", f"at most {counted(int(most), name)}", name)
 
     def types(self, definition: JsonObject, on: str, name: str, base: ElementDefinition | None) -> None:
-        """Compile the types of a choice that are fewer than R4's."""
+        """Compile the types of a choice, if they are fewer than R4's."""
         named = types(definition)
         if base is None or not base.choice or not named or set(named) >= set(base.types):
             return
         test = f"{name}.all({' or '.join(f'$this is {t}' for t in named)})"
-        self.rule(definition, on, test, " or ".join(f"{article(t)} {t}" for t in named), name)
+        self.rule(definition, on, test, listed([a_or_an(t) for t in named]), name)
 
     def value(self, definition: JsonObject, here: str, parent: str, name: str) -> None:
         """Compile a fixed or pattern value: of a primitive on its parent, of an object on itself."""
@@ -125,13 +140,13 @@ class Compiler:
         if found is None:
             return
         if f"{name} = {quoted(found[1])}" in parent:
-            return  # by this the slice was found
+            return  # the slice was selected by it
         if not isinstance(found[1], dict):
             test = f"{name}.hasValue() implies {name} = {quoted(found[1])}"
-            self.rule(definition, parent, test, quoted_text(found[1]), name)
+            self.rule(definition, parent, test, json_text(found[1]), name)
             return
         for test in tests(found[1]):
-            shows, text = told(test)
+            shows, text = in_words(test)
             self.rule(definition, here, test, text, shows)
 
     def binding(self, definition: JsonObject, here: str, base: ElementDefinition | None) -> None:
@@ -143,13 +158,13 @@ class Compiler:
         known = url in self.guide.sets or self.model.value_set(url) is not None
         if known and binding.get("strength") in {"extensible", "preferred"} and "CodeableConcept" in types(definition):
             test = f"memberOf({quoted(url)}) or knownCodes()"
-            self.rule(definition, here, test, "codes that their code systems have", "coding.code")
+            self.rule(definition, here, test, "codes that exist in their code systems", "coding.code")
         if binding.get("strength") != "required" or not url:
             return
-        self.rule(definition, here, f"memberOf({quoted(url)})", f"a code of the value set {url}")
+        self.rule(definition, here, f"memberOf({quoted(url)})", f"a code from the value set {url}")
 
     def references(self, definition: JsonObject, here: str, base: ElementDefinition | None) -> None:
-        """Compile the targets of a Reference that are fewer than R4's, or profiled."""
+        """Compile the targets of a Reference, if they are fewer than R4's or have profiles."""
         targets = profiles(definition, "targetProfile")
         if "Reference" not in types(definition) or not targets or CORE + "Resource" in targets:
             return
@@ -160,20 +175,15 @@ class Compiler:
             or "Resource" in base.types.get("Reference", ())
         ):
             test = f"targetType().empty() or targetType() in ({' | '.join(map(quoted, named))})"
-            self.rule(definition, here, test, f"a reference to {article(named[0])} {' or '.join(named)}", "reference")
+            self.rule(definition, here, test, f"a reference to {a_or_an(listed(named))}", "reference")
         if any(not url.startswith(CORE) for url in targets):
             test = " or ".join(f"resolve().conformsTo({quoted(url)})" for url in targets)
-            short = " or ".join(url.rpartition("/")[2] for url in targets)
-            self.rule(
-                definition,
-                here,
-                f"resolve().empty() or {test}",
-                f"a reference to a resource that conforms to {short}",
-                "reference",
-            )
+            names = listed([url.rpartition("/")[2] for url in targets])
+            text = f"a reference to a resource that conforms to {names}"
+            self.rule(definition, here, f"resolve().empty() or {test}", text, "reference")
 
     def target_type(self, url: str) -> str:
-        """Give the resource type of a target profile."""
+        """Return the resource type of a target profile."""
         known = self.guide.by_url.get(url.split("|")[0])
         return str(known["type"]) if known else url.rpartition("/")[2]
 
@@ -182,18 +192,16 @@ class Compiler:
         for rule in definition.get("constraint", []):
             if rule["severity"] != "error" or "expression" not in rule or BASE_KEYS.match(rule["key"]):
                 continue
-            if rule["key"] in NEVER:
-                self.left_out.append(f"{self.definition['id']}: {rule['key']}: {NEVER[rule['key']]}")
+            if rule["key"] in NEVER_FAIL:
                 continue
-            problems = analyse(self.model, rule["expression"], self.definition["type"], here)[0].problems
-            if problems:
-                self.left_out.append(f"{self.definition['id']}: {rule['key']} never applies: {problems[0]}")
-            else:
-                self.rule(definition, here, rule["expression"], rule["human"])
-                self.rules[-1]["id"] = rule["key"]
+            analysis, _ = analyse(self.model, self.expressions, rule["expression"], self.definition["type"], here)
+            if analysis.problems:
+                continue  # it reads elements that this type does not have, so it never applies
+            text = f'the invariant {rule["key"]}: "{rule["human"]}"'
+            self.rule(definition, here, rule["expression"], text, name=rule["key"])
 
     def sliced(self, tree: Tree, on: str, name: str, base: ElementDefinition | None) -> None:
-        """Compile slices: each one's number, what is in it, and that no element is in two."""
+        """Compile slices: how many elements each has, their content, and that no element is in two slices."""
         slicing = tree.definition.get("slicing", {})
         found = {}
         for slice_name, slice_ in tree.slices.items():
@@ -203,17 +211,17 @@ class Compiler:
                 self.slice(tree, slice_, on, name, base, parts)
         if slicing.get("rules") == "closed" and found:
             test = f"{name}.all({' or '.join(both(p) if len(p) == 1 else f'({both(p)})' for p in found.values())})"
-            self.rule(tree.definition, on, test, f"no other {name} than {', '.join(found)}", name)
+            self.rule(tree.definition, on, test, f"each {name} to be one of {', '.join(found)}", name)
         self.apart(tree, on, name, found, tree.slices)
 
     def apart(self, tree: Tree, on: str, name: str, found: dict[str, list[str]], slices: dict[str, Tree]) -> None:
-        """Compile that no element is in two slices, where they do not exclude one another by type or url."""
+        """Compile the rule that no element is in two slices, unless their types or URLs exclude it."""
         leaves = {k: v for k, v in found.items() if not any(other.startswith(k + "/") for other in slices)}
         open_ = {k: v for k, v in leaves.items() if not any(re.match(r"(\$this is|url =)", part) for part in v)}
         if len(open_) > 1:
             here = f"{on}.{name}" if on else name
             total = " + ".join(f"iif({both(v)}, 1, 0)" for v in open_.values())
-            self.rule(tree.definition, here, f"{total} <= 1", f"one of {', '.join(open_)}, not two at once")
+            self.rule(tree.definition, here, f"{total} <= 1", f"each {name} to be at most one of {', '.join(open_)}")
 
     def slice(
         self, tree: Tree, slice_: Tree, on: str, name: str, base: ElementDefinition | None, parts: list[str]
@@ -228,9 +236,9 @@ class Compiler:
             return
         here = f"{on}.{chosen}" if on else chosen
         self.slice_profiles(slice_, here, name)
-        told_already = ("fixed", "pattern") if any(d["path"] == "$this" for d in by_content(tree)) else ()
-        kept = {k: v for k, v in definition.items() if not (told_already and k.startswith((*told_already, "binding")))}
-        inner = Tree(kept, slice_.children)
+        if any(d["path"] == "$this" for d in discriminators_by_content(tree)):  # the slice was selected by its content
+            definition = {k: v for k, v in definition.items() if not k.startswith(("fixed", "pattern", "binding"))}
+        inner = Tree(definition, slice_.children)
         if name != "extension":
             self.content(inner, here, base)
         else:
@@ -239,35 +247,37 @@ class Compiler:
     def slice_number(
         self, definition: JsonObject, on: str, chosen: str, name: str, like: str, most_of_all: str
     ) -> None:
-        """Compile how often a slice must and may occur; `like` says what its elements are like."""
+        """Compile how many elements a slice must and may have; `like` describes them."""
         least, most = definition.get("min", 0), definition.get("max", "*")
         if ".ofType(" in chosen and most_of_all == "1":
-            least = 0  # that the choice is there, and of this type, are rules already
+            least = 0  # other rules require the choice to exist and to be of this type
         if least and most == "1" and most_of_all != "1":
             self.rule(definition, on, f"{chosen}.count() = 1", f"exactly one {name} {like}", name)
         elif least:
-            self.rule(definition, on, f"{chosen}.count() >= {least}", f"at least {least} {name} {like}", name)
+            text = f"at least {counted(least, name)} {like}"
+            self.rule(definition, on, f"{chosen}.count() >= {least}", text, name)
         elif most not in {"*", "0"} and most_of_all != "1":
-            self.rule(definition, on, f"{chosen}.count() <= {most}", f"at most {most} {name} {like}", name)
+            text = f"at most {counted(int(most), name)} {like}"
+            self.rule(definition, on, f"{chosen}.count() <= {most}", text, name)
         elif most == "0":
-            self.rule(definition, on, f"{chosen}.empty()", f"no {name} {like}", name)
+            self.rule(definition, on, f"{chosen}.empty()", f"{name} elements {like} to be absent", name)
 
     def slice_profiles(self, slice_: Tree, here: str, name: str) -> None:
-        """Compile that the resource of a Bundle's entry conforms to the slice's profile."""
+        """Compile the rule that the resource of a Bundle's entry conforms to the profile of the slice."""
         resource = slice_.children.get("resource")
         urls = profiles(resource.definition, "profile") if resource and name == "entry" else []
         if resource and urls:
             test = " or ".join(f"resource.conformsTo({quoted(url)})" for url in urls)
-            short = " or ".join(url.rpartition("/")[2] for url in urls)
-            self.rule(resource.definition, here, test, f"a resource that conforms to {short}", "resource.resourceType")
+            text = f"a resource that conforms to {listed([url.rpartition('/')[2] for url in urls])}"
+            self.rule(resource.definition, here, test, text, "resource.resourceType")
 
 
-def by_slice(at: str, expression: str) -> bool:
-    """Whether what an expression asks is what the slice that `at` selects was found by."""
+def selected_by(at: str, expression: str) -> bool:
+    """Whether every element that `at` selects satisfies an expression, because the slice is selected by it."""
     if (found := re.search(r"(resolve\(\)|resource)\.conformsTo\('[^']*'\)", expression)) and found[0] in at:
         return True
     if "resolve()" in at and expression.startswith("targetType()"):
-        return True  # what is resolved has its type judged by its profile
+        return True  # the profile of the resolved resource checks its type
     last = at.rpartition(".")[2]
     exists = re.fullmatch(r"(\w+)\.exists\(\)", expression)
     if exists and re.search(rf"(\(|and ){exists[1]} = ", at):
@@ -275,56 +285,67 @@ def by_slice(at: str, expression: str) -> bool:
     return last.isidentifier() and f"{last}.{expression}" in at
 
 
-def by_content(tree: Tree) -> list[JsonObject]:
-    """Give the discriminators that find slices by what is in them."""
-    slicing = tree.definition.get("slicing", {}).get("discriminator", [])
-    return [d for d in slicing if d["type"] in {"value", "pattern"}]
+def discriminators_by_content(tree: Tree) -> list[JsonObject]:
+    """Return the discriminators that select slices by their content."""
+    discriminators = tree.definition.get("slicing", {}).get("discriminator", [])
+    return [d for d in discriminators if d["type"] in {"value", "pattern"}]
 
 
-def described(parts: list[str], name: str, label: str) -> str:
-    """Tell the elements of a slice from the others in words, by the tests that find them."""
+def described(parts: Sequence[str], name: str, label: str) -> str:
+    """Describe the elements of a slice in words, by the tests that select them."""
     test = " and ".join(parts)
     if found := re.findall(r"conformsTo\('[^']*/([^'/]*)'\)", test):
-        return f"that refers to a {' and a '.join(found)}" if "resolve()" in test else f"of a {' and a '.join(found)}"
+        return f"{'that refers to' if 'resolve()' in test else 'with'} a {' and a '.join(found)}"
     if found := re.findall(r"(?:system = '([^']*)' and )code = '([^']*)'", test):
-        codes = " and ".join(f'"{code}" of {system}' for system, code in found)
+        codes = " and ".join(f'"{code}" from {system}' for system, code in found)
         named = f" ({label})" if name in {"component", "hasMember"} else ""
         return f"{'whose resource has' if 'resolve()' in test else 'with'} the code {codes}{named}"
     if valued := re.fullmatch(r"(\w+) = '([^']*)'", test):
         return f'with the {valued[1]} "{valued[2]}"'
     kind = re.fullmatch(r"resource is (\w+)", test)
-    return f"of a {kind[1]}" if kind else f"for {label}"
+    return f"with a {kind[1]}" if kind else f"of the slice {label}"
 
 
-def article(name: str) -> str:
-    """Give the article that a message puts before a name."""
-    return "an" if name[0] in "aeioAEIO" else "a"
+def a_or_an(name: str) -> str:
+    """Return a name with its article, or the words that stand for it."""
+    return NOUNS.get(name) or f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
-def cures(rules: list[JsonObject]) -> None:
-    """Add what may stay to the text about a unit: submitters mend the code when told that the unit is wrong."""
+def counted(number: int, name: str) -> str:
+    """Return a number of elements in words: `one note`, `2 extension elements`."""
+    return f"one {name}" if number == 1 else f"{number} {name} elements"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join alternatives: `a, b or c`."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def add_codes_to_units(rules: list[JsonObject]) -> None:
+    """Add the code, if it differs, to the text about a unit; otherwise submitters change the code as well."""
     for rule in rules:
         code = next((r for r in rules if r.get("at") == rule.get("at") and r.get("shows") == "code"), None)
         if rule.get("shows") == "unit" and code and code["text"].startswith('"') and code["text"] != rule["text"]:
             rule["text"] += f" (the code stays {code['text']})"
 
 
-def quoted_text(value: Any) -> str:
-    """Give a value as a message shows it."""
+def json_text(value: Any) -> str:
+    """Return a primitive as it stands in JSON."""
     return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
-def told(test: str) -> tuple[str, str]:
-    """Give what a pattern's test shows and how a message tells it."""
+def in_words(test: str) -> tuple[str, str]:
+    """Return the path of the value that a pattern's test is about, and the test in words."""
     if found := re.fullmatch(r"coding\.where\((?:system = '([^']*)' and )?code = '([^']*)'\)\.exists\(\)", test):
-        return "coding.code", f'a coding with the code "{found[2]}"' + (f" of {found[1]}" if found[1] else "")
+        return "coding.code", f'a coding with the code "{found[2]}"' + (f" from {found[1]}" if found[1] else "")
     if found := re.fullmatch(r"(\w+) = '([^']*)'", test):
         return found[1], f'"{found[2]}"'
-    return "", test
+    return "", f"`{test}`"
 
 
-def number(rules: list[JsonObject]) -> None:
-    """Give each rule an id, made from its element; a second rule on an element gets a number."""
+def add_ids(rules: list[JsonObject]) -> None:
+    """Give each rule an id that is made from its element; further rules on an element get a number."""
     seen: dict[str, int] = {}
     for rule in rules:
         if rule["id"]:

@@ -1,4 +1,4 @@
-"""A guide's definitions, read from its directory or package, and checked for what compiling them needs."""
+"""The definitions of a guide, read from its directory or package; the parts that are compiled are checked."""
 
 import tarfile
 import zlib
@@ -11,9 +11,9 @@ import msgspec
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rules.rule_files import RulesError
 
-#: Largest file of a package that is read (bytes); a package must not fill the memory.
+#: Largest file of a package that is read (bytes), so that a package can't fill the memory.
 LARGEST_FILE = 16 * 2**20
-#: Where a package has its definitions, packed or unpacked (FHIR NPM packages).
+#: The folder of a package that has its definitions (https://wiki.hl7.org/FHIR_NPM_Package_Spec).
 FOLDER = "package"
 
 
@@ -72,7 +72,7 @@ class _Context(TypedDict):
 
 
 class _StructureDefinition(TypedDict):
-    #: Also the name of a file.
+    #: It also becomes the name of a file.
     id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9.-]{1,64}$")]
     url: str
     name: str
@@ -114,7 +114,7 @@ class _ValueSet(TypedDict):
     compose: NotRequired[_Compose]
 
 
-#: What of a guide is compiled, and what is read of it; its examples, pages and the like are passed over.
+#: The resources that are compiled, with the members that are used; examples, pages and the like are skipped.
 COMPILED: dict[str, Any] = {
     "StructureDefinition": _StructureDefinition,
     "CodeSystem": _CodeSystem,
@@ -123,20 +123,18 @@ COMPILED: dict[str, Any] = {
 
 
 def read_definitions(source: Path) -> list[JsonObject]:
-    """Read the definitions of a directory, an unpacked package or a package; raise RulesError where it has none."""
+    """Return the definitions of a directory, an unpacked package or a package; raise RulesError if there are none."""
     if not source.is_dir():
         found = list(definitions(packed(source)))
     else:
         found = list(definitions(unpacked(source))) or list(definitions(unpacked(source / FOLDER)))
     if not found:
-        raise RulesError(
-            f"{source}: holds no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
-        )
+        raise RulesError(f"{source}: has no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files")
     return found
 
 
 def unpacked(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Give a directory's JSON files by name."""
+    """Yield the JSON files of a directory: name and content."""
     for path in sorted(directory.glob("*.json")):
         try:
             yield str(path), path.read_bytes()
@@ -145,7 +143,7 @@ def unpacked(directory: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def packed(package: Path) -> Iterator[tuple[str, bytes]]:
-    """Give a package's JSON files by name, read in memory; links and whatever else is no file are passed over."""
+    """Yield the JSON files of a package: name and content. They are read in memory; links and other non-files are skipped."""
     try:
         with tarfile.open(package, "r:gz") as archive:
             for member in archive:
@@ -155,27 +153,28 @@ def packed(package: Path) -> Iterator[tuple[str, bytes]]:
     except OSError as error:
         raise RulesError(f"{package}: can't be read: {error.strerror or error}") from error
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise RulesError(f"{package}: no package (.tgz): {error}; download it again") from error
+        raise RulesError(f"{package}: not a package (.tgz): {error}; download it again") from error
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, package: Path) -> bytes:
     file = archive.extractfile(member) if member.size <= LARGEST_FILE else None
     if file is None:
-        raise RulesError(f"{package}: {member.name}: larger than {LARGEST_FILE} bytes; leave it out")
+        raise RulesError(f"{package}: {member.name}: larger than {LARGEST_FILE:,} bytes; leave it out")
     return file.read()
 
 
 def definitions(files: Iterable[tuple[str, bytes]]) -> Iterator[JsonObject]:
-    """Give what of the files is compiled; raise RulesError for what can't be."""
+    """Yield the resources that are compiled; raise RulesError for one that can't be."""
     for name, content in files:
         try:
-            made = msgspec.json.decode(content)
+            resource = msgspec.json.decode(content)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise RulesError(f"{name}: no valid JSON: {error}; download the guide again") from error
-        if kind := COMPILED.get(str(made.get("resourceType")) if isinstance(made, dict) else ""):
+            raise RulesError(f"{name}: not valid JSON: {error}; download the guide again") from error
+        type_ = str(resource.get("resourceType")) if isinstance(resource, dict) else ""
+        if expected := COMPILED.get(type_):
             try:
-                msgspec.convert(made, kind)
+                msgspec.convert(resource, expected)
             except msgspec.ValidationError as error:
-                what = f"{name}: the {made['resourceType']} can't be compiled: {error}"
-                raise RulesError(f"{what}; take it from the guide's published package") from error
-            yield made
+                text = f"{name}: the {type_} can't be compiled: {error}; take it from the guide's published package"
+                raise RulesError(text) from error
+            yield resource

@@ -1,9 +1,10 @@
-"""Compile a guide's StructureDefinitions into rules: readable FHIRPath as YAML, to be reviewed.
+"""`cgm-proxy rules import`: compile the StructureDefinitions of a guide into rule files, which a person then reviews.
 
     cgm-proxy rules import DIRECTORY|PACKAGE.tgz --dialect NAME --out rules/NAME
 
-A snapshot is compared with R4's own type, and only what it narrows becomes a rule: cardinalities, types, fixed and pattern
-values, slices (by value, pattern, type, profile, `resolve().code`), references' targets, required bindings, invariants.
+Each snapshot is compared with R4's own type, and only its narrower constraints become rules: cardinalities, types, fixed and
+pattern values, slices (by value, pattern, type, profile, `resolve().code`), targets of references, required bindings,
+invariants.
 """
 
 from collections.abc import Iterable
@@ -12,36 +13,37 @@ from pathlib import Path
 import yaml
 
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.r4.model import CORE, Model
-from cgm_proxy.core.rules.rule_files import RulesError, documents
+from cgm_proxy.core.r4.model import CORE
+from cgm_proxy.core.rules.rule_files import RulesError
 from cgm_proxy.rulekit.compiler import Compiler
 from cgm_proxy.rulekit.guide_files import read_definitions
+from cgm_proxy.rulekit.loading import RuleFile, r4_model
 from cgm_proxy.rulekit.r4_definitions import Terminology, write
 from cgm_proxy.rulekit.snapshots import Guide, both, fixed, profiles, quoted
 
 
 def implied_by(guide: Guide, definition: JsonObject) -> str | None:
-    """Give the FHIRPath by which a resource without a claim is judged by a profile: its code, where that is fixed."""
+    """Return the FHIRPath by which a profile applies to resources that claim none: its code, if the profile fixes one."""
     if definition["type"] == "Device":
-        return "true"  # a submission's Device is the CGM device
+        return "true"  # the Device of a submission is the CGM device
     if definition["type"] not in {"Observation", "DiagnosticReport", "ServiceRequest"}:
         return None
-    tests_ = guide.code_tests(definition["url"])
-    twins = [u for u, d in guide.by_url.items() if d["type"] == definition["type"] and guide.code_tests(u) == tests_]
-    return both(tests_ + (by_unit(guide, definition["url"]) if len(twins) > 1 else [])) or None
+    code = guide.code_tests(definition["url"])
+    alike = [u for u, d in guide.by_url.items() if d["type"] == definition["type"] and guide.code_tests(u) == code]
+    return both(code + (unit_tests(guide, definition["url"]) if len(alike) > 1 else [])) or None
 
 
-def by_unit(guide: Guide, url: str) -> list[str]:
-    """Give the condition that tells profiles of one code apart: their unit or its UCUM code, in any case of letters."""
+def unit_tests(guide: Guide, url: str) -> list[str]:
+    """Return the test that distinguishes profiles of one code: their unit or its UCUM code, whatever the case of letters."""
     value = guide.trees[url].children.get("value[x]")
     parts = {name: fixed(part.definition) for name, part in value.children.items()} if value else {}
-    wanted = [(name, found[1]) for name, found in parts.items() if found and name in {"unit", "code"}]
-    test = " or ".join(f"{name}.lower() = {quoted(text.lower())}" for name, text in wanted)
+    units = [(name, found[1]) for name, found in parts.items() if found and name in {"unit", "code"}]
+    test = " or ".join(f"{name}.lower() = {quoted(text.lower())}" for name, text in units)
     return [f"value.ofType(Quantity).where({test}).exists()"] if test else []
 
 
 def made_of(guide: Guide, definition: JsonObject) -> list[str]:
-    """Give the profiles that a profile's slices refer to, also the optional ones: who orders the whole takes the parts."""
+    """Return the profiles to which the slices of a profile refer, with the optional ones."""
     found = []
     for part in guide.trees[definition["url"]].children.values():
         for slice_ in part.slices.values():
@@ -49,59 +51,52 @@ def made_of(guide: Guide, definition: JsonObject) -> list[str]:
     return sorted({url for url in found if not url.startswith(CORE)})
 
 
-def profile_file(guide: Guide, definition: JsonObject, dialect: str, *, parent: bool = False) -> JsonObject:
-    """Give a profile's file as data."""
+def rule_document(guide: Guide, definition: JsonObject, dialect: str) -> JsonObject:
+    """Return the first document of a profile's rule file."""
     context = [c["expression"] for c in definition.get("context", [])] if definition["type"] == "Extension" else []
-    made = {
+    document = {
         "profile": definition["url"],
         "dialect": dialect,
         "type": definition["type"],
         "title": definition.get("title", definition["name"]),
-        "parent": parent,
         "context": context,
         "when": implied_by(guide, definition),
         "made_of": made_of(guide, definition),
         "rules": Compiler(guide, definition).compile(),
     }
-    return {key: value for key, value in made.items() if value or key == "rules"}
+    return {key: value for key, value in document.items() if value or key == "rules"}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes long FHIRPath on one line and lists indented."""
+    """Writes long FHIRPath on one line, and lists indented."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
         return super().increase_indent(flow, indentless=False)
 
 
-def dump(made: JsonObject) -> str:
-    """Give a file's text."""
-    return yaml.dump(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+def dump(document: JsonObject) -> str:
+    """Return a document as YAML."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def import_guide(
-    source: Path,
-    dialect: str,
-    out: Path,
-    *,
-    rules: Path = Path("rules"),
-    beside: Iterable[Path] = (),
-    parent: bool = False,
+    source: Path, dialect: str, out: Path, *, shipped: Path | None = None, beside: Iterable[Path] = ()
 ) -> list[Path]:
-    """Compile the profiles of a guide's directory or package into `out`, one YAML file each, with its codes; give the files.
+    """Compile the profiles of a guide's directory or package into files of `out`, and write its codes; return the files.
 
-    `beside` are directories of guides that this one builds on (US Core); `parent` says that this is such a guide. Nothing is
-    written unless all can be compiled.
+    `shipped` has the shipped rules with the definitions of R4, `beside` are the directories of guides that this one builds
+    on (US Core). Nothing is written unless everything can be compiled.
     """
     own = read_definitions(source)
-    others = [definition for other in beside for definition in read_definitions(other)]
-    guide = Guide(Model(rules / "r4"), [*others, *own])
-    made = {
-        out / f"{definition['id']}.yaml": profile_file(guide, definition, dialect, parent=parent)
+    others = [definition for directory in beside for definition in read_definitions(directory)]
+    guide = Guide(r4_model(shipped), [*others, *own])
+    documents = {
+        out / f"{definition['id']}.yaml": rule_document(guide, definition, dialect)
         for definition in own
         if definition["resourceType"] == "StructureDefinition"
     }
     try:
-        texts = {path: file_text(path, data) for path, data in made.items()}
+        texts = {path: file_text(path, document) for path, document in documents.items()}
         out.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")
@@ -112,23 +107,25 @@ def import_guide(
     return list(texts)
 
 
-def file_text(path: Path, made: JsonObject) -> str:
-    """Give a file's text, with what a reviewer added to the one that is there."""
+def file_text(path: Path, document: JsonObject) -> str:
+    """Return the text of a rule file, with the samples and reviewed keys of the file that is there already."""
     if not path.exists():
-        return dump(made)
-    text = dump(kept_by_hand(path) | made)
-    samples = path.read_text(encoding="utf-8").partition("\n---\n")[2]
+        return dump(document)
+    present = RuleFile(path)
+    text = dump(reviewed_keys(present) | document)
+    samples = present.content.decode("utf-8").partition("\n---\n")[2]
     return text + (f"---\n{samples}" if samples else "")
 
 
-def kept_by_hand(path: Path) -> JsonObject:
-    """Give what a reviewer added to a file where the guide says nothing: `when` and `made_of`."""
-    written = next(documents(path), None) or {}
-    return {key: written[key] for key in ("profile", "dialect", "type", "title", "when", "made_of") if key in written}
+def reviewed_keys(file: RuleFile) -> JsonObject:
+    """Return the keys of a file that a reviewer may have added where the guide says nothing, such as `when` and `made_of`."""
+    document = file.rules.document.value
+    keys = {"profile", "dialect", "type", "title", "parent", "when", "made_of"}
+    return {key: document[key] for key in document if key in keys} if isinstance(document, dict) else {}
 
 
 def write_codes(path: Path, own: list[JsonObject]) -> None:
-    """Write a guide's code systems and value sets, where their codes are known."""
+    """Write the code systems and value sets of a guide as far as their codes are known."""
     terms = Terminology(own)
     lines: list[JsonObject] = [{"system": url, "codes": sorted(terms.codes(url))} for url in terms.systems]
     sets = {url: terms.expand(url) for url in terms.sets}

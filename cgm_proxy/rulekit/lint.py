@@ -1,141 +1,168 @@
-"""`cgm-proxy rules lint`: what is wrong with rules' files, found without running them; each with file, line and key."""
+"""`cgm-proxy rules lint`: mistakes in rule files, found without judging a resource; each with file, line and key.
+
+The server lints a hospital's own rules when it starts and when it reloads. The shipped rules are linted by the tests.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from cgm_proxy.core.r4.model import Model
-from cgm_proxy.core.rules.rule_files import Addition, Profile, Rule, RulesError, line_of, profile_files, read, rule_of
+from cgm_proxy.core.rules.fhirpath import Expressions
+from cgm_proxy.core.rules.rule_files import Addition, Profile, Rule, RulesError
 from cgm_proxy.core.rules.rulebook import RuleBook
-from cgm_proxy.core.rules.static_analysis import analyse, meant
-from cgm_proxy.rulekit.listing import short
-from cgm_proxy.rulekit.samples import covered, read_samples, sample_line, strays
+from cgm_proxy.core.rules.static_analysis import analyse, suggestion
+from cgm_proxy.rulekit.loading import RuleFile, book_of, r4_model, rule_files, shipped_rules
+from cgm_proxy.rulekit.samples import covered, read_samples, unknown_names
 
 
-def lint(directories: Sequence[Path]) -> list[str]:
-    """Give the problems of the shipped rules (the first directory) and of more directories; [] when there are none."""
-    shipped, *own = directories
-    problems = list(lint_directory(shipped, {}, Model(shipped / "r4")))
+def lint(shipped: Path, *own: Path) -> list[str]:
+    """Return the problems of the rules in a hospital's directories or, without these, of the shipped rules."""
+    if own:
+        return _load(shipped, own)[1]
+    problems: list[str] = []
+    files = _files([shipped], problems)
+    model = r4_model(shipped)
     try:
-        problems += _load(shipped, own)[1]
+        book_of(model, files)
     except RulesError as error:
-        problems.append(str(error))
+        problems += str(error).splitlines()
+    problems = [*_lint_files(files, _Linter(model, Expressions(), _profiles(files))), *problems]
     return list(dict.fromkeys(problems))
 
 
-def load_linted(shipped: Path, *own: Path) -> RuleBook:
-    """Load the shipped rules, which were linted when they were made, and a hospital's own, linted now.
+def load_linted(*own: Path) -> RuleBook:
+    """Load the shipped rules together with those of a hospital's directories, which are linted.
 
-    Raises RulesError with every problem of the own rules, a line each.
+    Raises RulesError with all problems of the own rules, a line each.
     """
-    book, problems = _load(shipped, own)
+    book, problems = _load(shipped_rules(), own)
     if problems:
         raise RulesError("\n".join(problems))
     return book
 
 
-def _load(shipped: Path, own: Sequence[Path]) -> tuple[RuleBook, list[str]]:
-    """Load all files as the server does, and lint the own ones; without these where they can't be loaded."""
-    together: list[str] = []
+def _load(shipped: Path, directories: Sequence[Path]) -> tuple[RuleBook, list[str]]:
+    """Load all rules together and lint the own ones; if they can't be loaded, return the shipped rules alone."""
+    problems: list[str] = []
+    own = _files(directories, problems)
+    model = r4_model(shipped)
     try:
-        book = RuleBook.load(shipped, *own)
+        book = book_of(model, chain(rule_files(shipped), own))
+        profiles = list(book.profiles.values())
     except RulesError as error:
-        together.append(str(error))
-        book = RuleBook.load(shipped)
-    profiles = {f"{profile.dialect} {profile.name}": profile for profile in book.profiles.values()}
-    problems = [problem for directory in own for problem in lint_directory(directory, profiles, book.model(None))]
-    return book, list(dict.fromkeys([*problems, *together]))
+        problems += str(error).splitlines()
+        book = book_of(model, rule_files(shipped))
+        profiles = [*book.profiles.values(), *_profiles(own)]
+    linter = _Linter(book.model(None), book.expressions, profiles)
+    return book, list(dict.fromkeys([*_lint_files(own, linter), *problems]))
 
 
-def lint_directory(directory: Path, profiles: dict[str, Profile], model: Model) -> Iterator[str]:
-    """Give the problems of one directory's files, which may add to `profiles`; what it defines itself is put there."""
-    try:
-        for path in profile_files(directory):
-            yield from _file(path, profiles, model)
-    except RulesError as error:
-        yield str(error)
+def _files(directories: Iterable[Path], problems: list[str]) -> list[RuleFile]:
+    """Return the files of directories; a directory without files is a problem."""
+    files: list[RuleFile] = []
+    for directory in directories:
+        try:
+            files += rule_files(directory)
+        except RulesError as error:
+            problems.append(str(error))
+    return files
 
 
-def _file(path: Path, profiles: dict[str, Profile], model: Model) -> Iterator[str]:
-    try:
-        made = read(path)
-        if isinstance(made, Profile):
-            profiles[f"{made.dialect} {made.name}"] = made
-            yield from _profile(path, made, model)
+def _profiles(files: Iterable[RuleFile]) -> list[Profile]:
+    """Return the profiles that files define, without the files that can't be read."""
+    profiles = []
+    for file in files:
+        try:
+            parsed = file.parsed
+        except RulesError:
+            continue
+        if isinstance(parsed, Profile):
+            profiles.append(parsed)
+    return profiles
+
+
+def _lint_files(files: Iterable[RuleFile], linter: "_Linter") -> Iterator[str]:
+    for file in files:
+        try:
+            yield from linter.file(file)
+        except RulesError as error:
+            yield from str(error).splitlines()
+
+
+class _Linter:
+    """Lints files against the profiles that they may add to."""
+
+    def __init__(self, model: Model, expressions: Expressions, profiles: Iterable[Profile]) -> None:
+        self._model = model
+        self._expressions = expressions
+        self._profiles = list({(profile.url, profile.dialect): profile for profile in profiles}.values())
+
+    def file(self, file: RuleFile) -> Iterator[str]:
+        """Yield the problems of a file; raise RulesError where it can't be read any further."""
+        if isinstance(file.parsed, Profile):
+            yield from self._profile(file, file.parsed)
         else:
-            yield from _addition(path, made, profiles.values(), model)
-    except RulesError as error:
-        yield str(error)
+            yield from self._addition(file, file.parsed)
 
+    def _profile(self, file: RuleFile, profile: Profile) -> Iterator[str]:
+        if self._model.type(profile.type) is None:
+            yield f"{file.rules.at('type')}: `type: {profile.type}`: R4 has no such type"
+            return
+        if profile.when is not None:
+            yield from self._condition(f"{file.rules.at('when')}: `when`", profile.when, profile.type)
+        yield from self._rules(file, profile.rules, profile.type)
+        yield from self._samples(file, () if profile.parent else profile.rules, [profile])
 
-def _profile(path: Path, profile: Profile, model: Model) -> Iterator[str]:
-    if model.type(profile.type) is None:
-        yield f"{path}:{line_of(path, 'type:')}: `type: {profile.type}`: R4 has no such type"
-        return
-    if profile.when is not None:
-        yield from _expression(path, "when", ("`when`", profile.when, ""), profile.type, model)
-    yield from _rules(path, profile.rules, profile.type, model)
-    yield from _samples(path, () if profile.parent else profile.rules, [profile])
+    def _addition(self, file: RuleFile, addition: Addition) -> Iterator[str]:
+        if not addition.extends:
+            yield f"{file.rules.at('extends')}: `extends` is empty; name the profiles that the rules are for"
+        extended = [profile for profile in self._profiles if addition.extends_profile(profile)]
+        rules = addition.rules if extended else ()
+        for type_ in sorted({profile.type for profile in extended}):
+            yield from self._rules(file, rules, type_)
+        ids = {rule.id for profile in extended for rule in profile.rules}
+        for key in addition.severity:
+            if key not in ids | {rule.key for profile in extended for rule in profile.rules}:
+                at = file.rules.at("severity", key)
+                yield f"{at}: `severity`: no rule has the id {key}{suggestion(key, ids)}"
+        yield from self._samples(file, rules, [replace(p, rules=(*p.rules, *rules)) for p in extended])
 
+    def _rules(self, file: RuleFile, rules: Sequence[Rule], type_: str) -> Iterator[str]:
+        first: dict[str, int] = {}
+        for number, rule in enumerate(rules):
+            keys = ("id", "text", "expression", "shows")
+            at = {key: f"{file.rules.at('rules', number, key)}: rule `{rule.id}`" for key in keys}
+            line = file.rules.document.line("rules", number, "id")
+            if first.setdefault(rule.id, line) != line:
+                yield f"{at['id']}: the id is used twice (first on line {first[rule.id]}); choose another"
+            if not rule.text.strip():
+                yield f"{at['text']}: `text` is empty; write what the rule requires"
+            yield from self._condition(f"{at['expression']}: `expression`", rule.expression, type_, rule.at)
+            if rule.shows:
+                found, _ = analyse(self._model, self._expressions, rule.shows, type_, rule.at)
+                yield from (f"{at['shows']}: `shows`: {problem}" for problem in found.problems)
 
-def _addition(path: Path, addition: Addition, profiles: Iterable[Profile], model: Model) -> Iterator[str]:
-    if not addition.extends:
-        yield f"{path}:{line_of(path, 'extends:')}: `extends` is empty; name the profiles that the rules are added to"
-    extended = [p for p in profiles if addition.concerns(p)]
-    added = tuple(rule_of(path, "", rule) for rule in addition.rules) if extended else ()
-    for type_ in sorted({profile.type for profile in extended}):
-        yield from _rules(path, added, type_, model)
-    yield from _severities(path, addition, extended)
-    yield from _samples(path, added, [replace(profile, rules=(*profile.rules, *added)) for profile in extended])
+    def _condition(self, prefix: str, text: str, type_: str, at: str = "") -> Iterator[str]:
+        """Yield the problems of an expression that must be true or false."""
+        if not text.strip():
+            yield f"{prefix} is empty; write the condition that must hold"
+            return
+        found, types = analyse(self._model, self._expressions, text, type_, at)
+        yield from (f"{prefix}: {problem}" for problem in dict.fromkeys(found.problems))
+        if not found.problems and types is not None and "boolean" not in types:
+            result = " or ".join(sorted(types)) or "empty"
+            yield f"{prefix}: the result is {result}, never true or false"
 
-
-def _severities(path: Path, addition: Addition, extended: Sequence[Profile]) -> Iterator[str]:
-    known = {rule.key for profile in extended for rule in profile.rules}
-    ids = {short(rule) for profile in extended for rule in profile.rules}
-    for key in addition.severity:
-        if key not in known | ids:
-            yield f"{path}:{line_of(path, key)}: `severity`: no rule is called {key}{meant(key, ids)}"
-
-
-def _rules(path: Path, rules: Iterable[Rule], type_: str, model: Model) -> Iterator[str]:
-    seen: set[str] = set()
-    for rule in rules:
-        name = short(rule)
-        if name in seen:
-            yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: the id is used twice"
-        seen.add(name)
-        if not rule.text.strip():
-            yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: `text` is empty; write what the rule wants"
-        written = (f"rule `{name}`: `expression`", rule.expression, rule.at)
-        yield from _expression(path, f"id: {name}", written, type_, model)
-        if rule.shows:
-            for problem in analyse(model, rule.shows, type_, rule.at)[0].problems:
-                yield f"{path}:{line_of(path, f'id: {name}')}: rule `{name}`: `shows`: {problem}"
-
-
-def _expression(path: Path, near: str, written: tuple[str, str, str], type_: str, model: Model) -> Iterator[str]:
-    what, text, at = written
-    if not text.strip():
-        yield f"{path}:{line_of(path, near)}: {what} is empty; write what must hold"
-        return
-    found, types = analyse(model, text, type_, at)
-    line = line_of(path, text, near)
-    for problem in dict.fromkeys(found.problems):
-        yield f"{path}:{line}: {what}: {problem}"
-    if not found.problems and types is not None and "boolean" not in types:
-        gives = " or ".join(sorted(types)) or "nothing"
-        yield f"{path}:{line}: {what}: gives {gives}, never true or false"
-
-
-def _samples(path: Path, rules: Iterable[Rule], own: Sequence[Profile]) -> Iterator[str]:
-    """Give the problems of a file's samples, and the rules that lack one; `own` are the profiles that the file is of."""
-    samples = read_samples(path)
-    for sample in samples:
-        yield from (f"{sample_line(path, sample.name)}: {problem}" for problem in strays(sample, own))
-    passing, failing = covered(samples)
-    for rule in rules:
-        name = short(rule)
-        for kind, named in (("passing", passing), ("failing", failing)):
-            if name not in named:
-                line = line_of(path, f"id: {name}")
-                yield f"{path}:{line}: rule `{name}`: has no {kind} sample"
+    def _samples(self, file: RuleFile, rules: Sequence[Rule], own: Sequence[Profile]) -> Iterator[str]:
+        """Yield the problems of the samples, and the rules that lack one; `own` are the profiles that the file is about."""
+        samples = read_samples(file)
+        for sample in samples:
+            yield from (f"{sample.place}: {problem}" for problem in unknown_names(sample, own))
+        passing, failing = covered(samples)
+        for number, rule in enumerate(rules):
+            at = file.rules.at("rules", number)
+            for kind, names in (("passing", passing), ("failing", failing)):
+                if rule.id not in names:
+                    yield f"{at}: rule `{rule.id}`: has no {kind} sample; add one"

@@ -1,15 +1,15 @@
 """Make `rules/r4` from the definitions of FHIR R4, which HL7 publishes under CC0.
 
-    python -m cgm_proxy.rules_base DIRECTORY [OUT]
+    python -m cgm_proxy.rulekit.r4_definitions DIRECTORY [OUT]
 
 DIRECTORY holds the definitions in XML (profiles-types.xml, profiles-resources.xml, extension-definitions.xml,
-v2-tables.xml, v3-codesystems.xml, valuesets.xml), for example the unpacked hapi-fhir-validation-resources-r4. What is
-written is one JSON object a line, so that a reviewer sees what changed:
+v2-tables.xml, v3-codesystems.xml, valuesets.xml), for example the unpacked hapi-fhir-validation-resources-r4. The output is
+one JSON object a line, so that a reviewer sees the changes:
 
-- `types.ndjson`: a type's elements as `"status": "1..1 code =observation-status"` (`~` where the binding is not required)
+- `types.ndjson`: the elements of a type as `"status": "1..1 code =observation-status"` (`~` if the binding is not required),
   and its invariants as FHIRPath;
-- `codes.ndjson`: the code systems' codes, and the value sets that a required binding names, expanded;
-- `extensions.ndjson`: where an extension of HL7 may stand and what values it may have.
+- `codes.ndjson`: the codes of the code systems, and the value sets of bindings, expanded;
+- `extensions.ndjson`: the contexts in which an extension of HL7 is allowed, and its values.
 
 `common.ndjson` beside them is kept by hand: the codes of ISO 4217 (in either case), ISO 3166 and the USPS; UCUM's prefixes
 and units.
@@ -30,13 +30,13 @@ FHIR = "{http://hl7.org/fhir}"
 CORE = "http://hl7.org/fhir/StructureDefinition/"
 VALUE_SET = "http://hl7.org/fhir/ValueSet/"
 MAX_VALUE_SET = CORE + "elementdefinition-maxValueSet"
-#: Extensions that the HL7 validator lets stand anywhere, because their lists of places are known to lack some.
+#: Extensions that the HL7 validator allows anywhere, because their lists of contexts are known to be incomplete.
 ANYWHERE = frozenset(
     {"capabilitystatement-expectation", "capabilitystatement-prohibited", "structuredefinition-normative-version"}
 )
-#: The languages that the HL7 validator takes, though R4 allows all of BCP 47: those that the preferred set lists.
+#: The languages that the HL7 validator accepts: those of the preferred value set, although R4 allows all of BCP 47.
 LANGUAGES = "languages"
-#: Elements of a definition that occur at most once here; every other one is read as a list.
+#: Elements of a definition that occur at most once here; all others are read as lists.
 SINGLE = frozenset(
     [
         "abstract",
@@ -76,7 +76,7 @@ SOURCES = ("extension", "profile", "valueset")
 
 
 def read_xml(node: ET.Element) -> Any:
-    """Give a FHIR XML element as FHIR JSON, as far as definitions need it: a primitive's value, or an object."""
+    """Return a FHIR XML element as FHIR JSON, as far as definitions need it: the value of a primitive, or an object."""
     if "value" in node.attrib:
         return node.attrib["value"]
     parent = node.tag.removeprefix(FHIR)
@@ -91,7 +91,7 @@ def read_xml(node: ET.Element) -> Any:
 
 
 def definitions(directory: Path) -> Iterator[JsonObject]:
-    """Give every resource of the definitions' XML files, as JSON with its `resourceType`."""
+    """Yield the resources of the definitions' XML files, as JSON with their `resourceType`."""
     for path in sorted(directory.rglob("*.xml")):
         if path.parent.name not in SOURCES:
             continue
@@ -100,13 +100,13 @@ def definitions(directory: Path) -> Iterator[JsonObject]:
 
 
 def short(url: str) -> str:
-    """Give a canonical's last part when it is FHIR's own, without its version; else the whole."""
+    """Return a canonical without its version; of FHIR's own ones only the last part."""
     url = url.split("|")[0]
     return url.rsplit("/", 1)[1] if url.startswith((CORE, VALUE_SET)) else url
 
 
 def type_of(type_: JsonObject) -> str:
-    """Give a type as `Quantity` or `Reference(Patient|Group)`; a profiled type (SimpleQuantity) by the profile's name."""
+    """Return a type as `Quantity` or `Reference(Patient|Group)`; a profiled type by the profile's name (SimpleQuantity)."""
     code = str(type_["code"]).removeprefix("http://hl7.org/fhirpath/System.")
     profiles, targets = type_.get("profile") or [], type_.get("targetProfile") or []
     if profiles and profiles[0].startswith(CORE) and code != "Extension":
@@ -115,7 +115,7 @@ def type_of(type_: JsonObject) -> str:
 
 
 def bound_set(element: JsonObject) -> str | None:
-    """Give the value set that a code must come from: a required binding's, or the largest one that is allowed."""
+    """Return the value set that a code must be from: that of a required binding, or the largest one allowed."""
     binding = element.get("binding") or {}
     if binding.get("strength") == "required" and binding.get("valueSet"):
         return short(binding["valueSet"])
@@ -127,7 +127,7 @@ def bound_set(element: JsonObject) -> str | None:
 
 
 def weakly_bound_set(element: JsonObject) -> str | None:
-    """Give the value set that codes should come from: of several codings, the one in it is the one that counts."""
+    """Return the value set that codes should be from: of several codings, only one that is in it counts."""
     binding = element.get("binding") or {}
     coded = {"CodeableConcept", "Coding"} & {type_["code"] for type_ in element.get("type", [])}
     weak = binding.get("strength") in {"preferred", "extensible"} and binding.get("valueSet")
@@ -135,7 +135,7 @@ def weakly_bound_set(element: JsonObject) -> str | None:
 
 
 def element_line(element: JsonObject, *, nested: bool) -> str:
-    """Give an element as `1..1 code =observation-status`, or `0..* Observation.component` for a nested one."""
+    """Return an element as `1..1 code =observation-status`, or `0..* Observation.component` for a nested one."""
     if reference := element.get("contentReference"):
         types = str(reference).split("#")[-1]
     elif nested:
@@ -150,7 +150,7 @@ def element_line(element: JsonObject, *, nested: bool) -> str:
 
 
 def invariants(element: JsonObject) -> list[list[str]]:
-    """Give `[key, human text, expression]` for each error invariant that this very element declares."""
+    """Return `[key, human text, expression]` of each invariant of severity error that this very element declares."""
     return [
         [rule["key"], rule["human"], rule["expression"]]
         for rule in element.get("constraint", [])
@@ -159,12 +159,12 @@ def invariants(element: JsonObject) -> list[list[str]]:
 
 
 def inherited(definition: JsonObject) -> bool:
-    """Whether a definition repeats its parent's elements, as every specialization's snapshot does."""
+    """Whether the snapshot of a definition repeats the elements of its parent, as that of a specialization does."""
     return definition.get("derivation") == "specialization"
 
 
 def types_of(definition: JsonObject, parents: dict[str, JsonObject]) -> Iterator[JsonObject]:
-    """Give a definition's type and one type for each element with children of its own."""
+    """Yield the type of a definition, and a type for each of its elements that has children of its own."""
     elements = definition["snapshot"]["element"]
     known = own_names(parents.get(definition.get("baseDefinition", "")), definition)
     parents_of = {element["path"].rsplit(".", 1)[0] for element in elements if "." in element["path"]}
@@ -184,7 +184,7 @@ def types_of(definition: JsonObject, parents: dict[str, JsonObject]) -> Iterator
 
 
 def leaf_rules(elements: list[JsonObject], path: str, nested: set[str]) -> JsonObject:
-    """Give the invariants that a type declares on its elements, as `{"on": {name: [...]}}`."""
+    """Return the invariants that a type declares on its elements, as `{"on": {name: [...]}}`."""
     found = {
         element["path"].rpartition(".")[2]: rules
         for element in elements
@@ -196,14 +196,14 @@ def leaf_rules(elements: list[JsonObject], path: str, nested: set[str]) -> JsonO
 
 
 def own_names(parent: JsonObject | None, definition: JsonObject) -> set[str]:
-    """Give the names of the elements that a definition has from its parent."""
+    """Return the names of the elements that a definition inherits from its parent."""
     if not parent or not inherited(definition):
         return set()
     return {e["path"].partition(".")[2] for e in parent["snapshot"]["element"] if e["path"].count(".") == 1}
 
 
 def profiled_type(definition: JsonObject) -> JsonObject:
-    """Give a profiled data type (SimpleQuantity, MoneyQuantity) as a type of its own that only narrows."""
+    """Return a profiled data type (SimpleQuantity, MoneyQuantity) as a type of its own, with the elements that it forbids."""
     elements = {
         e["path"].partition(".")[2]: element_line(e, nested=False) for e in definition["snapshot"]["element"][1:]
     }
@@ -217,7 +217,7 @@ def profiled_type(definition: JsonObject) -> JsonObject:
 
 
 def extension_line(definition: JsonObject) -> JsonObject:
-    """Give an extension's url, contexts, whether it modifies, and its own elements by id."""
+    """Return the URL of an extension, its contexts, whether it is a modifier, and its own elements by id."""
     elements = {}
     for element in definition["snapshot"]["element"]:
         name = str(element["id"]).partition(".")[2]
@@ -231,7 +231,7 @@ def extension_line(definition: JsonObject) -> JsonObject:
 
 
 def concepts(listed: Iterable[JsonObject]) -> Iterator[tuple[str, str | None]]:
-    """Give each concept of a code system with its parent, however deep."""
+    """Yield the concepts of a code system, however deep, each with its parent."""
     for concept in listed:
         yield concept["code"], None
         for code, parent in concepts(concept.get("concept", [])):
@@ -247,7 +247,7 @@ class Terminology:
         self.sets = {r["url"]: r for r in listed if r["resourceType"] == "ValueSet"}
 
     def codes(self, system: str) -> dict[str, set[str]]:
-        """Give a system's codes, each with its parents (by nesting or the subsumedBy property)."""
+        """Return the codes of a system, each with its parents (by nesting or the subsumedBy property)."""
         found: dict[str, set[str]] = {}
         for code, parent in concepts(self.systems[system]["concept"]):
             found.setdefault(code, set()).update({parent} if parent else ())
@@ -258,9 +258,10 @@ class Terminology:
         return found
 
     def expand(self, url: str, within: tuple[str, ...] = ()) -> dict[str, list[str] | None] | None:
-        """Give a value set's codes by system (None: every code of a system that is not known here), or None.
+        """Return the codes of a value set by system, or None if the set is not known.
 
-        What it is `within` already adds nothing to itself.
+        Instead of codes a system has None if all its codes are in the set and the system is not known here. `within` are the
+        sets that include this one: a set that includes itself gains nothing.
         """
         url = url.split("|")[0]
         definition = self.sets.get(url)
@@ -277,7 +278,7 @@ class Terminology:
         return found
 
     def included(self, part: JsonObject, within: tuple[str, ...]) -> dict[str, list[str] | None]:
-        """Give what one `include` of a value set adds."""
+        """Return the codes that an `include` or `exclude` of a value set names, by system."""
         system = part.get("system")
         if system is None:
             return {k: v for url in part.get("valueSet", []) for k, v in (self.expand(url, within) or {}).items()}
@@ -291,13 +292,13 @@ class Terminology:
         return {system: sorted(known)}
 
     def kept(self, system: str, code: str, rule: JsonObject) -> bool:
-        """Whether a filter keeps a code; one that is not understood (by a property) keeps all."""
+        """Whether a filter keeps a code; filters of other kinds (by a property) keep all codes."""
         if rule["op"] not in {"is-a", "descendent-of"}:
             return True
         return (rule["op"] == "is-a" and code == rule["value"]) or rule["value"] in self.ancestors(system, code)
 
     def ancestors(self, system: str, code: str) -> set[str]:
-        """Give all codes above a code."""
+        """Return all codes above a code."""
         above, parents = set(), self.codes(system)
         todo = set(parents.get(code, ()))
         while todo:
@@ -313,7 +314,7 @@ def write(path: Path, lines: Iterable[JsonObject]) -> None:
 
 
 def named_sets(lines: Iterable[JsonObject]) -> set[str]:
-    """Give the value sets that lines of elements bind to."""
+    """Return the value sets of the bindings in lines of elements."""
     found = (re.search(r" [=~](\S+)$", text) for line in lines for text in line["elements"].values())
     bound = {match[1] for match in found if match}
     return {name if "/" in name else VALUE_SET + name for name in bound}

@@ -1,23 +1,24 @@
-"""Samples beside the rules: the second YAML document of a rules' file.
+"""Samples of rules, and `cgm-proxy rules test`, which runs them.
 
-samples:
-- name: the guide's example
-  resource: {resourceType: Observation, …}
-  context: [{…}]               # optional: what references mean
-  profile: cgm-device          # optional: of a file that extends several profiles, the one that is meant
-  passes: [value-unit, …]      # rules that look at something here and say nothing, not even a warning
-- name: unit mg/dL
-  of: the guide's example      # the sample that is changed
-  set: {valueQuantity.unit: mg/dL}   # a path with indexes, and its new value; null removes it
-  fails: value-unit
-  message: valueQuantity.unit is "mg/dL"; …
+The second YAML document of a rule file has the samples:
+
+    samples:
+    - name: the guide's example
+      resource: {resourceType: Observation, …}
+      context: [{…}]               # optional: the resources that references name
+      profile: cgm-device          # optional: the profile that is meant, if the file extends several
+      passes: [value-unit, …]      # rules that check something in the resource and find nothing, not even a warning
+    - name: unit mg/dL
+      of: the guide's example      # the sample that this one changes
+      set: {valueQuantity.unit: mg/dL}   # paths with indexes and their new values; null removes the element
+      fails: value-unit
+      message: valueQuantity.unit is "mg/dL"; …
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,14 @@ from cgm_proxy.core.rules.rule_files import (
     Addition,
     Profile,
     RulesError,
+    Source,
     check_keys,
-    documents,
-    line_of,
-    profile_files,
-    read,
+    refuse_faults,
 )
 from cgm_proxy.core.rules.rulebook import Examination, RuleBook
-from cgm_proxy.core.rules.static_analysis import meant
-from cgm_proxy.rulekit.listing import short, table
+from cgm_proxy.core.rules.static_analysis import suggestion
+from cgm_proxy.rulekit.listing import table
+from cgm_proxy.rulekit.loading import RuleFile, rule_book, rule_files
 
 SAMPLE_KEYS = {
     **dict.fromkeys(("name", "of", "fails", "message", "profile"), TEXT),
@@ -53,13 +53,13 @@ SAMPLE_KEYS = {
 }
 #: A path of `set`: names and indexes.
 PATH = re.compile(r"[a-z_]\w*(\[\d{1,6}\])*(\.[a-z_]\w*(\[\d{1,6}\])*)*", re.ASCII | re.IGNORECASE)
-#: Elements that a row of the coverage names.
-SHOWN = 8
+#: Most elements that a row of the coverage table names.
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A resource with what is said of it."""
+    """A resource with the rules that it passes and the rule that it fails."""
 
     name: str
     resource: JsonObject
@@ -68,22 +68,34 @@ class Sample:
     fails: str | None = None
     message: str | None = None
     profile: str | None = None
+    place: str = ""
+    """The start of a message: file, line and name."""
 
-    def concerns(self, profile: Profile) -> bool:
+    def is_for(self, profile: Profile) -> bool:
         """Whether it is meant for a profile."""
         return self.profile in {None, profile.name, profile.url}
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which elements of a profile lack a sample that fails, and which elements of its type lack a rule."""
+
+    profile: Profile
+    samples: int
+    unsampled: tuple[str, ...]
+    unruled: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Report:
-    """What `rules test` found: how many samples were run, what was not as said, what nothing covers."""
+    """The result of `rules test`: how many samples were run, those that differ from their description, the coverage."""
 
     samples: int = 0
     failures: list[str] = field(default_factory=list)
-    coverages: list["Coverage"] = field(default_factory=list)
+    coverages: list[Coverage] = field(default_factory=list)
 
     def table(self) -> str:
-        """Give what covers each profile's elements, a row a profile."""
+        """Return the coverage as text, a row a profile."""
         rows = [
             (
                 c.profile.dialect,
@@ -95,81 +107,69 @@ class Report:
             )
             for c in sorted(self.coverages, key=lambda c: (c.profile.dialect, c.profile.name))
         ]
-        head = ("dialect", "profile", "rules", "samples", "ruled, but no sample fails", "judged by R4 alone")
+        head = ("dialect", "profile", "rules", "samples", "rules without a failing sample", "judged by R4 alone")
         return table(head, rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What nothing covers of a profile: elements whose rules no sample fails, and elements of its type without a rule."""
-
-    profile: Profile
-    samples: int
-    unsampled: tuple[str, ...]
-    unruled: tuple[str, ...]
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """Read a file's samples; raise RulesError if one is not as described above."""
-    data = next(islice(documents(path), 1, None), None) or {}
+def read_samples(file: RuleFile) -> list[Sample]:
+    """Return the samples of a file; raise RulesError for one that is not as described above."""
+    source = file.samples
+    refuse_faults(source)
+    data = source.document.value or {}
     listed = data.get("samples", []) if isinstance(data, dict) else None
     if not isinstance(listed, list):
-        raise RulesError(
-            f"{path}:{line_of(path, '---')}: the second document must be a mapping with a list of `samples`"
-        )
+        raise RulesError(f"{source.at()}: the second document must be a mapping with a list of `samples`")
     by_name: dict[str, Sample] = {}
-    for made in listed:
-        sample = _read(path, made, by_name)
+    for number, item in enumerate(listed):
+        sample = _sample(source, number, item, by_name)
         by_name[sample.name] = sample
     return list(by_name.values())
 
 
-def sample_line(path: Path, name: str) -> str:
-    """Give what a message about a sample starts with: file, line and name."""
-    return f"{path}:{line_of(path, f'name: {name}', name)}: sample `{name}`"
-
-
-def _read(path: Path, made: Any, known: Mapping[str, Sample]) -> Sample:
-    if not isinstance(made, dict) or not isinstance(made.get("name"), str):
-        raise RulesError(f"{path}:{line_of(path, 'samples')}: sample: `name` is missing")
-    check_keys(path, made, SAMPLE_KEYS, f" of sample `{made['name']}`")
-    at = sample_line(path, made["name"])
-    for fault in _contradictions(made, known):
-        raise RulesError(f"{at}: {fault}")
+def _sample(source: Source, number: int, data: Any, before: Mapping[str, Sample]) -> Sample:
+    """Return a sample, in which `before` are those that it may change."""
+    path = ("samples", number)
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise RulesError(f"{source.at(*path)}: sample: `name` is missing; add it")
+    check_keys(source, path, data, SAMPLE_KEYS, f" of sample `{data['name']}`")
+    place = f"{source.at(*path)}: sample `{data['name']}`"
+    for problem in _contradictions(data, before):
+        raise RulesError(f"{place}: {problem}")
+    changes = before.get(data.get("of", ""))
     try:
-        sample = _sample(made, known.get(made.get("of", "")))
+        resource = changed(changes.resource, data.get("set", {})) if changes else data.get("resource", {})
     except (KeyError, IndexError, TypeError) as error:
-        raise RulesError(f"{at}: `set`: the sample has no such path: {error}") from None
-    for fault in _no_json(sample):
-        raise RulesError(f"{at}: {fault}")
-    return sample
+        raise RulesError(f"{place}: `set`: the sample has no such path: {error}") from None
+    context = tuple(data["context"]) if "context" in data else changes.context if changes else ()
+    if not all(isinstance(item, dict) for item in context):
+        raise RulesError(f"{place}: `context`: each must be a mapping")
+    for key, value in (("resource", resource), ("context", list(context))):
+        if not _is_json(value):
+            raise RulesError(f"{place}: `{key}` is not JSON; keys must be text, and numbers must be finite")
+    return Sample(
+        data["name"],
+        resource,
+        context,
+        tuple(data.get("passes", ())),
+        data.get("fails"),
+        data.get("message"),
+        data.get("profile") or (changes.profile if changes else None),
+        place,
+    )
 
 
-def _contradictions(made: JsonObject, known: Mapping[str, Sample]) -> Iterator[str]:
-    """Say which keys of a sample do not go together, or with the samples before it."""
-    if made["name"] in known:
-        yield "the name is used twice"
-    if "of" in made and made["of"] not in known:
-        yield f"no sample `{made['of']}` before it"
-    if "of" in made and "resource" in made:
-        yield "`resource` beside `of`; leave one out"
-    if "set" in made and "of" not in made:
-        yield "`set` without `of`; name the sample that is changed"
-    if made.get("fails") in made.get("passes", ()):
-        yield f"both passes and fails rule `{made['fails']}`; leave one out"
-
-
-def _no_json(sample: Sample) -> Iterator[str]:
-    """Say what of a sample can be no resource."""
-    if not all(isinstance(resource, dict) for resource in sample.context):
-        yield "`context`: each must be a mapping"
-    for key, value in (("resource", sample.resource), ("context", list(sample.context))):
-        try:
-            fine = _is_json(value)
-        except RecursionError:  # an alias of what it stands in
-            fine = False
-        if not fine:
-            yield f"`{key}`: no JSON; want keys that are text, and finite numbers"
+def _contradictions(data: JsonObject, before: Mapping[str, Sample]) -> Iterator[str]:
+    """Yield what is wrong with keys of a sample that each are right."""
+    if data["name"] in before:
+        yield "the name is used twice; choose another"
+    if "of" in data and data["of"] not in before:
+        yield f"`of`: there is no sample `{data['of']}` before it"
+    if "of" in data and "resource" in data:
+        yield "has both `of` and `resource`; remove one"
+    if "set" in data and "of" not in data:
+        yield "has `set` without `of`; name the sample that it changes"
+    if data.get("fails") in data.get("passes", ()):
+        yield f"both passes and fails rule `{data['fails']}`; remove it from one"
 
 
 def _is_json(value: Any) -> bool:
@@ -180,28 +180,19 @@ def _is_json(value: Any) -> bool:
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
 
 
-def _sample(made: JsonObject, of: Sample | None) -> Sample:
-    resource = changed(of.resource, made.get("set", {})) if of else made.get("resource", {})
-    context = tuple(made["context"]) if "context" in made else of.context if of else ()
-    profile = made.get("profile") or (of.profile if of else None)
-    return Sample(
-        made["name"], resource, context, tuple(made.get("passes", ())), made.get("fails"), made.get("message"), profile
-    )
-
-
 def steps(path: str) -> list[str | int]:
-    """Give the steps of a path such as `component[1].valueQuantity.unit`; raise KeyError if it is none."""
+    """Return the steps of a path such as `component[1].valueQuantity.unit`; raise KeyError if it is not one."""
     if not isinstance(path, str) or not PATH.fullmatch(path):
         raise KeyError(path)
     return [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", path)]
 
 
 def changed(resource: JsonObject, changes: JsonObject) -> JsonObject:
-    """Give a copy of a resource in which each path has a new value; null removes the member or item."""
-    made = deepcopy(resource)
+    """Return a copy of a resource in which each path has a new value; null removes the member or item."""
+    copy = deepcopy(resource)
     for path, value in changes.items():
         *above, last = steps(path)
-        at: Any = made
+        at: Any = copy
         for step in above:
             at = at[step]
         if isinstance(at, list) != isinstance(last, int):
@@ -212,46 +203,45 @@ def changed(resource: JsonObject, changes: JsonObject) -> JsonObject:
             at.append(deepcopy(value))
         else:
             at[last] = deepcopy(value)
-    return made
+    return copy
 
 
 def covered(samples: Sequence[Sample]) -> tuple[set[str], set[str]]:
-    """Give the ids of the rules that some sample passes, and that some sample fails."""
+    """Return the ids of the rules that a sample passes, and of those that a sample fails."""
     return {rule for sample in samples for rule in sample.passes}, {s.fails for s in samples if s.fails}
 
 
 def run_samples(shipped: Path, *own: Path) -> Report:
-    """Run the samples of a hospital's own rules together with the shipped ones; without own rules, of the shipped ones."""
-    book = RuleBook.load(shipped, *own)
-    book.shapes = None
+    """Run the samples of a hospital's own rules together with the shipped rules; without own rules, the shipped samples."""
+    book = rule_book(shipped, *own)
+    book.verdict_cache = None
     report = Report()
-    for path in (path for directory in own or [shipped] for path in profile_files(directory)):
-        made, all_samples = read(path), read_samples(path)
-        profiles = extended(book, made)
+    for file in (file for directory in own or [shipped] for file in rule_files(directory)):
+        all_samples = read_samples(file)
+        profiles = profiles_of(book, file.parsed)
         for sample in all_samples:
-            report.failures += (f"{path}: sample `{sample.name}`: {fault}" for fault in strays(sample, profiles))
+            report.failures += (f"{sample.place}: {problem}" for problem in unknown_names(sample, profiles))
         for profile in profiles:
-            samples = [sample for sample in all_samples if sample.concerns(profile)]
+            samples = [sample for sample in all_samples if sample.is_for(profile)]
             report.samples += len(samples)
             for sample in samples:
-                told = (f"{path}: sample `{sample.name}`: {fault}" for fault in faults(book, profile, sample))
-                report.failures += told
-            if isinstance(made, Profile):
+                report.failures += (f"{sample.place}: {problem}" for problem in differences(book, profile, sample))
+            if isinstance(file.parsed, Profile):
                 report.coverages.append(coverage(book, profile, samples))
-            elif made.rules:
-                report.coverages.append(added_coverage(book, profile, made, samples))
+            elif file.parsed.rules:
+                report.coverages.append(added_coverage(book, profile, file.parsed, samples))
     return report
 
 
-def extended(book: RuleBook, made: Profile | Addition) -> list[Profile]:
-    """Give the profiles that a file defines or adds to, as loaded."""
-    if isinstance(made, Profile):
-        return [found] if (found := book.profile(made.url, made.dialect)) else []
-    return list({id(p): p for p in book.profiles.values() if made.concerns(p)}.values())
+def profiles_of(book: RuleBook, parsed: Profile | Addition) -> list[Profile]:
+    """Return the profiles that a file defines or adds to, with all their rules."""
+    if isinstance(parsed, Profile):
+        return [found] if (found := book.profile(parsed.url, parsed.dialect)) else []
+    return list({id(p): p for p in book.profiles.values() if parsed.extends_profile(p)}.values())
 
 
 def judge(book: RuleBook, profile: Profile, sample: Sample) -> list[Issue]:
-    """Judge a sample as the server would; a sample of an extension by the extension's rules alone."""
+    """Return the issues of a sample as the server finds them; of an extension, those by its own rules."""
     if profile.type == "Extension":
         scope = Scope(sample.resource, resolver_among(sample.context))
         return list(
@@ -260,25 +250,25 @@ def judge(book: RuleBook, profile: Profile, sample: Sample) -> list[Issue]:
     return list(book.examine(sample.resource, [profile.url], resolver_among(sample.context), dialect=profile.dialect))
 
 
-def strays(sample: Sample, own: Sequence[Profile]) -> list[str]:
-    """Say which profile or rule that a sample names is none of its file's profiles or their rules; `own` are these."""
-    profiles = [profile for profile in own if sample.concerns(profile)]
+def unknown_names(sample: Sample, own: Sequence[Profile]) -> list[str]:
+    """Return the problems of a sample that names another profile than the file's `own`, or a rule that these don't have."""
+    profiles = [profile for profile in own if sample.is_for(profile)]
     if own and not profiles:
         names = ", ".join(sorted({profile.name for profile in own}))
-        return [f"`profile: {sample.profile}` is none of this file's: {names}"]
+        return [f"`profile: {sample.profile}`: the file has no such profile; write one of {names}"]
     named = [("passes", name) for name in sample.passes] + ([("fails", sample.fails)] if sample.fails else [])
     found = [
-        f"`{key}`: {profile.name} has no rule `{name}`{meant(name, ids)}"
+        f"`{key}`: {profile.name} has no rule `{name}`{suggestion(name, ids)}"
         for profile in profiles
-        for ids in [{short(rule) for rule in profile.rules}]
+        for ids in [{rule.id for rule in profile.rules}]
         for key, name in named
         if name not in ids
     ]
     return list(dict.fromkeys(found))
 
 
-def faults(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
-    """Say what is not as a sample says."""
+def differences(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
+    """Yield how the verdict on a sample differs from what the sample says."""
     issues = judge(book, profile, sample)
     yield from _not_passed(book, profile, sample, issues)
     if sample.fails is None:
@@ -288,43 +278,44 @@ def faults(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
         return
     found = [issue for issue in issues if issue.rule == f"{profile.name}/{sample.fails}"]
     if not found:
-        yield f"must fail rule `{sample.fails}`, but does not"
+        yield f"must fail rule `{sample.fails}`, but passes it"
     elif sample.message and sample.message not in {issue.text for issue in found}:
         yield f"the message is {found[0].text!r}, not {sample.message!r}"
 
 
 def _not_passed(book: RuleBook, profile: Profile, sample: Sample, issues: Sequence[Issue]) -> Iterator[str]:
-    """Say which rules that a sample passes are not content with it, or find nothing in it that they look at."""
-    idle = {short(rule) for rule in profile.rules}.difference(looked_at(book, profile, sample) if sample.passes else ())
-    told = {issue.rule: issue.text for issue in reversed(issues)}
+    """Yield the rules that a sample should pass, but that find an issue in it or select nothing to check."""
+    selecting = selecting_rules(book, profile, sample) if sample.passes else set()
+    idle = {rule.id for rule in profile.rules} - selecting
+    texts = {issue.rule: issue.text for issue in reversed(issues)}
     for name in sample.passes:
-        if text := told.get(f"{profile.name}/{name}"):
+        if text := texts.get(f"{profile.name}/{name}"):
             yield f"must pass rule `{name}`, but: {text}"
         elif name in idle:
-            yield f"must pass rule `{name}`, but {profile.name} has nothing there that it looks at (`at`)"
+            yield f"must pass rule `{name}`, but the rule's `at` selects nothing in it; leave the rule out of `passes`"
 
 
-def looked_at(book: RuleBook, profile: Profile, sample: Sample) -> list[str]:
-    """Give the ids of the rules that find something to look at in a sample."""
+def selecting_rules(book: RuleBook, profile: Profile, sample: Sample) -> set[str]:
+    """Return the ids of the rules whose `at` selects something in a sample."""
     examination = Examination(book, Scope(sample.resource, resolver_among(sample.context)), profile.dialect)
     root = node_at(without_companions(sample.resource), profile.type, profile.type)
-    found = []
+    found = set()
     for rule in profile.rules:
         try:
-            looks = not rule.at or bool(examination.select(rule.at, root))
+            selects = not rule.at or bool(examination.select(rule.at, root))
         except FhirPathError:
-            looks = False
-        if looks:
-            found.append(short(rule))
+            selects = False
+        if selects:
+            found.add(rule.id)
     return found
 
 
 def coverage(book: RuleBook, profile: Profile, samples: Sequence[Sample]) -> Coverage:
-    """Find what no sample fails and no rule speaks of."""
+    """Return which elements no sample fails and no rule is about."""
     _, failing = covered(samples)
-    ruled = {rule.element or short(rule): False for rule in profile.rules}
+    ruled = {rule.element or rule.id: False for rule in profile.rules}
     for rule in profile.rules:
-        ruled[rule.element or short(rule)] |= short(rule) in failing
+        ruled[rule.element or rule.id] |= rule.id in failing
     known, frame = (book.model(profile.dialect).type(name) for name in (profile.type, "DomainResource"))
     named = {element.partition(".")[2].partition(".")[0].partition(":")[0] for element in ruled}
     unruled = (known.elements.keys() if known else set()) - (frame.elements.keys() if frame else set()) - named
@@ -332,13 +323,13 @@ def coverage(book: RuleBook, profile: Profile, samples: Sequence[Sample]) -> Cov
     return Coverage(profile, len(samples), unsampled, tuple(sorted(unruled)))
 
 
-def added_coverage(book: RuleBook, profile: Profile, made: Addition, samples: Sequence[Sample]) -> Coverage:
-    """Find what no sample fails of the rules that a file adds to a profile."""
-    ids = {rule["id"] for rule in made.rules}
-    added = replace(profile, rules=tuple(rule for rule in profile.rules if short(rule) in ids))
+def added_coverage(book: RuleBook, profile: Profile, addition: Addition, samples: Sequence[Sample]) -> Coverage:
+    """Return which elements of the rules that a file adds to a profile no sample fails."""
+    ids = {rule.id for rule in addition.rules}
+    added = replace(profile, rules=tuple(rule for rule in profile.rules if rule.id in ids))
     return replace(coverage(book, added, samples), unruled=())
 
 
 def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more or "-"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more or "-"

@@ -1,4 +1,4 @@
-"""A guide's snapshots as trees, and the FHIRPath that its patterns and slices amount to."""
+"""The snapshots of a guide as trees, and the FHIRPath of their patterns and slices."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -24,8 +24,8 @@ class Tree:
         return str(self.definition["path"]).rpartition(".")[2]
 
 
-def grow(definition: JsonObject) -> Tree:
-    """Make the tree of a snapshot from its elements' ids (`Observation.component:timeInLow.value[x]`)."""
+def tree_of(definition: JsonObject) -> Tree:
+    """Return the tree of a snapshot, by the ids of its elements (`Observation.component:timeInLow.value[x]`)."""
     first, *others = definition["snapshot"]["element"]
     root = Tree(first)
     for element in others:
@@ -33,12 +33,12 @@ def grow(definition: JsonObject) -> Tree:
             place(root, element)
         except (KeyError, ValueError) as error:
             where = f"{definition['url']}: snapshot: the element `{element['id']}`"
-            raise RulesError(f"{where} comes without or before what it is part of; take the published one") from error
+            raise RulesError(f"{where} comes before its parent or without it; take the published snapshot") from error
     return root
 
 
 def place(root: Tree, element: JsonObject) -> None:
-    """Put an element where its id says; raises KeyError or ValueError where there is no such place."""
+    """Add an element to the tree by its id; raise KeyError or ValueError if its parent is missing."""
     at = root
     *above, last = element["id"].split(".")[1:]
     for step in above:
@@ -51,14 +51,14 @@ def place(root: Tree, element: JsonObject) -> None:
 
 
 def child(at: Tree, step: str) -> Tree:
-    """Give the tree that a step of an id (`component:timeInLow`) leads to."""
+    """Return the child or slice that a step of an id (`component:timeInLow`) names."""
     name, _, slice_name = step.partition(":")
     found = at.children[name]
     return found.slices[slice_name] if slice_name else found
 
 
 def fixed(definition: JsonObject) -> tuple[str, Any] | None:
-    """Give the fixed or pattern value of an element and whether it is `fixed` or `pattern`."""
+    """Return whether an element has a `fixed` or a `pattern` value, and the value; None if it has neither."""
     for key, value in definition.items():
         for kind in ("fixed", "pattern"):
             if key.startswith(kind):
@@ -67,19 +67,19 @@ def fixed(definition: JsonObject) -> tuple[str, Any] | None:
 
 
 def quoted(value: Any) -> str:
-    """Give a primitive as a FHIRPath literal."""
+    """Return a primitive as a FHIRPath literal."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if not isinstance(value, str) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def coding(value: JsonObject) -> str:
-    """Give the FHIRPath that selects a pattern's coding: `system = '…' and code = '…'`."""
+    """Return the FHIRPath that selects the coding of a pattern: `system = '…' and code = '…'`."""
     return " and ".join(f"{key} = {quoted(item)}" for key, item in value.items())
 
 
 def tests(value: Any) -> Iterator[str]:
-    """Give one FHIRPath test for each part of a pattern, on the element that has it."""
+    """Yield a FHIRPath test for each part of a pattern, to be evaluated on the element that has the pattern."""
     if not isinstance(value, dict):
         yield f"$this = {quoted(value)}"
         return
@@ -107,10 +107,10 @@ class Guide:
         listed = list(definitions)
         self.by_url = {d["url"]: d for d in listed if d["resourceType"] == "StructureDefinition"}
         self.sets = {d["url"] for d in listed if d["resourceType"] == "ValueSet"}
-        self.trees = {url: grow(d) for url, d in self.by_url.items()}
+        self.trees = {url: tree_of(d) for url, d in self.by_url.items()}
 
     def code_tests(self, url: str, path: str = "code") -> list[str]:
-        """Give the tests that a profile's pattern makes on an element, for a discriminator that reads it."""
+        """Return the tests of the pattern that a profile has for an element; a discriminator may be the element."""
         tree = self.trees.get(url.split("|")[0])
         for step in path.split("."):
             tree = tree.children.get(step) if tree else None
@@ -119,17 +119,17 @@ class Guide:
 
 
 def types(definition: JsonObject) -> list[str]:
-    """Give an element's type codes."""
+    """Return the type codes of an element."""
     return [str(t["code"]).removeprefix("http://hl7.org/fhirpath/System.") for t in definition.get("type", [])]
 
 
 def profiles(definition: JsonObject, key: str) -> list[str]:
-    """Give the profiles (`profile`) or target profiles (`targetProfile`) of an element's types."""
+    """Return the profiles (`profile`) or target profiles (`targetProfile`) of an element's types."""
     return [url for t in definition.get("type", []) for url in t.get(key, [])]
 
 
 def criterion(guide: Guide, slice_: Tree, discriminator: JsonObject) -> list[str]:
-    """Give the FHIRPath conditions by which a discriminator finds a slice's elements; none when it says nothing."""
+    """Return the FHIRPath conditions by which a discriminator selects the elements of a slice; none if it does not narrow them."""
     kind, path = discriminator["type"], str(discriminator["path"])
     if kind == "type":
         at = slice_.definition if path == "$this" else at_path(slice_, path)
@@ -143,7 +143,7 @@ def criterion(guide: Guide, slice_: Tree, discriminator: JsonObject) -> list[str
 
 
 def at_path(slice_: Tree, path: str) -> JsonObject | None:
-    """Give the definition at a simple path below a slice."""
+    """Return the definition at a simple path below a slice."""
     at: Tree | None = slice_
     for step in path.split("."):
         at = at.children.get(step) or at.children.get(step + "[x]") if at else None
@@ -151,7 +151,7 @@ def at_path(slice_: Tree, path: str) -> JsonObject | None:
 
 
 def by_value(guide: Guide, slice_: Tree, path: str) -> list[str]:
-    """Give the conditions of a value or pattern discriminator."""
+    """Return the conditions of a value or pattern discriminator."""
     if path.startswith("resolve()."):
         urls = profiles(slice_.definition, "targetProfile")
         return [f"resolve().{test}" for url in urls for test in guide.code_tests(url, path.removeprefix("resolve()."))]
@@ -171,7 +171,7 @@ def by_value(guide: Guide, slice_: Tree, path: str) -> list[str]:
 
 
 def by_binding(at: JsonObject | None, path: str) -> list[str]:
-    """Give the condition of a discriminator on a required binding."""
+    """Return the condition of a discriminator whose element has a required binding."""
     binding = (at or {}).get("binding", {})
     url = binding.get("valueSet") if binding.get("strength") == "required" else None
     return [f"{path}.memberOf({quoted(url.split('|')[0])})"] if url else []

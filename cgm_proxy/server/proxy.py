@@ -177,16 +177,9 @@ async def reload(proxy: Proxy, settings: Settings) -> None:
     await asyncio.to_thread(gc.collect)  # the old rules are in reference cycles, and the collector seldom runs
 
 
-def shipped_rules() -> Path:
-    """Return the directory of the rules that come with the program: inside an installed package, else beside it."""
-    package = Path(__file__).parents[1]
-    installed = package / "rules"
-    return installed if installed.is_dir() else package.parent / "rules"
-
-
 def load_rules(settings: Settings) -> RuleBook:
     """Load the shipped rules and those of `settings.rules`; raises `RulesError` with every fault of the latter, a line each."""
-    return load_linted(shipped_rules(), *([Path(settings.rules)] if settings.rules else []))
+    return load_linted(*([Path(settings.rules)] if settings.rules else []))
 
 
 def _session(bases: BaseUrls) -> aiohttp.ClientSession:

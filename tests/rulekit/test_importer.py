@@ -1,4 +1,4 @@
-"""A guide's definitions become rules that a person can read."""
+"""The definitions of a guide become rules that a person can read."""
 
 import tarfile
 from io import BytesIO
@@ -10,10 +10,10 @@ import pytest
 from support.places import GUIDE, ROOT
 
 from cgm_proxy.cli import main
-from cgm_proxy.core.rules.rule_files import RulesError, documents
-from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.core.rules.rule_files import RulesError
 from cgm_proxy.rulekit.guide_files import LARGEST_FILE
 from cgm_proxy.rulekit.importer import import_guide
+from cgm_proxy.rulekit.loading import RuleFile, rule_book
 
 IG = GUIDE / "ig"
 URL = "http://hospital.example/StructureDefinition/"
@@ -88,15 +88,15 @@ ELEMENTS = {
 @pytest.mark.parametrize(("made", "expression", "at"), ELEMENTS.values(), ids=ELEMENTS)
 def test_what_a_profile_narrows_becomes_a_rule(tmp_path: Path, made: dict, expression: str, at: str) -> None:
     (tmp_path / "p.json").write_bytes(msgspec.json.encode(definition("p", made)))
-    (file,) = import_guide(tmp_path, "mine", tmp_path / "out", rules=ROOT / "rules")
-    rules = [(rule["expression"], rule.get("at", "")) for rule in next(documents(file))["rules"]]
+    (file,) = import_guide(tmp_path, "mine", tmp_path / "out")
+    rules = [(rule["expression"], rule.get("at", "")) for rule in RuleFile(file).rules.document.value["rules"]]
     assert (expression, at) in rules
 
 
 def test_an_imported_guide_is_judged_by(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_bytes(msgspec.json.encode(definition("p", ELEMENTS["a pattern"][0])))
-    import_guide(tmp_path, "mine", tmp_path / "out", rules=ROOT / "rules")
-    book = RuleBook.load(ROOT / "rules", tmp_path / "out")
+    import_guide(tmp_path, "mine", tmp_path / "out")
+    book = rule_book(ROOT / "rules", tmp_path / "out")
     wrong = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}}
     assert [i.rule for i in book.examine(wrong, [URL + "p"], dialect="mine")] == ["p/code"]
     assert book.implied(wrong | {"code": CODE}, "mine") == (URL + "p",)
@@ -135,19 +135,19 @@ def unpack(directory: Path, members: dict[str, bytes]) -> Path:
 def test_a_package_gives_the_same_packed_and_unpacked(tmp_path: Path) -> None:
     unpacked = unpack(tmp_path / "unpacked", PACKAGE)
     sources = (pack(tmp_path / "p.tgz", PACKAGE), unpacked, unpacked / "package")
-    made = [import_guide(s, "mine", tmp_path / f"out{n}", rules=ROOT / "rules") for n, s in enumerate(sources)]
+    made = [import_guide(s, "mine", tmp_path / f"out{n}") for n, s in enumerate(sources)]
     assert [[file.name for file in files] for files in made] == [["p.yaml"]] * 3
     assert len({files[0].read_text() for files in made}) == 1
 
 
 def test_a_package_writes_nothing_but_rules(tmp_path: Path) -> None:
-    """Neither where a member's path leads nor where a link does; what a link would give is not read."""
+    """Neither where the path of a member leads nor where a link does; the targets of links are not read."""
     link, hard = tarfile.TarInfo("package/link.json"), tarfile.TarInfo("package/hard.json")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     hard.type, hard.linkname = tarfile.LNKTYPE, "package/README.md"
     members = PACKAGE | {"../evil.json": b"{", "package/../../evil.json": b"{", str(tmp_path / "evil.json"): b"{"}
     source = pack(tmp_path / "p.tgz", members, link, hard)
-    (made,) = import_guide(source, "mine", tmp_path / "out", rules=ROOT / "rules")
+    (made,) = import_guide(source, "mine", tmp_path / "out")
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([made, source])
 
 
@@ -156,7 +156,7 @@ NAMELESS = {k: v for k, v in definition("p").items() if k != "id"}
 SYSTEM = {"resourceType": "CodeSystem", "url": "http://x.example/cs", "concept": [{"display": "x"}]}
 VALUES = {"resourceType": "ValueSet", "url": "http://x.example/vs", "compose": {"include": "x"}}
 ORPHAN = (
-    "snapshot: the element `Observation.code.text` comes without or before what it is part of; take the published one"
+    "snapshot: the element `Observation.code.text` comes before its parent or without it; take the published snapshot"
 )
 
 
@@ -164,9 +164,9 @@ def uncompiled(why: str, kind: str = "StructureDefinition") -> str:
     return f"{{}}: the {kind} can't be compiled: {why}; take it from the guide's published package"
 
 
-#: A package's bad file, and what is said of it.
+#: A bad file of a package, and the message.
 BAD = {
-    "broken": (b"{", "{}: no valid JSON: Input data was truncated; download the guide again"),
+    "broken": (b"{", "{}: not valid JSON: Input data was truncated; download the guide again"),
     "no snapshot": (SHORTENED, uncompiled("Object missing required field `snapshot`")),
     "no elements": (
         definition("p") | {"snapshot": {"element": []}},
@@ -192,7 +192,7 @@ BAD = {
 
 
 def refused(source: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Give what the command says of a source that it refuses."""
+    """Return the message of the command about a source that it refuses."""
     assert main(["rules", "import", str(source), "--dialect", "mine", "--out", str(out)]) == 2
     return capsys.readouterr().err.removeprefix("cgm-proxy: ").removesuffix("\n")
 
@@ -214,14 +214,14 @@ def test_a_value_set_that_includes_itself_adds_nothing_to_itself(tmp_path: Path)
     include = [{"valueSet": [f"{url}|1"]}, {"system": "http://x.example/cs", "concept": [{"code": "a"}]}]
     values = {"resourceType": "ValueSet", "url": url, "compose": {"include": include}}
     source = pack(tmp_path / "p.tgz", PACKAGE | {"package/v.json": msgspec.json.encode(values)})
-    import_guide(source, "mine", tmp_path / "out", rules=ROOT / "rules")
+    import_guide(source, "mine", tmp_path / "out")
     line = msgspec.json.decode((tmp_path / "out" / "codes.ndjson").read_bytes())
     assert line == {"valueSet": url, "codes": {"http://x.example/cs": ["a"]}}
 
 
 def test_a_source_without_definitions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = {name: content for name, content in PACKAGE.items() if name != "package/p.json"}
-    message = "holds no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
+    message = "has no FHIR definitions; name a guide's package (.tgz) or its unpacked JSON files"
     for source in (unpack(tmp_path / "unpacked", nothing), pack(tmp_path / "p.tgz", nothing)):
         assert refused(source, tmp_path / "out", capsys) == f"{source}: {message}"
     assert not (tmp_path / "out").exists()
@@ -230,17 +230,19 @@ def test_a_source_without_definitions_is_refused(tmp_path: Path, capsys: pytest.
 def test_a_package_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "p.tgz"
     file.write_bytes(b"x")
-    assert refused(file, tmp_path / "out", capsys) == f"{file}: no package (.tgz): not a gzip file; download it again"
+    assert (
+        refused(file, tmp_path / "out", capsys) == f"{file}: not a package (.tgz): not a gzip file; download it again"
+    )
     pack(file, PACKAGE)
     file.write_bytes(file.read_bytes()[:200])
-    assert refused(file, tmp_path / "out", capsys).startswith(f"{file}: no package (.tgz): ")
+    assert refused(file, tmp_path / "out", capsys).startswith(f"{file}: not a package (.tgz): ")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_of_a_package_has_a_bound(tmp_path: Path) -> None:
     source = pack(tmp_path / "p.tgz", PACKAGE | {"package/z.json": b" " * (LARGEST_FILE + 1)})
-    with pytest.raises(RulesError, match=r"package/z.json: larger than 16777216 bytes; leave it out"):
-        import_guide(source, "mine", tmp_path / "out", rules=ROOT / "rules")
+    with pytest.raises(RulesError, match=r"package/z.json: larger than 16,777,216 bytes; leave it out"):
+        import_guide(source, "mine", tmp_path / "out")
 
 
 def test_where_nothing_can_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,8 +267,8 @@ def test_a_directory_that_is_none_is_refused(tmp_path: Path, option: str, capsys
 def test_what_is_shipped_is_what_the_guide_says(tmp_path: Path, dialect: str) -> None:
     shipped, us_core = ROOT / "rules" / dialect, IG / "us-core-6.1.0"
     out = copytree(shipped, tmp_path / dialect)
-    import_guide(IG / dialect, dialect, out, rules=ROOT / "rules", beside=[us_core])
+    import_guide(IG / dialect, dialect, out, beside=[us_core])
     if (repaired := IG / dialect / "repaired").exists():
-        import_guide(repaired, dialect, out, rules=ROOT / "rules", beside=[us_core, IG / dialect])
+        import_guide(repaired, dialect, out, beside=[us_core, IG / dialect])
     for path in sorted(shipped.glob("*.yaml")):
-        assert next(documents(out / path.name)) == next(documents(path)), path.name
+        assert RuleFile(out / path.name).rules.document.value == RuleFile(path).rules.document.value, path.name

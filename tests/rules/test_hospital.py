@@ -1,4 +1,4 @@
-"""A hospital's own rules: the example directory `hospital/` is clean, and does through the proxy what its files say."""
+"""A hospital's own rules: the example directory `hospital/` has no problems, and the proxy judges by it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +20,8 @@ MASS = {"argo": "cgm-sensor-reading-mass"}
 MOLAR = {"argo": "cgm-sensor-reading-molar"}
 
 
-def test_the_example_is_clean_and_its_samples_hold() -> None:
-    assert lint([RULES, HOSPITAL]) == []
+def test_the_example_has_no_problems_and_its_samples_hold() -> None:
+    assert lint(RULES, HOSPITAL) == []
     report = run_samples(RULES, HOSPITAL)
     assert report.failures == []
     assert report.samples >= 15
@@ -62,8 +62,8 @@ def test_an_implausible_value_is_stored_with_a_warning(running: Running, sandbox
     name = MASS.get(dialect, "cgm-sensor-reading-mass-per-volume")
     statuses, told = sent(running, sandbox, dialect, value(700))
     assert statuses == ["201"] * 4
-    wants = f"valueQuantity.value is 700; {name} wants 20 to 600 mg/dL; check the sensor and the unit"
-    assert told == [[], [], [f"warning: {wants}"], []]
+    required = f"valueQuantity.value is 700; {name} requires 20 to 600 mg/dL; check the sensor and the unit"
+    assert told == [[], [], [f"warning: {required}"], []]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -71,8 +71,8 @@ def test_an_implausible_value_in_mmol_is_stored_with_a_warning(running: Running,
     name = MOLAR.get(dialect, "cgm-sensor-reading-moles-per-volume")
     statuses, told = sent(running, sandbox, dialect, value(120), units="molar")
     assert statuses == ["201"] * 4
-    wants = f"valueQuantity.value is 120; {name} wants 1.1 to 33.3 mmol/L; check the sensor and the unit"
-    assert told == [[], [], [f"warning: {wants}"], []]
+    required = f"valueQuantity.value is 120; {name} requires 1.1 to 33.3 mmol/L; check the sensor and the unit"
+    assert told == [[], [], [f"warning: {required}"], []]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -80,8 +80,10 @@ def test_a_reading_without_a_device_is_refused_alone(running: Running, sandbox: 
     name = MASS.get(dialect, "cgm-sensor-reading-mass-per-volume")
     statuses, told = sent(running, sandbox, dialect, lambda reading: reading.pop("device"))
     assert [status[0] for status in statuses] == ["2", "2", "4", "2"]
-    wants = f"device is missing; {name} wants the device that measured it; add device.reference or device.identifier"
-    assert told == [[], [], [f"error: {wants}"], []]
+    required = (
+        f"device is missing; {name} requires the device that measured it; add device.reference or device.identifier"
+    )
+    assert told == [[], [], [f"error: {required}"], []]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -89,5 +91,5 @@ def test_a_shipped_rule_that_is_made_a_warning_warns(running: Running, sandbox: 
     name = MASS.get(dialect, "cgm-sensor-reading-mass-per-volume")
     statuses, told = sent(running, sandbox, dialect, lambda reading: reading["valueQuantity"].update(unit="mg/dL"))
     assert statuses == ["201"] * 4
-    wants = f'valueQuantity.unit is "mg/dL"; {name} wants "mg/dl" (the code stays "mg/dL")'
-    assert told == [[], [], [f"warning: {wants}"], []]
+    required = f'valueQuantity.unit is "mg/dL"; {name} requires "mg/dl" (the code stays "mg/dL")'
+    assert told == [[], [], [f"warning: {required}"], []]

@@ -48,7 +48,7 @@ _MERGE: Any = object()
 
 
 class YamlError(ValueError):
-    """A file that is no valid YAML: `problem` in words, and the `line` (from 1) where it was found, if that is known."""
+    """A file that is not valid YAML: `problem` in words, with parts of the file in backticks, and the `line` (from 1), if known."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)

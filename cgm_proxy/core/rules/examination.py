@@ -116,7 +116,9 @@ class Examination:
             if fault := misplaced(str(url), profile.context, node.contexts):
                 yield Issue(fault[0], f"{relative_path(node.path)}.url {fault[2]}", f"{node.path}.url")
             if node.modifier:
-                text = f"{relative_path(node.path)}.url is {show(url)}, not a modifier extension; move it to `extension`"
+                text = (
+                    f"{relative_path(node.path)}.url is {show(url)}, not a modifier extension; move it to `extension`"
+                )
                 yield Issue("r4-extension-modifier", text, f"{node.path}.url")
             yield from self.judge(profile, without_companions(node.data), node.path, node.resource)
 
@@ -130,15 +132,15 @@ class Examination:
             if profile is not None:
                 yield from self.judge(profile, node.data, node.path, node.data)
             elif url.startswith(CORE) and self.model.type(url.removeprefix(CORE)) not in (None, node.type):
-                text = (
-                    f"{relative_path(node.path)}.meta.profile is {show(url)}, a profile of another resource type; leave it out"
-                )
+                text = f"{relative_path(node.path)}.meta.profile is {show(url)}, a profile of another resource type; leave it out"
                 yield Issue("r4-profile", text, f"{node.path}.meta.profile")
 
     def judge(self, profile: Profile, data: JsonObject, path: str, within: JsonObject) -> Iterator[Issue]:
         """Evaluate the rules of a profile on a resource, or on an extension `within` one."""
         if profile.type not in ("Extension", data.get("resourceType")):
-            text = f"{relative_path(path)} is a {data.get('resourceType')}; {profile.name} is a profile of {profile.type}"
+            text = (
+                f"{relative_path(path)} is a {data.get('resourceType')}; {profile.name} is a profile of {profile.type}"
+            )
             yield Issue(f"{profile.name}/type", text, path)
             return
         root = fhirpath.node_at(data, profile.type, path)

@@ -1,12 +1,12 @@
-"""FHIRPath, as the rules use it: fhirpathpy with R4's types and these functions.
+"""FHIRPath as the rules use it: fhirpathpy with the types of R4 and these functions.
 
-- `resolve()`: what References mean (contained resources, the Bundle's entries, what lies outside);
-- `targetType()`: the type of what a Reference means, by resolution or else by its literal reference;
+- `resolve()`: the resources that References name (contained, entries of the Bundle, or outside of it);
+- `targetType()`: the type of the resource that a Reference names, found by resolution or else read from the reference;
 - `conformsTo(url)`: whether a resource conforms to a profile;
 - `memberOf(url)`: whether a code, Coding or CodeableConcept is in a value set;
-- `knownCodes()`: whether a CodeableConcept has no code that its code system lacks; systems that are not known lack none.
+- `knownCodes()`: whether no code of a CodeableConcept is missing in its code system; unknown systems have all codes.
 
-An expression holds only if it gives exactly `true`: an empty result does not hold.
+An expression holds only if its result is exactly `true`; an empty result does not hold.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ def functions(
     member_of: Callable[[Any, str], bool],
     known_codes: Callable[[Any], bool],
 ) -> Functions:
-    """Give the functions of FHIR to `evaluate`, over one examination's resources."""
+    """Return the functions that FHIR adds to FHIRPath, for the resources of one examination."""
 
     def each(function: Callable[[Any], Any]) -> Callable[[list[Any]], list[Any]]:
         return lambda inputs: [found for item in inputs if (found := function(item)) is not None]
@@ -65,11 +65,11 @@ def _is_value(item: Any) -> bool:
     return not isinstance(item, dict) and not (isinstance(item, str) and (not item or BLANK.fullmatch(item)))
 
 
-class _Strict(ErrorListener):
-    """Raises what the parser would mend by guessing."""
+class _StrictListener(ErrorListener):
+    """Raises the errors from which the parser would recover by guessing."""
 
     def syntaxError(self, _recognizer: Any, symbol: Any, _line: int, column: int, _message: str, _error: Any) -> None:  # noqa: N802 -- antlr's
-        """Say where the expression ends to be one."""
+        """Raise FhirPathError at the first letter that does not belong to an expression."""
         raise _unexpected(symbol, column)
 
 
@@ -80,11 +80,11 @@ def _unexpected(symbol: Any, column: int) -> FhirPathError:
 
 
 def parse(text: str) -> Any:
-    """Parse an expression into fhirpathpy's tree; unlike fhirpathpy's own `parse`, take no text that is none as a whole.
+    """Return fhirpathpy's tree of an expression; unlike fhirpathpy's own `parse`, refuse text after its end.
 
-    Raises FhirPathError, and what fhirpathpy raises.
+    Raises FhirPathError, and whatever fhirpathpy raises.
     """
-    strict = _Strict()
+    strict = _StrictListener()
     lexer = FHIRPathLexer(InputStream(text))
     parser = FHIRPathParser(CommonTokenStream(lexer))
     for recognizer in (lexer, parser):
@@ -99,56 +99,62 @@ def parse(text: str) -> Any:
     return listener.parentStack[0]
 
 
-def _silent(_values: Any, _label: Any) -> None:
-    """Take what an expression traces, and say nothing: it may be a patient's."""
+def _ignore_trace(_values: Any, _label: Any) -> None:
+    """Ignore the values that `trace()` prints by default: they may be a patient's."""
 
 
 @dataclass(slots=True)
 class Expression:
-    """A FHIRPath expression, parsed when it is first needed (milliseconds) and then kept."""
+    """A FHIRPath expression, parsed when it is first needed, which takes milliseconds."""
 
     text: str
     _parsed: Any = None
 
     def tree(self) -> Any:
-        """Give the parsed expression; raise FhirPathError if it is none."""
+        """Return the parsed expression; raise FhirPathError if the text is none."""
         if self._parsed is None:
             try:
                 self._parsed = parse(self.text)
-            except Exception as error:  # fhirpathpy raises bare ones, KeyError and others
+            except Exception as error:  # fhirpathpy raises Exception, KeyError and others
                 raise FhirPathError(f"{self.text}: {error}") from error
         return self._parsed
 
     def nodes(self, node: Any, using: Functions, variables: Mapping[str, Any]) -> list[Any]:
-        """Evaluate on a node and give what it selects, as fhirpathpy's nodes (with `propName`, `path`, `data`)."""
-        options = {"userInvocationTable": using, "returnRawData": True, "traceFn": _silent}
+        """Evaluate on a node; return the selected nodes of fhirpathpy (with `propName`, `path`, `data`)."""
+        options = {"userInvocationTable": using, "returnRawData": True, "traceFn": _ignore_trace}
         try:
             found = apply_parsed_path(node, self.tree(), dict(variables), R4, options)  # type: ignore[no-untyped-call]
         except FhirPathError:
             raise
-        except Exception as error:  # as above; a rule that can't be evaluated refuses, it never passes
+        except Exception as error:  # as above; a rule that can't be evaluated refuses the resource
             raise FhirPathError(f"{self.text}: {error}") from error
         return found if isinstance(found, list) else [found]
 
     def holds(self, node: Any, using: Functions, variables: Mapping[str, Any]) -> bool:
-        """Whether the expression gives exactly true on the node."""
+        """Whether the expression is exactly true of the node."""
         found = self.nodes(node, using, variables)
         return len(found) == 1 and data_of(found[0]) is True
 
 
 def data_of(node: Any) -> Any:
-    """Give a node's data."""
+    """Return the data of a node."""
     return node.data if isinstance(node, ResourceNode) else node
 
 
 def node_at(data: Any, type_: str, path: str) -> ResourceNode:
-    """Make a node of a type (`Observation.component`) at a path of its resource."""
+    """Return a node of a type (`Observation.component`) at a path of its resource."""
     return ResourceNode(data, type_, propName=path)  # type: ignore[no-untyped-call]
 
 
-_EXPRESSIONS: dict[str, Expression] = {}
+class Expressions:
+    """The expressions of a set of rules, each parsed once.
 
+    Only for texts of rules, never a submitter's: all are kept as long as the rules are.
+    """
 
-def expression(text: str) -> Expression:
-    """Give the expression of a text; the same text is parsed once. For the rules' texts only, never a submitter's."""
-    return _EXPRESSIONS.setdefault(text, Expression(text))
+    def __init__(self) -> None:
+        self._by_text: dict[str, Expression] = {}
+
+    def __call__(self, text: str) -> Expression:
+        """Return the expression of a text."""
+        return self._by_text.setdefault(text, Expression(text))

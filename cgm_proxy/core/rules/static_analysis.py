@@ -1,7 +1,7 @@
-"""What an expression reads and gives, found without evaluating it.
+"""Static analysis of FHIRPath: which elements an expression reads and of which types its result is, without evaluating it.
 
-The linter uses it to refuse paths that no element has, unknown functions and expressions that are never true or false;
-the memory of shapes (`core/shapes.py`) uses it to know which values can influence a verdict.
+The linter uses it to refuse paths that no element has, unknown functions and expressions that are never true or false. The
+verdict cache (`verdict_cache.py`) uses it to know which values can influence a verdict.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,20 +10,21 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from cgm_proxy.core.r4.model import PRIMITIVES, Model
-from cgm_proxy.core.rules.fhirpath import FhirPathError, expression
+from cgm_proxy.core.rules.fhirpath import Expressions, FhirPathError
 
 How = Literal["value", "length"]
-Types = frozenset[str] | None  # None: not known
+#: The possible types of a result; None if they are not known.
+Types = frozenset[str] | None
 BOOLEAN = frozenset({"boolean"})
 NUMBER = frozenset({"decimal"})
 STRING = frozenset({"string"})
-#: FHIRPath's own types beside FHIR's.
+#: FHIRPath's own types, in addition to FHIR's.
 SYSTEM = frozenset({"Boolean", "String", "Integer", "Decimal", "Date", "DateTime", "Time", "Any"})
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """An element whose content influences the result; `how` is `length` when only its number of characters does."""
+class ElementRead:
+    """An element whose content influences the result; `how` is `length` if only its number of characters does."""
 
     type: str
     element: str
@@ -32,34 +33,34 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class StaticType:
-    """What an expression gives: the possible types, and the elements that the items are."""
+    """The result of an expression: its possible types, and the elements that its items may be."""
 
     types: Types
-    origins: frozenset[Read] = frozenset()
+    origins: frozenset[ElementRead] = frozenset()
     own: bool = False
-    """Whether it may be the resource itself that is judged."""
+    """Whether the result may be the very resource that is judged."""
 
 
 @dataclass(slots=True)
 class Analysis:
-    """What was found: problems for the linter, reads for the memory."""
+    """What was found: the problems of the expression, and the elements that it reads."""
 
     problems: list[str] = field(default_factory=list)
-    reads: set[Read] = field(default_factory=set)
+    reads: set[ElementRead] = field(default_factory=set)
     everything: bool = False
+    """Whether it may read any element."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A FHIRPath function: how many parameters, what it gives, whether it reads its input's content.
-
-    `gives` is the result's types, `same` for the input's, or `any`; `inner` says that the parameters are evaluated on each item.
-    """
+    """A FHIRPath function: how many parameters it takes, what it returns, and whether it reads the content of its input."""
 
     arity: tuple[int, ...]
-    gives: Types | Literal["same", "any", "type", "resource"]
+    returns: Types | Literal["same", "any", "type", "resource"]
+    """Types; or `same` as the input's, of the `type` that is the parameter, a `resource`, or `any`."""
     reads: bool = True
     inner: bool = False
+    """Whether the parameters are evaluated on each item of the input."""
 
 
 FUNCTIONS: Mapping[str, Function] = {
@@ -96,7 +97,7 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("descendants", "children"), Function((0,), "any")),
     "repeat": Function((1,), "any", inner=True),
 }
-#: Functions that see all below a node, whatever it is called.
+#: Functions that read all elements below a node, whatever their names are.
 SEES_ALL = frozenset({"descendants", "children", "repeat"})
 LOGIC = frozenset({"AndExpression", "OrExpression", "ImpliesExpression"})
 COMPARE = frozenset({"EqualityExpression", "InequalityExpression", "MembershipExpression"})
@@ -118,7 +119,7 @@ class Analyser:
         self.found = Analysis()
 
     def infer(self, node: Any, focus: StaticType) -> StaticType:
-        """Give what a node of the syntax tree gives when evaluated on `focus`."""
+        """Return the result of a node of the syntax tree on `focus`."""
         kind, parts = node.get("type"), node.get("children", [])
         if kind == "InvocationExpression":
             for part in parts:
@@ -128,7 +129,7 @@ class Analyser:
             return self.operator(kind, [self.infer(part, focus) for part in parts])
         if kind == "UnionExpression":
             sides = [self.infer(part, focus) for part in parts]
-            for side in sides:  # equal items become one
+            for side in sides:  # their content is read: a union drops equal items
                 self.read(side)
             return _any_of(sides, frozenset().union(*(s.origins for s in sides)))
         if kind == "IndexerExpression":
@@ -141,7 +142,7 @@ class Analyser:
         return self.leaf(kind, node, parts, focus)
 
     def leaf(self, kind: str, node: Any, parts: list[Any], focus: StaticType) -> StaticType:
-        """Give what a member, function, variable or parenthesis gives."""
+        """Return the result of a member, function, variable or parenthesis."""
         if kind == "MemberInvocation":
             return self.member(_name(node), focus)
         if kind == "FunctionInvocation":
@@ -164,98 +165,103 @@ class Analyser:
         return result
 
     def operator(self, kind: str, sides: list[StaticType]) -> StaticType:
-        """Give an operator's type; it reads both sides."""
+        """Return the result of an operator; it reads both sides."""
         for side in sides:
             self.read(side)
         return StaticType(NUMBER if kind in COUNT else BOOLEAN)
 
     def typed(self, node: Any, left: StaticType) -> StaticType:
-        """Give what `x is T` and `x as T` give."""
-        wanted = node["children"][1]["text"].rpartition(".")[2].strip("`")
-        self.known_type(wanted)
+        """Return the result of `x is T` and `x as T`."""
+        name = node["children"][1]["text"].rpartition(".")[2].strip("`")
+        self.check_type(name)
         if node["terminalNodeText"][0] == "is":
             return StaticType(BOOLEAN)
-        return StaticType(frozenset({wanted}), left.origins, left.own)
+        return StaticType(frozenset({name}), left.origins, left.own)
 
-    def known_type(self, name: str) -> None:
-        """Note a type that FHIR R4 does not have."""
+    def check_type(self, name: str) -> None:
+        """Record a problem if FHIR R4 has no such type."""
         if name not in SYSTEM | PRIMITIVES and self.model.type(name) is None:
-            self.found.problems.append(f"unknown type {name}{meant(name, (*SYSTEM, *PRIMITIVES, *self.model.types))}")
+            self.found.problems.append(
+                f"unknown type {name}{suggestion(name, (*SYSTEM, *PRIMITIVES, *self.model.types))}"
+            )
 
     def member(self, name: str, focus: StaticType) -> StaticType:
-        """Give the elements that a name selects."""
+        """Return the elements that a name selects."""
         if focus.types is None:
-            return StaticType(None, frozenset({Read("*", name)}))
+            return StaticType(None, frozenset({ElementRead("*", name)}))
         if name in focus.types:  # a path may begin with the type's own name: Observation.code
             return focus
         types: set[str] = set()
-        origins: set[Read] = set()
+        origins: set[ElementRead] = set()
         for holder in focus.types:
             type_ = self.model.type(holder) if holder not in SYSTEM else None
             if holder == "Resource" or name == "resourceType":
-                return StaticType(None, frozenset({Read("*", name)}))
+                return StaticType(None, frozenset({ElementRead("*", name)}))
             element = (type_.elements.get(name) or type_.elements.get(name + "[x]")) if type_ else None
             if element:
                 types |= set(element.types)
-                origins.add(Read(holder, element.name))
+                origins.add(ElementRead(holder, element.name))
         if not origins:
             held = [e for t in focus.types if t not in SYSTEM and (found := self.model.type(t)) for e in found.elements]
-            near = meant(name, (e.removesuffix("[x]") for e in held))
-            self.found.problems.append(f"{' or '.join(sorted(focus.types)) or 'nothing'} has no element `{name}`{near}")
+            near = suggestion(name, (e.removesuffix("[x]") for e in held))
+            holders = " or ".join(sorted(focus.types)) or "an empty result"
+            self.found.problems.append(f"{holders} has no element `{name}`{near}")
             return StaticType(None)
         return StaticType(None if types & {"Resource"} else frozenset(types), frozenset(origins))
 
     def function(self, node: Any, focus: StaticType) -> StaticType:
-        """Give what a function gives; note one that is unknown or has too many parameters."""
+        """Return the result of a function; record a problem if it is unknown or its parameters are too many or too few."""
         name = node["children"][0]["text"].strip("`")
-        given = node["children"][1]["children"] if len(node["children"]) > 1 else []
+        parameters = node["children"][1]["children"] if len(node["children"]) > 1 else []
         function = FUNCTIONS.get(name)
-        if function is None or len(given) not in function.arity:
-            much = "unknown function" if function is None else f"{len(given)} parameters are wrong for"
-            near = meant(name, FUNCTIONS) if function is None else ""
-            self.found.problems.append(f"{much} {name}(){near}")
+        if function is None:
+            self.found.problems.append(f"unknown function {name}(){suggestion(name, FUNCTIONS)}")
+            return StaticType(None)
+        if len(parameters) not in function.arity:
+            allowed = " or ".join(str(number) for number in function.arity)
+            self.found.problems.append(f"{name}() takes {allowed} parameters, not {len(parameters)}")
             return StaticType(None)
         self.found.everything |= name in SEES_ALL or (name == "conformsTo" and focus.own)
-        if function.gives == "type" or name == "is":
-            return self.of_type(given[0], focus, name)
+        if function.returns == "type" or name == "is":
+            return self.of_type(parameters[0], focus, name)
         if function.reads:
             self.read(focus, "length" if name == "length" else "value")
-        inner = [self.infer(part, focus if function.inner or name == "iif" else self.root) for part in given]
+        inner = [self.infer(part, focus if function.inner or name == "iif" else self.root) for part in parameters]
         for result in inner:
             self.read(result)
-        return self.given(name, function, focus, inner)
+        return self.result_of(name, function, focus, inner)
 
-    def given(self, name: str, function: Function, focus: StaticType, inner: list[StaticType]) -> StaticType:
-        """Give a function's result."""
+    def result_of(self, name: str, function: Function, focus: StaticType, inner: list[StaticType]) -> StaticType:
+        """Return the result of a function whose parameters give `inner`."""
         if name == "toString":
             return StaticType(STRING, focus.origins)
-        if function.gives == "same":
+        if function.returns == "same":
             return focus
         if name == "iif":
             return _any_of(inner[1:])
-        if function.gives == "resource":
+        if function.returns == "resource":
             return StaticType(None, frozenset())
         if name == "select":
             return inner[0]
-        return StaticType(None if isinstance(function.gives, str) else function.gives)
+        return StaticType(None if isinstance(function.returns, str) else function.returns)
 
     def of_type(self, node: Any, focus: StaticType, name: str) -> StaticType:
-        """Give what ofType(T), as(T) and is(T) give."""
-        wanted = str(node["text"]).strip("`").rpartition(".")[2]
-        self.known_type(wanted)
+        """Return the result of ofType(T), as(T) and is(T)."""
+        type_ = str(node["text"]).strip("`").rpartition(".")[2]
+        self.check_type(type_)
         if name == "is":
             return StaticType(BOOLEAN)
-        if focus.types is not None and wanted not in focus.types and wanted not in self.model.resources:
-            self.found.problems.append(f"{' or '.join(sorted(focus.types))} is never a {wanted}")
-        return StaticType(frozenset({wanted}), focus.origins, focus.own)
+        if focus.types is not None and type_ not in focus.types and type_ not in self.model.resources:
+            self.found.problems.append(f"the element is {' or '.join(sorted(focus.types))}, never {type_}")
+        return StaticType(frozenset({type_}), focus.origins, focus.own)
 
     def read(self, result: StaticType, how: How = "value") -> None:
-        """Note that the content of what a result is made of influences the verdict."""
-        self.found.reads |= {Read(r.type, r.element, how) for r in result.origins}
+        """Record that the content of the elements in a result influences the verdict."""
+        self.found.reads |= {ElementRead(r.type, r.element, how) for r in result.origins}
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """Give the end of a message that names what was probably meant; nothing where nothing is near."""
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message that suggests the most similar known name; "" if none is similar."""
     near = get_close_matches(name, sorted(set(known)), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -266,8 +272,8 @@ def _name(node: Any) -> str:
     return str(node["text"]).strip("`")
 
 
-def _any_of(results: Sequence[StaticType], origins: frozenset[Read] = frozenset()) -> StaticType:
-    return StaticType(_union(one.types for one in results), origins, any(one.own for one in results))
+def _any_of(results: Sequence[StaticType], origins: frozenset[ElementRead] = frozenset()) -> StaticType:
+    return StaticType(_union(result.types for result in results), origins, any(result.own for result in results))
 
 
 def _union(sides: Iterable[Types]) -> Types:
@@ -275,8 +281,8 @@ def _union(sides: Iterable[Types]) -> Types:
     return None if any(side is None for side in listed) else frozenset().union(*(side or () for side in listed))
 
 
-def analyse(model: Model, text: str, root: str, at: str = "") -> tuple[Analysis, Types]:
-    """Analyse an expression on the nodes that `at` selects in a resource of type `root`; give what it results in.
+def analyse(model: Model, expressions: Expressions, text: str, root: str, at: str = "") -> tuple[Analysis, Types]:
+    """Analyse an expression on the nodes that `at` selects in a resource of type `root`; return the types of its result too.
 
     A syntax error is a problem like any other.
     """
@@ -287,9 +293,9 @@ def analyse(model: Model, text: str, root: str, at: str = "") -> tuple[Analysis,
         if not step:
             continue
         try:
-            tree = expression(step).tree()
+            tree = expressions(step).tree()
         except FhirPathError as error:
-            analyser.found.problems.append(f"no FHIRPath: {str(error)[:120]}")
+            analyser.found.problems.append(f"not FHIRPath: {str(error)[:120]}")
             return analyser.found, None
         result = focus = analyser.infer(tree["children"][0], focus)
     analyser.read(result)

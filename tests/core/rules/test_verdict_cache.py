@@ -1,4 +1,4 @@
-"""The memory of shapes changes no verdict and no message, holds no more than it may, and forgets nothing it must ask."""
+"""The verdict cache changes no verdict and no message, stays within its bounds, and resolves references each time."""
 
 import gc
 import sys
@@ -17,14 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.places import RULES
 
-from cgm_proxy.core.rules.rulebook import RuleBook, _holds
+from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.rules.static_analysis import analyse
-from cgm_proxy.core.rules.verdict_cache import VerdictCache, free_leaves
+from cgm_proxy.core.rules.verdict_cache import VerdictCache, stand_ins
+from cgm_proxy.rulekit.loading import rule_book
 
 ARGO = "http://argo.run/cgm/StructureDefinition/cgm-sensor-reading-mass"
-REMEMBERING = RuleBook.load(RULES)
-PLAIN = RuleBook.load(RULES)
-PLAIN.shapes = None
+CACHING = rule_book(RULES)
+PLAIN = rule_book(RULES)
+PLAIN.verdict_cache = None
 MASS = "http://hl7.org/fhir/uv/cgm/StructureDefinition/cgm-sensor-reading-mass-per-volume"
 MEAN = "http://hl7.org/fhir/uv/cgm/StructureDefinition/cgm-summary-mean-glucose-mass-per-volume"
 PATIENT = {
@@ -56,9 +57,9 @@ PATHS = [
     ("effectivePeriod",), ("identifier", 0, "system"), ("identifier", 0), ("valueQuantity", "_value"), ("_issued",),
     ("resourceType",), ("text",),
 ]  # fmt: skip
-#: Two of a kind that must not be taken for one another: JSON of other types with the same text, stand-ins sent by a submitter,
-#: other forms of one number or letter, what is valid to a lenient eye alone.
-TWINS = [
+#: Values that must not be mistaken for one another: JSON of other types with the same text, stand-ins sent by a submitter,
+#: other forms of one number or letter, and values that only a lenient reader accepts.
+CONFUSABLE = [
     1, Decimal("1.0"), "1", True, Decimal("1e0"), 0, Decimal("0.0"), Decimal("0e0"), Decimal("-0.0"), "0", False, "", [0],
     {"value": 0}, 10**40, Decimal("1E+400"), Decimal("1E-400"), -(2**63), "\u00e9", "e\u0301", "\u2126", "\u03a9",
     "mg/dl\u200b", " ", "\u2028", "1000-10-10T10:10:10Z", "1000-10-10T10:10:10+00:00", "1000-10-10T10:10:10.0Z",
@@ -77,16 +78,16 @@ VALUES = st.one_of(
             {"start": "2024", "end": "2025"}, 0, -1, Decimal("5.60"), Decimal("1E+2"), 10**40,
         ]
     ),
-    st.sampled_from(TWINS),
+    st.sampled_from(CONFUSABLE),
     st.text(max_size=5),
     st.integers(),
 )  # fmt: skip
 
 
-def remembering() -> RuleBook:
-    """Give a book that remembers nothing yet."""
-    book = copy(REMEMBERING)
-    book.shapes = VerdictCache()
+def caching() -> RuleBook:
+    """Return a book whose cache is empty."""
+    book = copy(CACHING)
+    book.verdict_cache = VerdictCache()
     return book
 
 
@@ -111,9 +112,9 @@ def readings(draw: st.DrawFn) -> dict[str, Any]:
     return {key: made[key] for key in draw(st.permutations(sorted(made)))}
 
 
-#: By what a reading is judged: two dialects' profiles, none (base validity alone), and both kinds at once.
+#: The profiles and the dialect by which a reading is judged: those of two dialects, none (base validity alone), and both kinds.
 DEMANDED = [((ARGO,), "argo"), ((MASS,), "1.0.0"), ((), "argo"), ((), None), ((MASS, MEAN), "1.0.0-ballot")]
-#: How many readings the differential test compares in a run, for its summary.
+#: How many readings the differential test compared, for the summary of the run.
 COMPARED: Counter[str] = Counter()
 
 
@@ -124,7 +125,7 @@ COMPARED: Counter[str] = Counter()
 )
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def compare(submission: list[tuple[dict[str, Any], Any]], found: dict | None, random: Random) -> None:
-    """Judge readings in a row, then shuffled once more, with the memory and without it."""
+    """Judge readings in a row, and again in another order, with the cache and without it."""
 
     def resolve(reference: str) -> dict | None:
         return found if reference == "Patient/1" else None
@@ -132,16 +133,16 @@ def compare(submission: list[tuple[dict[str, Any], Any]], found: dict | None, ra
     again = submission[:]
     random.shuffle(again)
     for reading, (profiles, dialect) in submission + again:
-        remembered = REMEMBERING.examine(reading, profiles, resolve, dialect=dialect)
-        assert remembered == PLAIN.examine(reading, profiles, resolve, dialect=dialect)
-        COMPARED["refused" if any(issue.refuses for issue in remembered) else "accepted"] += 1
+        cached = CACHING.examine(reading, profiles, resolve, dialect=dialect)
+        assert cached == PLAIN.examine(reading, profiles, resolve, dialect=dialect)
+        COMPARED["refused" if any(issue.refuses for issue in cached) else "accepted"] += 1
 
 
 def test_verdicts_and_messages_equal_those_of_plain_evaluation(record_property: Callable[[str, object], None]) -> None:
     compare()
-    known = len(REMEMBERING.shapes or ())
-    told = f"{COMPARED.total()} readings compared: {dict(sorted(COMPARED.items()))}, {known} shapes remembered"
-    record_property("judged once a shape, as without the memory", told)
+    known = len(CACHING.verdict_cache or ())
+    summary = f"{COMPARED.total()} readings compared: {dict(sorted(COMPARED.items()))}, {known} shapes cached"
+    record_property("verdicts with the cache, compared with those without it", summary)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +150,16 @@ def test_verdicts_and_messages_equal_those_of_plain_evaluation(record_property: 
     [("valueQuantity", "value"), ("effectiveDateTime",), ("issued",), ("id",), ("identifier", 0, "value"), ("identifier",)],
     ids=lambda path: ".".join(map(str, path)),
 )  # fmt: skip
-def test_no_value_borrows_the_verdict_of_another(path: tuple[Any, ...]) -> None:
-    """Every pair of what could be mistaken for one another, in each leaf that may be replaced, whichever comes first."""
-    listed = [*TWINS, "a", "2024-05-01T10:15:00Z", 120]
-    wanted = []
+def test_no_value_gets_the_verdict_of_another(path: tuple[Any, ...]) -> None:
+    """Every pair of confusable values, in each member that may be replaced, in either order."""
+    listed = [*CONFUSABLE, "a", "2024-05-01T10:15:00Z", 120]
+    expected = []
     for value in listed:
         reading = deepcopy(READING)
         put(reading, path, value)
-        wanted.append((reading, PLAIN.examine(reading, (ARGO,), {}.get, dialect="argo")))
-    for order in (wanted, wanted[::-1]):
-        book = remembering()
+        expected.append((reading, PLAIN.examine(reading, (ARGO,), {}.get, dialect="argo")))
+    for order in (expected, expected[::-1]):
+        book = caching()
         for reading, issues in order * 2:
             assert book.examine(reading, (ARGO,), {}.get, dialect="argo") == issues, reading
 
@@ -166,18 +167,18 @@ def test_no_value_borrows_the_verdict_of_another(path: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize(
     "path", [("valueQuantity", "unit"), ("code", "coding", 0, "code"), ("valueQuantity", "value"), ("id",)]
 )
-def test_no_value_borrows_the_profile_that_another_implies(path: tuple[Any, ...]) -> None:
+def test_no_value_implies_the_profile_of_another(path: tuple[Any, ...]) -> None:
     whens = [
         (p.url, p.when) for p in PLAIN.profiles.values() if (p.dialect, p.type) == ("argo", "Observation") and p.when
     ]
-    for value in [*TWINS, "mg/dl", "mmol/l", "99504-3", "14745-4"] * 2:
+    for value in [*CONFUSABLE, "mg/dl", "mmol/l", "99504-3", "14745-4"] * 2:
         reading = deepcopy(READING)
         put(reading, path, value)
-        assert set(REMEMBERING.implied(reading, "argo")) == {url for url, when in whens if _holds(when, reading)}
+        assert set(CACHING.implied(reading, "argo")) == {url for url, when in whens if PLAIN.holds(when, reading)}
 
 
 def test_a_book_that_is_replaced_is_freed() -> None:
-    book = RuleBook.load(RULES)
+    book = rule_book(RULES)
     book.examine(READING, book.implied(READING, "argo"), {}.get, dialect="argo")
     freed = weakref.ref(book)
     del book
@@ -185,17 +186,17 @@ def test_a_book_that_is_replaced_is_freed() -> None:
     assert freed() is None
 
 
-def test_readings_that_differ_only_in_free_leaves_share_one_shape() -> None:
-    book = RuleBook.load(RULES)
+def test_readings_that_differ_only_in_replaced_members_share_one_shape() -> None:
+    book = rule_book(RULES)
     for minute in range(50):
         reading = {**deepcopy(READING), "id": f"r{minute}", "effectiveDateTime": f"2024-05-01T10:{minute:02}:00Z"}
         reading["valueQuantity"]["value"] = 100 + minute
         assert book.examine(reading, [ARGO], {"Patient/1": PATIENT}.get, dialect="argo") == ()
-    assert len(book.shapes) == 1
+    assert len(book.verdict_cache) == 1
 
 
-def test_what_a_reference_means_is_asked_again() -> None:
-    book = RuleBook.load(RULES)
+def test_references_are_resolved_again_for_a_cached_verdict() -> None:
+    book = rule_book(RULES)
     assert book.examine(READING, [ARGO], {"Patient/1": PATIENT}.get, dialect="argo") == ()
     nameless = {"resourceType": "Patient", "id": "1"}
     assert book.examine(READING, [ARGO], {"Patient/1": nameless}.get, dialect="argo") != ()
@@ -213,28 +214,28 @@ def test_a_hospitals_rule_on_the_value_sees_every_value(tmp_path: Path) -> None:
         "    text: 20 to 600 mg/dL\n"
         "    severity: warning\n"
     )
-    book = RuleBook.load(RULES, tmp_path)
-    told = []
+    book = rule_book(RULES, tmp_path)
+    texts = []
     for value in (100, 700, 100, 5):
         reading = deepcopy(READING)
         reading["valueQuantity"]["value"] = value
-        told.append([issue.text for issue in book.examine(reading, [ARGO], dialect="argo")])
-    wants = "cgm-sensor-reading-mass wants 20 to 600 mg/dL"
-    assert told == [[], [f"valueQuantity.value is 700; {wants}"], [], [f"valueQuantity.value is 5; {wants}"]]
+        texts.append([issue.text for issue in book.examine(reading, [ARGO], dialect="argo")])
+    required = "cgm-sensor-reading-mass requires 20 to 600 mg/dL"
+    assert texts == [[], [f"valueQuantity.value is 700; {required}"], [], [f"valueQuantity.value is 5; {required}"]]
 
 
 @pytest.mark.parametrize("size", [10_000, 50_000])
-def test_nothing_fills_the_memory(size: int) -> None:
-    shapes = VerdictCache(size)
+def test_the_cache_stays_within_its_size(size: int) -> None:
+    cache = VerdictCache(size)
     for number in range(500):
-        shapes.remember(("argo", (), b"x" * 100 + str(number).encode()), (), [(f"Patient/{number}", PATIENT)])
-    assert 0 < len(shapes) <= size / 500
-    shapes.remember(("argo", (), b"x" * 10**6), (), [])
-    assert shapes.recall(("argo", (), b"x" * 10**6), lambda _: None) is None
+        cache.put(("argo", (), b"x" * 100 + str(number).encode()), (), [(f"Patient/{number}", PATIENT)])
+    assert 0 < len(cache) <= size / 500
+    cache.put(("argo", (), b"x" * 10**6), (), [])
+    assert cache.get(("argo", (), b"x" * 10**6), lambda _: None) is None
 
 
 def test_every_day_of_the_months_has_one_shape() -> None:
-    book = RuleBook.load(RULES)
+    book = rule_book(RULES)
     days = [
         (month, day)
         for month in range(1, 13)
@@ -244,8 +245,8 @@ def test_every_day_of_the_months_has_one_shape() -> None:
     for month, day in days:
         reading = READING | {"effectiveDateTime": f"2025-{month:02}-{day:02}T10:15:00Z"}
         assert book.examine(reading, [ARGO], {}.get, dialect="argo") == ()
-    assert book.shapes is not None
-    assert len(book.shapes) == 1
+    assert book.verdict_cache is not None
+    assert len(book.verdict_cache) == 1
     impossible = READING | {"effectiveDateTime": "2025-04-31T10:15:00Z"}
     assert book.examine(impossible, [ARGO], {}.get, dialect="argo")
 
@@ -253,22 +254,22 @@ def test_every_day_of_the_months_has_one_shape() -> None:
 @pytest.mark.parametrize(
     ("different", "evaluations"), [(False, [1, 2, 0, 0, 0]), (True, [1, 1, 1, 1, 1])], ids=["alike", "different"]
 )
-def test_a_faulty_shape_is_learned_only_when_it_comes_again(different: bool, evaluations: list[int]) -> None:
-    book = remembering()
-    plain, asked = book._plain, []
-    book._plain = lambda *of: (asked.append(of), plain(*of))[1]  # type: ignore[method-assign]
+def test_a_verdict_with_issues_is_cached_only_when_its_shape_repeats(different: bool, evaluations: list[int]) -> None:
+    book = caching()
+    examine, calls = book._examine, []
+    book._examine = lambda *arguments: (calls.append(arguments), examine(*arguments))[1]  # type: ignore[method-assign]
     counted = []
     for number in range(5):
         reading = {**deepcopy(READING), "status": "done", "id": f"r{number}"}
         reading |= {"note": [{"text": f"note {number}"}]} if different else {}
         assert [issue.rule for issue in book.examine(reading, [ARGO], dialect="argo")] != []
-        counted.append(len(asked) - sum(counted))
+        counted.append(len(calls) - sum(counted))
     assert counted == evaluations
 
 
 @pytest.mark.parametrize("first", ["abc", "zzz"])
 @pytest.mark.parametrize(
-    "mentioning",
+    "referring",
     [
         {
             "text": {
@@ -280,10 +281,10 @@ def test_a_faulty_shape_is_learned_only_when_it_comes_again(different: bool, eva
     ],
     ids=["narrative", "canonical"],
 )
-def test_an_id_that_something_mentions_is_part_of_the_shape(first: str, mentioning: dict[str, Any]) -> None:
-    book = remembering()
+def test_an_id_to_which_something_refers_is_part_of_the_shape(first: str, referring: dict[str, Any]) -> None:
+    book = caching()
     for name in [first] * 3 + ["zzz", "abc"] * 3:
-        reading = READING | mentioning | {"id": name}
+        reading = READING | referring | {"id": name}
         found = book.examine(reading, [ARGO], dialect="argo")
         assert found == PLAIN.examine(reading, [ARGO], dialect="argo")
         assert any(issue.refuses for issue in found) == (name == "zzz")
@@ -308,27 +309,27 @@ def test_an_id_that_something_mentions_is_part_of_the_shape(first: str, mentioni
         ("category.coding[0].exists()", set()),
     ],
 )
-def test_what_an_expression_reads_in_passing_is_not_free(expression: str, read: set[str]) -> None:
-    found, _ = analyse(REMEMBERING.model("argo"), expression, "Observation")
-    free = {member for member, _ in free_leaves("Observation", [found])}
-    assert free == {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"} - read
+def test_no_member_is_replaced_that_an_expression_reads(expression: str, read: set[str]) -> None:
+    analysis, _ = analyse(CACHING.model("argo"), CACHING.expressions, expression, "Observation")
+    replaced = {member for member, _ in stand_ins("Observation", [analysis])}
+    assert replaced == {"id", "effectiveDateTime", "issued", "valueQuantity", "identifier"} - read
 
 
-def test_what_is_looked_up_counts_as_what_it_takes_when_parsed() -> None:
-    book = remembering()
-    assert book.shapes is not None
-    whole = book.shapes._room
+def test_a_resolved_resource_counts_by_its_size_in_memory() -> None:
+    book = caching()
+    assert book.verdict_cache is not None
+    whole = book.verdict_cache._room
     device = {"resourceType": "Device", "id": "d", "note": [Decimal("0.1")] * 2000}
     reading = READING | {"device": {"reference": "Device/d"}}
     book.examine(reading, [ARGO], {"Device/d": device, "Patient/1": PATIENT}.get, dialect="argo")
-    assert len(book.shapes) == 1
+    assert len(book.verdict_cache) == 1
     taken = sum(sys.getsizeof(number) + 8 for number in device["note"])
-    assert whole - book.shapes._room > taken
+    assert whole - book.verdict_cache._room > taken
 
 
-def test_claims_that_nobody_knows_do_not_fill_the_memory_of_leaves() -> None:
-    book = remembering()
-    book._leaves = lru_cache(1024)(book._find_leaves)
+def test_unknown_claims_do_not_fill_the_cache_of_stand_ins() -> None:
+    book = caching()
+    book._stand_ins = lru_cache(1024)(book._find_stand_ins)
     for number in range(50):
         book.examine(READING | {"meta": {"profile": [f"http://e.org/{number}"]}}, [ARGO], dialect="argo")
-    assert book._leaves.cache_info().currsize == 1
+    assert book._stand_ins.cache_info().currsize == 1

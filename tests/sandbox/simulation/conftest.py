@@ -1,10 +1,10 @@
 import pytest
 from support.places import RULES
 
-from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.rulekit.loading import rule_book
 
 
 @pytest.fixture(scope="session")
 def book():
     """The shipped rules."""
-    return RuleBook.load(RULES)
+    return rule_book(RULES)
