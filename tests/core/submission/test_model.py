@@ -39,7 +39,7 @@ from cgm_proxy.core.submission.model import (
     submission_from_bundle,
     submission_from_resource,
 )
-from cgm_proxy.core.submission.plan import forged, identify, plan
+from cgm_proxy.core.submission.plan import Planner, forged, identify
 from cgm_proxy.settings.loading import LimitSettings
 
 WRONG: list[Any] = [None, True, 0, -1.5, "", "x", [], [[]], [None], {}, {"x": {}}, {"resourceType": 5}]
@@ -67,8 +67,8 @@ def test_a_long_type_is_cut_short_in_the_message() -> None:
 def test_a_bundle_without_entries_is_refused(entries: Any) -> None:
     document = bundle() | {"entry": entries}
     if isinstance(entries, list) and entries:
-        made = submission_from_bundle(document, DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
-        assert [issue.rule for issue in made.entries[0].issues] == ["entry-object"]
+        submission = submission_from_bundle(document, DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
+        assert [issue.rule for issue in submission.entries[0].issues] == ["entry-object"]
     else:
         assert refusal(document) == (400, "bundle-empty" if entries in ([], None) else "bundle-entry")
     del document["entry"]
@@ -103,8 +103,8 @@ def test_one_entry_more_than_the_limit_is_refused(kind: str, endpoint: str, most
     ],
 )
 def test_only_a_tagged_transaction_is_atomic(kind: str, endpoint: str, expected: str, atomic: bool) -> None:
-    made = submitted(entry(reading()), kind=kind, endpoint=endpoint)
-    assert (made.interaction, made.atomic) == (expected, atomic)
+    submission = submitted(entry(reading()), kind=kind, endpoint=endpoint)
+    assert (submission.interaction, submission.atomic) == (expected, atomic)
 
 
 @pytest.mark.parametrize(
@@ -129,16 +129,18 @@ def test_only_a_tagged_transaction_is_atomic(kind: str, endpoint: str, expected:
     ],
 )
 def test_a_structural_fault_is_an_issue_of_the_entry(item: Any, rules: list[str]) -> None:
-    made = submission_from_bundle(bundle(entry(reading()), item), DIALECTS_BY_ID["argo"], "base", localize, LIMITS)
-    assert [issue.rule for issue in made.entries[1].issues] == rules
-    assert made.entries[0].issues == ()
+    submission = submission_from_bundle(
+        bundle(entry(reading()), item), DIALECTS_BY_ID["argo"], "base", localize, LIMITS
+    )
+    assert [issue.rule for issue in submission.entries[1].issues] == rules
+    assert submission.entries[0].issues == ()
 
 
 @pytest.mark.parametrize("wrong", [*WRONG, {"reference": 5}, {"reference": ["Patient/1"]}, [{"reference": PATIENT}]])
 def test_a_subject_of_a_wrong_type_is_no_patient(wrong: Any) -> None:
-    made = submitted(entry(reading() | {"subject": wrong}), entry(device() | {"patient": wrong}))
-    assert [one.subject for one in made.entries] == [None, None]
-    assert made.patient is None
+    submission = submitted(entry(reading() | {"subject": wrong}), entry(device() | {"patient": wrong}))
+    assert [each.subject for each in submission.entries] == [None, None]
+    assert submission.patient is None
 
 
 @pytest.mark.parametrize(
@@ -171,8 +173,8 @@ def test_a_subject_is_a_literal_reference_to_a_patient_of_this_server(reference:
 
 
 def test_the_subject_of_a_device_is_its_patient_and_a_performer_does_not_count() -> None:
-    made = submitted(entry(device()), entry(reading(subject=None, performer=[{"reference": PATIENT}])))
-    assert [one.subject for one in made.entries] == [PATIENT, None]
+    submission = submitted(entry(device()), entry(reading(subject=None, performer=[{"reference": PATIENT}])))
+    assert [each.subject for each in submission.entries] == [PATIENT, None]
 
 
 def test_the_submissions_patient_is_the_one_most_entries_are_about() -> None:
@@ -207,8 +209,10 @@ def test_escapes_in_a_reference_and_its_name_are_resolved() -> None:
 
 
 def test_a_reference_can_mean_an_entry_by_full_url_or_type_and_id() -> None:
-    made = submitted(entry(reading(id="a"), urn(1)), entry(reading(1, id="a")), entry(reading(2), "Observation/a"))
-    assert index_by_reference(made.entries) == {urn(1): 0, "Observation/a": 2}
+    submission = submitted(
+        entry(reading(id="a"), urn(1)), entry(reading(1, id="a")), entry(reading(2), "Observation/a")
+    )
+    assert index_by_reference(submission.entries) == {urn(1): 0, "Observation/a": 2}
 
 
 @pytest.mark.parametrize("wrong", [5, None, [], {}, True])
@@ -251,9 +255,14 @@ def test_the_operation_takes_a_bundle_alone_or_in_parameters(wrong: Any) -> None
 
 
 def test_the_create_of_one_resource_is_a_submission_with_its_if_none_exist_header() -> None:
-    made = submission_from_resource(reading(), DIALECTS_BY_ID["1.0.0"], localize, "identifier=a|b")
-    assert (made.interaction, made.atomic, made.patient, len(made.entries)) == ("create", False, PATIENT, 1)
-    assert made.entries[0].request == {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=a|b"}
+    submission = submission_from_resource(reading(), DIALECTS_BY_ID["1.0.0"], localize, "identifier=a|b")
+    assert (submission.interaction, submission.atomic, submission.patient, len(submission.entries)) == (
+        "create",
+        False,
+        PATIENT,
+        1,
+    )
+    assert submission.entries[0].request == {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=a|b"}
     assert submission_from_resource({}, DIALECTS_BY_ID["1.0.0"], localize, None).entries[0].issues
 
 
@@ -266,10 +275,10 @@ def test_the_create_of_one_resource_is_a_submission_with_its_if_none_exist_heade
     st.sampled_from([("batch", "base"), ("transaction", "base"), ("transaction", "operation")]),
     st.booleans(),
 )
-def test_any_json_is_judged_planned_and_answered(entries: Any, way: tuple[str, str], observe: bool) -> None:
-    kind, endpoint = way
+def test_any_json_is_judged_planned_and_answered(entries: Any, posted: tuple[str, str], observe: bool) -> None:
+    kind, endpoint = posted
     with suppress(RequestRefused):
-        follow(
+        process(
             submission_from_bundle(
                 bundle(kind=kind) | {"entry": entries}, DIALECTS_BY_ID["1.0.0"], endpoint, localize, LIMITS
             ),
@@ -278,21 +287,23 @@ def test_any_json_is_judged_planned_and_answered(entries: Any, way: tuple[str, s
         )
 
 
-def follow(taken: Submission, noise: Any, observe: bool) -> None:
+def process(submission: Submission, noise: Any, observe: bool) -> None:
     """Take a submission through every pure stage."""
     stored = {"Device/1": {"resourceType": "Device", "identifier": noise, "udiCarrier": noise}}
-    judgement = judge(taken, context(rules=FakeRules(always="http://x/any"), observe=observe, stored_resources=stored))
-    identified = identify(judgement.verdicts, taken, reference_resolver(taken, stored))
-    planned = plan(identified, forged(identified), taken, 4, localize)
+    judgement = judge(
+        submission, context(rules=FakeRules(always="http://x/any"), observe=observe, stored_resources=stored)
+    )
+    accepted = identify(judgement.verdicts, submission, reference_resolver(submission, stored))
+    planned = Planner(submission, 4, localize).plan(accepted, forged(accepted))
     for wave in planned.waves:
-        ones = [planned.creates[index] for group in wave for index in group]
-        assert decode(written(ones, planned.aliases, Strategy()))["type"] == "transaction"
-    answers = reply.answers(judgement, planned.settled)
-    assert len(reply.bundle(judgement, answers, "OperationOutcome")["entry"]) == len(taken.entries)
-    reply.refusal(judgement, answers)
+        creates = [planned.creates[index] for group in wave for index in group]
+        assert decode(written(creates, planned.aliases, Strategy()))["type"] == "transaction"
+    responses = reply.entry_responses(judgement, planned.settled)
+    assert len(reply.response_bundle(judgement, responses, "OperationOutcome")["entry"]) == len(submission.entries)
+    reply.refusal(judgement, responses)
 
 
 def test_a_relative_reference_means_the_entry_whose_full_url_ends_with_it() -> None:
     resource = {name: value for name, value in reading().items() if name != "id"}
-    taken = submitted(entry(resource, "https://s.example/fhir/Observation/x"))
-    assert index_by_reference(taken.entries) == {"https://s.example/fhir/Observation/x": 0, "Observation/x": 0}
+    submission = submitted(entry(resource, "https://s.example/fhir/Observation/x"))
+    assert index_by_reference(submission.entries) == {"https://s.example/fhir/Observation/x": 0, "Observation/x": 0}

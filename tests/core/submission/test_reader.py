@@ -15,7 +15,7 @@ from cgm_proxy.core.codec.bodies import parse
 from cgm_proxy.core.codec.json_body import BOM, decode, encode
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.submission import reader as document
+from cgm_proxy.core.submission import reader
 from cgm_proxy.core.submission.detection import content_dialect, operation_dialect, tagged_dialect
 from cgm_proxy.core.submission.dialects import DIALECTS, DIALECTS_BY_ID
 from cgm_proxy.core.submission.model import ParsedEntries, operation_bundle, submission_from_bundle
@@ -25,23 +25,23 @@ TAGGED = {"meta": {"tag": [{"system": ARGO.code_system, "code": ARGO.tags[0]}]}}
 
 
 def read(data: bytes, limit: int = LIMITS.entries) -> JsonObject:
-    return document.read_document(data, FHIR_XML, localize, limit)
+    return reader.read_document(data, FHIR_XML, localize, limit)
 
 
-def result_or_refusal(reader: Any, data: bytes) -> Any:
+def result_or_refusal(read_body: Any, data: bytes) -> Any:
     try:
-        return reader(data)
+        return read_body(data)
     except RequestRefused as refused:
         return refused.status, refused.issues[0].rule
 
 
-def submission_of(found: Any, endpoint: str) -> Any:
+def submission_of(document: Any, endpoint: str) -> Any:
     """Return the dialects and the submission of a document, or the status and rule of its refusal."""
-    if isinstance(found, tuple):
-        return found
-    dialects = tagged_dialect(found), content_dialect(found)
+    if isinstance(document, tuple):
+        return document
+    dialects = tagged_dialect(document), content_dialect(document)
     try:
-        opened = operation_bundle(found) if endpoint == "operation" else found
+        opened = operation_bundle(document) if endpoint == "operation" else document
         return dialects, operation_dialect(opened), submission_from_bundle(opened, ARGO, endpoint, localize, LIMITS)
     except RequestRefused as refused:
         return dialects, refused.status, refused.issues[0].rule
@@ -126,17 +126,17 @@ def test_a_byte_order_mark_is_skipped() -> None:
 
 def test_a_resource_keeps_the_digits_that_were_sent() -> None:
     sent = b'{"resourceType":"Observation","valueQuantity":{"value":5.60},"x":[1e2,100.0,-0.0]}'
-    (one,) = read(b'{"resourceType":"Bundle","entry":[{"resource": %b}]}' % sent)["entry"].entries
-    assert encode(one.resource) == one.encoded == sent.replace(b"1e2", b"1E+2")
+    (only_entry,) = read(b'{"resourceType":"Bundle","entry":[{"resource": %b}]}' % sent)["entry"].entries
+    assert encode(only_entry.resource) == only_entry.encoded == sent.replace(b"1e2", b"1E+2")
 
 
 def test_xml_gives_the_same_entries_as_json() -> None:
     members = [entry(reading(n, value=100 + n, id=f"r{n}"), urn(n)) for n in range(5)]
     made = whole([*members, entry(summary(urn(1), urn(2)))])
     from_xml, from_json = (read(data)["entry"].entries for data in (FHIR_XML.to_xml(made), encode(made)))
-    assert [one.resource for one in from_xml] == [one.resource for one in from_json]
-    assert [(one.full_url, one.request, one.subject) for one in from_xml] == [
-        (one.full_url, one.request, one.subject) for one in from_json
+    assert [each.resource for each in from_xml] == [each.resource for each in from_json]
+    assert [(each.full_url, each.request, each.subject) for each in from_xml] == [
+        (each.full_url, each.request, each.subject) for each in from_json
     ]
     check_same(FHIR_XML.to_xml(made))
 
