@@ -9,6 +9,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from docs.inventory import inventory
-from docs.pages import PAGES, ROOT, anchors, blocks, links, paths, prose
+from docs.pages import PAGES, ROOT, Block, anchors, blocks, links, paths, prose
 
 import cgm_proxy
 from cgm_proxy.cli import main, parser
@@ -78,30 +80,36 @@ def test_every_block_says_whether_it_is_run_or_an_example(page: str) -> None:
     assert {block.language for block in blocks(TEXTS[page])} <= {"sh", *EXAMPLES}
 
 
-RUN = [block.text for text in TEXTS.values() for block in blocks(text) if block.language == "sh"]
+def runs() -> Iterator[tuple[str, str]]:
+    """Yield the blocks of sh, each with its output where the next block shows it: a block of console without a prompt."""
+    for text in TEXTS.values():
+        for block, following in pairwise([*blocks(text), Block("", "")]):
+            if block.language == "sh":
+                shows = following.language == "console" and not following.text.startswith("$ ")
+                yield block.text, following.text if shows else ""
+
+
+def lines(output: str) -> set[str]:
+    """Return the lines of an output without their numbers, which are others in each run, and without what stands for more lines."""
+    return {re.sub(r"\d[\d,.]*", "#", line).strip() for line in output.splitlines()} - {"", "…"}
 
 
 #: make, without checking whether .venv is as new as the lock file.
 INSTALLED = 'make() { command make -o .venv/.ready "$@"; }'
 
 
-@pytest.mark.parametrize("script", RUN)
-def test_every_command_in_a_block_of_sh_succeeds(script: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("script", "shown"), [*runs()])
+def test_every_command_in_a_block_of_sh_succeeds_and_writes_what_is_shown(
+    script: str, shown: str, tmp_path: Path
+) -> None:
     """It runs in a directory in which the checkout's files are links, so that what it writes is written elsewhere."""
     for entry in ROOT.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
-    environ = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"{INSTALLED}\n{script}"],
-        cwd=tmp_path,
-        env=environ,
-        capture_output=True,
-        timeout=300,
-    )
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", f"{INSTALLED}\n{script}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
+    assert lines(shown) <= lines(done.stdout.decode())
 
 
 SHOWN = [
