@@ -48,14 +48,14 @@ def test_narrative_that_r4_allows_has_no_fault(content: str) -> None:
 
 
 @pytest.mark.parametrize("content", BAD)
-def test_other_narrative_is_told_what_it_must_be(content: str) -> None:
+def test_for_other_narrative_the_fault_names_what_is_required(content: str) -> None:
     assert narrative_fault(div(content))
 
 
 @pytest.mark.parametrize("text", WHOLE.values(), ids=WHOLE)
-def test_what_is_no_div_of_xhtml_is_told_so(text: str) -> None:
+def test_text_that_is_not_an_xhtml_div_is_a_fault(text: str) -> None:
     assert narrative_fault(text)
 
 
-def test_narrative_nested_without_end_is_told_and_no_fault_of_ours() -> None:
+def test_endless_nesting_is_a_fault_and_not_an_error() -> None:
     assert narrative_fault(div("<div>" * 5_000 + "x" + "</div>" * 5_000))

@@ -1,4 +1,4 @@
-"""Base R4 as the HL7 validator reads it: one change of a valid resource each, and whether it is valid still."""
+"""Base R4 as the HL7 validator reads it: one change of a valid resource each, and whether it is still valid."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -61,14 +61,14 @@ LINKING = {
 }
 VALID = {
     "a relative system in a concept": {"method": coded(("LOINC", "x"))},
-    "an unknown code beside a good one": {"method": coded((NULL, "x"), (NULL, "UNK"))},
+    "an unknown code beside a valid one": {"method": coded((NULL, "x"), (NULL, "UNK"))},
     "an unknown code beside one of an unknown system": {"method": coded((NULL, "x"), (LOINC, "1"))},
-    "an unknown code beside one of the value set": {"category": [coded((OBSERVED, "x"), (OBSERVED, "laboratory"))]},
-    "a currency in small letters": {"method": coded((CURRENCY, "usd"))},
+    "an unknown code beside one from the value set": {"category": [coded((OBSERVED, "x"), (OBSERVED, "laboratory"))]},
+    "a currency in lower case": {"method": coded((CURRENCY, "usd"))},
     "a unit": low(UCUM, "10*3/uL"),
     "a quantity of an unknown system": low("http://x.org", "x"),
     "a quantity's relative system without code": {"referenceRange": [{"low": {"value": 1, "system": "x"}}]},
-    "a tag of a system that has no list": tagged("urn:ietf:bcp:13", "x"),
+    "a tag of a system without a list of codes": tagged("urn:ietf:bcp:13", "x"),
     "a label with a relative system": {"meta": {"security": [{"system": "x", "code": "x"}]}},
     "a country": tagged("urn:iso:std:iso:3166", "USA"),
     "a language with its country": {"language": "de-AT"},
@@ -77,28 +77,28 @@ VALID = {
     "a blank language": {"language": " "},
     "a blank type of a reference": {"subject": {"reference": "Patient/1", "type": "\u2028"}},
     "an empty text with an extension": {"subject": {"reference": "", "_reference": {"extension": [TEXT]}}},
-    "a reference with letters that are no white space": {"subject": {"reference": "a\u00a0b"}},
-    "a type that is none": {"subject": {"reference": "Foo/1"}},
+    "a reference with a no-break space": {"subject": {"reference": "a\u00a0b"}},
+    "an unknown type in a reference": {"subject": {"reference": "Foo/1"}},
     "a conditional reference": {"subject": {"reference": "Patient?identifier=a|b"}},
     "an extension's url of another scheme": extended("a:b"),
     "a part with a plain name": extended("http://x.org/e", extension=[{"url": "rel", "valueString": "x"}]),
-    "an extension that may stand anywhere": extended(f"{CORE}capabilitystatement-expectation", valueCode="SHALL"),
+    "an extension that is allowed anywhere": extended(f"{CORE}capabilitystatement-expectation", valueCode="SHALL"),
     "a canonical of another scheme": {"meta": {"profile": ["a:b"]}},
-    "a profile that nobody knows": {"meta": {"profile": [f"{CORE}Nope"]}},
+    "an unknown profile": {"meta": {"profile": [f"{CORE}Nope"]}},
     "the base profile": {"meta": {"profile": [f"{CORE}Observation"]}},
     "an identifier of a directory": {"identifier": [{"system": "ldap://x", "value": "1"}]},
     "an identifier that is a URI": {"identifier": [{"system": "urn:ietf:rfc:3986", "value": "urn:oid:1.2"}]},
     "a range without limits in a component": {"component": [{"code": {"text": "x"}, "referenceRange": [{"type": {"text": "x"}}]}]},
     "a leap second": {"effectivePeriod": {"start": "2024-05-01", "end": "2024-05-01T23:59:60Z"}},
-    "base64 that nobody reads": extended("http://x.org/e", valueBase64Binary="AA==\n"),
+    "base64 that nobody decodes": extended("http://x.org/e", valueBase64Binary="AA==\n"),
     "data of its size": extended("http://x.org/e", valueAttachment={"contentType": "a/b", "data": "AA==", "size": 1}),
     "a contained resource": holding(PATIENT),
     "a contained resource that the narrative refers to": holding(PATIENT, reference="Patient/1") | LINKING,
     "a blank with a byte order mark": {"valueQuantity": RESOURCE["valueQuantity"] | {"unit": "\ufeff "}},
-    "a period whose start is said by an extension": {
+    "a period whose start is an extension": {
         "effectivePeriod": {"start": "", "_start": {"extension": [TEXT]}, "end": "2024-05-02"},
     },
-    "a version of an extension that nobody knows": extended("http://x.org/e|1"),
+    "a version of an unknown extension": extended("http://x.org/e|1"),
     "a range in plain numbers": extended("http://x.org/e", valueRange={"low": {"value": 1}, "high": {"value": Decimal("2.5")}}),
     "a range of one value": extended("http://x.org/e", valueRange={"low": {"value": 1}, "high": {"value": Decimal("1.0")}}),
     "a zero with digits": {"valueQuantity": {"value": Decimal("0.00")}},
@@ -109,7 +109,7 @@ VALID = {
 }  # fmt: skip
 INVALID = {
     "an unknown code": {"method": coded((NULL, "x"))},
-    "an unknown code beside a good one that is not of the value set": {"interpretation": [coded((NULL, "x"), (NULL, "UNK"))]},
+    "an unknown code beside a valid one from outside the value set": {"interpretation": [coded((NULL, "x"), (NULL, "UNK"))]},
     "an unknown code beside one of SNOMED CT": {"method": coded((NULL, "x"), (SNOMED, "1"))},
     "an unknown code beside one without system": {"method": {"coding": [{"system": NULL, "code": "x"}, {"code": "x"}]}},
     "an unknown unit": {"method": coded((UCUM, "foo"))},
@@ -118,39 +118,39 @@ INVALID = {
     "a quantity's relative system": low("x", "x"),
     "a tag's relative system": tagged("mailto:a@b", "x"),
     "a tag's value set": tagged("http://hl7.org/fhir/ValueSet/observation-status", "final"),
-    "a currency that is none": tagged(CURRENCY, "nonsense"),
-    "a country in small letters": tagged("urn:iso:std:iso:3166", "us"),
+    "an unknown currency": tagged(CURRENCY, "nonsense"),
+    "a country in lower case": tagged("urn:iso:std:iso:3166", "us"),
     "a label twice": {"meta": {"security": [{"system": NULL, "code": "UNK"}, {"system": NULL, "code": "UNK", "display": "x"}]}},
-    "a language in capitals": {"language": "EN"},
+    "a language in upper case": {"language": "EN"},
     "a status that is absent": {"status": ..., "_status": {"extension": [TEXT]}},
     "a blank status": {"status": " "},
     "an empty text with an id": {"subject": {"reference": "", "_reference": {"id": "a"}}},
     "a reference with a space": {"subject": {"reference": "a b"}},
-    "a type that may not be referred to": {"subject": {"reference": "Practitioner/a_b"}},
-    "a type that is a data type": {"subject": {"reference": "Quantity/1"}},
-    "a type below a path": {"subject": {"reference": "x/Practitioner/1"}},
+    "a reference to a type that is not allowed": {"subject": {"reference": "Practitioner/a_b"}},
+    "a reference to a data type": {"subject": {"reference": "Quantity/1"}},
+    "a reference with a path before its type": {"subject": {"reference": "x/Practitioner/1"}},
     "a conditional reference without condition": {"subject": {"reference": "Patient?"}},
-    "a said type that is none": {"subject": {"display": "x", "type": "http://x.org/y"}},
-    "a said type that is another": {"subject": {"reference": "Patient/1", "type": "Group"}},
-    "itself": {"subject": {"reference": "#"}},
+    "an unknown Reference.type": {"subject": {"display": "x", "type": "http://x.org/y"}},
+    "another type in Reference.type": {"subject": {"reference": "Patient/1", "type": "Group"}},
+    "a reference to itself": {"subject": {"reference": "#"}},
     "an extension's relative url": extended("rel"),
-    "an extension's url in capitals": extended("HTTP://x.org"),
+    "an extension's url in upper case": extended("HTTP://x.org"),
     "an extension's blank url": extended(" "),
-    "an extension without url's value": {"extension": [{"_url": {"extension": [TEXT]}, "valueString": "x"}]},
+    "an extension whose url has no value": {"extension": [{"_url": {"extension": [TEXT]}, "valueString": "x"}]},
     "a part's name with a space": extended("http://x.org/e", extension=[{"url": "r l", "valueString": "x"}]),
     "a short OID": extended("urn:oid:1.2"),
-    "a canonical that points at nothing": {"meta": {"profile": ["#x"]}},
+    "a canonical that refers to nothing": {"meta": {"profile": ["#x"]}},
     "a code system for a profile": {"meta": {"profile": ["http://hl7.org/fhir/observation-status"]}},
     "another type's profile": {"meta": {"profile": [f"{CORE}Patient"]}},
     "an abstract type's profile": {"meta": {"profile": [f"{CORE}DomainResource"]}},
     "an identifier's relative system": {"identifier": [{"system": "x", "value": "1"}]},
-    "an identifier that is said to be a URI": {"identifier": [{"system": "urn:ietf:rfc:3986", "value": "1"}]},
-    "an identifier that is said to be a UUID": {"identifier": [{"system": "https://tools.ietf.org/html/rfc4122", "value": "1"}]},
+    "an identifier of the system of URIs that is not one": {"identifier": [{"system": "urn:ietf:rfc:3986", "value": "1"}]},
+    "an identifier of the system of UUIDs that is not one": {"identifier": [{"system": "https://tools.ietf.org/html/rfc4122", "value": "1"}]},
     "a range without limits": {"referenceRange": [{"type": {"text": "x"}}]},
     "a zero with an exponent": {"valueQuantity": {"value": Decimal("0e0")}},
     "an extension's URL with a version": extended(f"{CORE}data-absent-reason|4.0.1", valueCode="unknown"),
     "an extension for another version of FHIR": extended("http://hl7.org/fhir/5.0/StructureDefinition/extension-Observation.note"),
-    "a profile's URL for an extension's": extended("http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient"),
+    "the URL of a profile for an extension's": extended("http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient"),
     "narrative without namespace in a part": {
         "text": {"status": "generated", "div": '<div xmlns="http://www.w3.org/1999/xhtml"><p xmlns="">x</p></div>'},
     },
@@ -163,14 +163,14 @@ INVALID = {
     "a companion of the type": {"_resourceType": {"id": "a"}},
     "a range from high to low": extended("http://x.org/e", valueRange={"low": {"value": 2}, "high": {"value": 1}}),
     "a dose by its profile's name": extended("http://x.org/e", valueDosage={"doseAndRate": [{"doseSimpleQuantity": {"value": 1}}]}),
-    "a type's URL for an extension's": extended(f"{CORE}Observation"),
-    "base64 that lacks a letter": extended("http://x.org/e", valueBase64Binary="AA="),
+    "the URL of a type for an extension's": extended(f"{CORE}Observation"),
+    "base64 that lacks a character": extended("http://x.org/e", valueBase64Binary="AA="),
     "data with a space": extended("http://x.org/e", valueAttachment={"contentType": "a/b", "data": "AA== "}),
     "data of another size": extended("http://x.org/e", valueAttachment={"contentType": "a/b", "data": "AA==", "size": 2}),
-    "a hash that is none": extended("http://x.org/e", valueAttachment={"contentType": "a/b", "hash": "!!"}),
+    "a hash that is not base64": extended("http://x.org/e", valueAttachment={"contentType": "a/b", "hash": "!!"}),
     "a contained resource without id": holding({"resourceType": "Patient", "link": [{"other": {"reference": "#"}}]}),
     "a contained resource twice": holding(PATIENT, PATIENT),
-    "a contained resource that nobody refers to": holding(PATIENT, reference="Patient/1"),
+    "a contained resource without references to it": holding(PATIENT, reference="Patient/1"),
 }  # fmt: skip
 
 
@@ -184,12 +184,12 @@ def refusals(resource: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("change", VALID.values(), ids=VALID)
-def test_what_the_validator_accepts_is_accepted(change: dict) -> None:
+def test_a_resource_that_the_validator_accepts_is_accepted(change: dict) -> None:
     assert refusals(changed(change)) == []
 
 
 @pytest.mark.parametrize("change", INVALID.values(), ids=INVALID)
-def test_what_the_validator_refuses_is_refused(change: dict) -> None:
+def test_a_resource_that_the_validator_refuses_is_refused(change: dict) -> None:
     assert refusals(changed(change))
 
 
@@ -199,15 +199,15 @@ def entry(**more: object) -> dict:
 
 BUNDLES: dict[str, tuple[dict, Callable[[list[str]], bool]]] = {
     "a type that is a list": ({"type": ["collection"]}, bool),
-    "a reference that is no Type/id": ({"entry": [entry(resource=changed({"subject": {"reference": "{{x}}"}}))]}, bool),
-    "a collection": ({}, lambda told: not told),
+    "a reference that is not Type/id": ({"entry": [entry(resource=changed({"subject": {"reference": "{{x}}"}}))]}, bool),
+    "a collection": ({}, lambda messages: not messages),
     "a link twice": ({"link": [{"relation": "self", "url": "x"}, {"relation": "self", "url": "y"}]}, bool),
     "a link to a page": ({"link": [{"relation": "next", "url": "x"}]}, bool),
-    "links": ({"link": [{"relation": "self", "url": "x"}, {"relation": "a", "url": "y"}]}, lambda told: not told),
-    "an entry that is none": ({"entry": [5]}, bool),
+    "links": ({"link": [{"relation": "self", "url": "x"}, {"relation": "a", "url": "y"}]}, lambda messages: not messages),
+    "an entry that is not an object": ({"entry": [5]}, bool),
 }
 
 
 @pytest.mark.parametrize(("change", "holds"), BUNDLES.values(), ids=BUNDLES)
-def test_bundles_too(change: dict, holds: Callable[[list[str]], bool]) -> None:
+def test_bundles_are_accepted_or_refused_as_a_whole(change: dict, holds: Callable[[list[str]], bool]) -> None:
     assert holds(refusals({"resourceType": "Bundle", "type": "collection", "entry": [entry()], **change}))
