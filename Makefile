@@ -1,4 +1,4 @@
-# make demo: see it work. make test: everything that must hold. make help: the rest.
+# make demo shows the proxy at work, make test runs all checks, make help lists the other targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ DB ?= jdbc:h2:mem:hapi
 
 .DEFAULT_GOAL := help
 
-help: ## show this list
+help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 $(READY): requirements-dev.lock pyproject.toml
@@ -18,9 +18,9 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-install: $(READY) ## set up .venv from the lock file
+install: $(READY) ## create .venv from the lock file
 
-demo: $(READY) ## see the main job on the embedded store: make demo ARGS=--serve
+demo: $(READY) ## show the main job on the embedded store: make demo ARGS=--serve
 	$(BIN)/cgm-proxy demo $(ARGS)
 
 lint: $(READY)
@@ -29,11 +29,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(READY) ## format and fix what can be fixed
+format: $(READY) ## format the code and apply the linter's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint ## lint, types and all tests
+test: lint ## run linters, type checks and all tests
 	$(BIN)/pytest -n auto --dist loadfile
 
 $(HAPI_JAR): tests/hapi/pom.xml $(wildcard tests/hapi/src/main/java/cgm/*.java tests/hapi/src/main/resources/*)
@@ -47,11 +47,11 @@ bench: $(READY) ## measure on a real HAPI: make bench STORE=postgresql JSON=FILE
 	PYTHONPATH=tests $(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(JSON),--json '$(JSON)') \
 	  $(if $(LARGE),--large $(LARGE)) $(BENCH)
 
-chaos: $(READY) ## kill -9 all servers and compare what is stored: make chaos SEED=7 KILLS=100 SECONDS=900 STORE=h2 STRIP=1 JSON=FILE
+chaos: $(READY) ## kill servers and compare what is stored with what was sent: make chaos SEED=7 KILLS=100 SECONDS=900 STORE=h2 STRIP=1 JSON=FILE
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) \
 	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(STORE),--store $(STORE)) $(if $(STRIP),--strip) $(if $(JSON),--json '$(JSON)')
 
-# Both from one module, whose go.sum locks all of their sources: .cache/bin/helm, .cache/bin/validate-manifests.
+# .cache/bin/helm and .cache/bin/validate-manifests are built from one module, whose go.sum locks their sources.
 GO_BUILD := cd tests/helm && go build -buildvcs=false -trimpath -ldflags '-s -w'
 
 .cache/bin/helm: tests/helm/go.mod tests/helm/go.sum
@@ -60,9 +60,9 @@ GO_BUILD := cd tests/helm && go build -buildvcs=false -trimpath -ldflags '-s -w'
 .cache/bin/validate-manifests: tests/helm/main.go tests/helm/go.mod tests/helm/go.sum
 	$(GO_BUILD) -o ../../$@ .
 
-chart-tools: .cache/bin/helm .cache/bin/validate-manifests ## build helm and a validator of manifests (needs Go 1.26)
+chart-tools: .cache/bin/helm .cache/bin/validate-manifests ## build helm and the validator of manifests (needs Go 1.26)
 
-lock: $(READY) ## renew the lock files
+lock: $(READY) ## update the lock files
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock

@@ -33,7 +33,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* The settings' defaults that the chart must know; the tests hold them against the program's. */}}
+{{/* Defaults of settings that the chart has to know; a test compares them with the program's. */}}
 {{- define "cgm-proxy.port" -}}
 {{ dig "listen" "port" 8080 .Values.settings | int }}
 {{- end }}
@@ -48,7 +48,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ ternary "StatefulSet" "Deployment" .Values.jobs.enabled }}
 {{- end }}
 
-{{/* The public base URL of a pod as the other pods reach it; "{replica}" stands for its name. */}}
+{{/* The public base URL by which other pods reach a pod; "{replica}" stands for the pod's name. */}}
 {{- define "cgm-proxy.peers" -}}
 {{- $path := (urlParse .Values.settings.listen.public_url).path | trimSuffix "/" -}}
 http://{replica}.{{ include "cgm-proxy.fullname" . }}-ops.{{ .Release.Namespace }}.svc:{{ include "cgm-proxy.port" . }}{{ $path }}
@@ -61,8 +61,8 @@ http://{replica}.{{ include "cgm-proxy.fullname" . }}-ops.{{ .Release.Namespace 
 {{- end }}
 
 {{- define "cgm-proxy.settings" -}}
-{{- $_ := required "settings.upstream.url: write the base URL of the FHIR server" .Values.settings.upstream.url -}}
-{{- $_ := required "settings.listen.public_url: write the base URL that submitters use" .Values.settings.listen.public_url -}}
-{{- if and .Values.rules .Values.settings.rules }}{{ fail "rules: settings.rules names another directory; use one of both" }}{{ end -}}
+{{- $_ := required "settings.upstream.url: set it to the base URL of the FHIR server" .Values.settings.upstream.url -}}
+{{- $_ := required "settings.listen.public_url: set it to the base URL that submitters use" .Values.settings.listen.public_url -}}
+{{- if and .Values.rules .Values.settings.rules }}{{ fail "rules: settings.rules names another directory; use one of them" }}{{ end -}}
 {{ toYaml (ternary (merge (dict "rules" "/etc/cgm-proxy-rules") .Values.settings) .Values.settings (not (empty .Values.rules))) }}
 {{- end }}

@@ -1,6 +1,6 @@
-// Command validate reads rendered manifests and refuses what a Kubernetes API server would refuse: unknown or
-// duplicate fields, values that break the server's own validation, and pods below the "restricted" security standard.
-// Server warnings count as refusals. It runs the API server's code, so no schema is copied here.
+// Command validate reads rendered manifests and reports what a Kubernetes API server would refuse: unknown or
+// duplicate fields, values that fail the server's validation, and pods below the "restricted" security standard.
+// Warnings of the server count as refusals. It runs the API server's code, so that no schema is copied here.
 package main
 
 import (
@@ -42,7 +42,7 @@ import (
 
 const namespace = "cgm"
 
-// strategies are what the API server runs when an object of a kind is created.
+// strategies are the checks that the API server runs when an object of a kind is created.
 var strategies = map[string]rest.RESTCreateStrategy{
 	"ConfigMap":               configmap.Strategy,
 	"Deployment":              deployment.Strategy,
@@ -76,7 +76,7 @@ func main() {
 	}
 }
 
-// faults says what is wrong with one YAML document; nothing for an empty one.
+// faults returns what is wrong with one YAML document; nothing for an empty one.
 func faults(document []byte) []string {
 	var content map[string]any
 	if err := yaml.Unmarshal(document, &content); err == nil && len(content) == 0 {
@@ -100,10 +100,10 @@ func decode(document []byte) (runtime.Object, *schema.GroupVersionKind, error) {
 	return json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, strict).Decode(document, nil, nil)
 }
 
-// created says what the API server would answer, warnings included, to the creation of an object.
+// created returns the errors and warnings of the API server for the creation of an object.
 func created(object runtime.Object, kind *schema.GroupVersionKind) []string {
 	if _, ok := object.(*monitoring.ServiceMonitor); ok {
-		return nil // a custom resource: its type has been checked, and it has no other code
+		return nil // a custom resource has no checks beyond its type, which decode has checked
 	}
 	strategy, ok := strategies[kind.Kind]
 	if !ok {
@@ -122,7 +122,7 @@ func created(object runtime.Object, kind *schema.GroupVersionKind) []string {
 	accessor.SetNamespace(namespace)
 	rest.FillObjectMetaSystemFields(accessor)
 	if made, ok := internal.(*core.Service); ok && made.Spec.ClusterIP != "" {
-		made.Spec.ClusterIPs = []string{made.Spec.ClusterIP} // as the server's storage of Services does first
+		made.Spec.ClusterIPs = []string{made.Spec.ClusterIP} // as the server's storage of Services does before
 	}
 	info := &request.RequestInfo{APIGroup: kind.Group, APIVersion: kind.Version, Namespace: namespace, Verb: "create"}
 	ctx := request.WithRequestInfo(request.WithNamespace(context.Background(), namespace), info)
@@ -132,7 +132,7 @@ func created(object runtime.Object, kind *schema.GroupVersionKind) []string {
 	return strategy.WarningsOnCreate(ctx, internal)
 }
 
-// insecure says how the pods of a Deployment or a StatefulSet break the "restricted" pod security standard.
+// insecure returns how the pods of a Deployment or a StatefulSet violate the "restricted" pod security standard.
 func insecure(object runtime.Object) []string {
 	var pod v1.PodTemplateSpec
 	switch workload := object.(type) {

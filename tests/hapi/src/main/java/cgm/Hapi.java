@@ -21,7 +21,7 @@ import org.springframework.transaction.annotation.EnableTransactionManagement;
 @SpringBootApplication(
     exclude = {
       ElasticsearchRestClientAutoConfiguration.class,
-      QuartzAutoConfiguration.class, // HAPI schedules with a Quartz of its own
+      QuartzAutoConfiguration.class, // HAPI has its own Quartz scheduler
       ThymeleafAutoConfiguration.class
     })
 @EnableTransactionManagement
@@ -44,7 +44,7 @@ public class Hapi {
     SpringApplication.run(Hapi.class, args);
   }
 
-  /** Ends this process when the process {@code pid} ends, however it does. */
+  /** Ends this process as soon as the process {@code pid} has ended. */
   private static void endWith(long pid) {
     Runnable end = () -> Runtime.getRuntime().halt(0);
     ProcessHandle.of(pid).ifPresentOrElse(owner -> owner.onExit().thenRun(end), end);

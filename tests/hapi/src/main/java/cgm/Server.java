@@ -22,7 +22,7 @@ import org.springframework.context.annotation.Bean;
 import org.springframework.context.annotation.Configuration;
 import org.springframework.web.cors.CorsConfiguration;
 
-/** The FHIR face under /fhir, as the starter sets it up, with links taken from X-Forwarded-* headers. */
+/** The FHIR server under /fhir, configured as by the starter; its links follow X-Forwarded-* headers. */
 @Configuration
 class Server {
   @Bean

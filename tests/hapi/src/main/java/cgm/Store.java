@@ -42,7 +42,7 @@ import org.springframework.context.annotation.Primary;
 import org.springframework.orm.jpa.JpaTransactionManager;
 import org.springframework.orm.jpa.LocalContainerEntityManagerFactoryBean;
 
-/** The store: settings that equal the defaults of HAPI's JPA starter, and what HAPI wants wired around them. */
+/** The storage: settings equal to the defaults of HAPI's JPA starter, and the beans that HAPI requires. */
 @Configuration
 class Store {
   /** The starter's {@code hapi.fhir.logical_urls}: references that need not resolve. */
