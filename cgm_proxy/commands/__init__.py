@@ -1,1 +1,4 @@
-"""The commands of `cgm-proxy` that are more than one call: `check` and `demo`."""
+"""What each command of `cgm-proxy` does: `serve`, `demo`, `check` and `rules`.
+
+`cli.py` parses the arguments and imports a command's module only when that command runs.
+"""

@@ -1,98 +1,49 @@
-"""Check files as `cgm-proxy check` gets them: Bundles, single resources, or NDJSON of resources and of asked lines.
+"""`cgm-proxy check`: read files, judge them and print the verdicts."""
 
-A Bundle or resource gets the verdicts that an online submission would get; what only the upstream knows (orders, patients,
-stored resources) is taken as not being in the way. Asked by dialect, it is judged by the rules of its profiles alone.
-"""
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-
-import msgspec
-
-from cgm_proxy.commands.check_lines import Checked, check_line
-from cgm_proxy.core.codec import bodies, json_body
-from cgm_proxy.core.codec.fhir_xml import FhirXml
-from cgm_proxy.core.issues import RequestRefused
-from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.r4.reference_scope import resolver_among
-from cgm_proxy.core.rules.rulebook import RuleBook
-from cgm_proxy.core.submission import detection, model
-from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
-from cgm_proxy.core.submission.judge import judge
-from cgm_proxy.core.submission.model import Submission
-from cgm_proxy.core.submission.reply import with_entry_path
-from cgm_proxy.core.submission.verdicts import JudgingContext
+from cgm_proxy.commands.checker import Checker, CheckResult
+from cgm_proxy.rulekit.lint import load_linted
 from cgm_proxy.settings.loading import Settings
 
 
-def check_file(name: str, data: bytes, book: RuleBook, settings: Settings) -> Iterator[Checked]:
-    """Judge a file's content, told apart by what it is; `name` is the id of what can't be read at all."""
-    xml = FhirXml(book.model(None), settings.limits.depth)
-    lines = [line for line in data.splitlines() if line.strip()]
-    if len(lines) > 1 and _is_object(lines[0]):
-        for number, line in enumerate(lines, 1):
-            yield from _check_line(f"{name}:{number}", line, book, settings, xml)
+class UnreadableFileError(Exception):
+    """A file that can't be read."""
+
+
+def run(files: Sequence[str], settings: Settings, *, dialect: str | None, output: str) -> int:
+    """Print a verdict for each resource and return the exit status: 1 if one is refused, 2 if a file can't be read.
+
+    With a `dialect`, each file is one resource that is judged by that version's profiles; otherwise it is a submission, a
+    resource or NDJSON.
+    """
+    own_rules = [Path(settings.rules)] if settings.rules else []
+    checker = Checker(load_linted(*own_rules), settings)
+    failed = False
+    try:
+        for result in _results(checker, files, dialect):
+            sys.stdout.write(f"{result.as_json() if output == 'ndjson' else result.as_text()}\n")
+            failed |= not result.passed
+    except UnreadableFileError as error:
+        sys.stderr.write(f"cgm-proxy: {error}\n")
+        return 2
+    return 1 if failed else 0
+
+
+def _results(checker: Checker, files: Sequence[str], dialect: str | None) -> Iterator[CheckResult]:
+    if dialect:
+        yield from checker.check_resources({name: _content(name) for name in files}, dialect)
     else:
-        yield from _check_line(name, data, book, settings, xml)
+        for name in files:
+            yield from checker.check_file(name, _content(name))
 
 
-def check_resources(files: Mapping[str, bytes], book: RuleBook, dialect: str, settings: Settings) -> Iterator[Checked]:
-    """Judge each file's resource by what it claims and by the profile that a dialect implies; they may refer to one another."""
-    xml = FhirXml(book.model(None), settings.limits.depth)
-    read: dict[str, JsonObject | RequestRefused] = {}
-    for name, data in files.items():
-        try:
-            read[name] = bodies.parse(data, xml)
-        except RequestRefused as refused:
-            read[name] = refused
-    resolve = resolver_among(one for one in read.values() if isinstance(one, dict))
-    for name, one in read.items():
-        if isinstance(one, RequestRefused):
-            yield Checked(name, one.issues)
-        else:
-            yield Checked(name, book.examine(one, book.implied(one, dialect), resolve, dialect=dialect))
-
-
-def _check_line(name: str, data: bytes, book: RuleBook, settings: Settings, xml: FhirXml) -> Iterator[Checked]:
+def _content(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
     try:
-        document = bodies.parse(data, xml)
-        if "resource" in document and "resourceType" not in document:
-            yield check_line(data, book)
-        else:
-            yield from _check_submission(name, _submission(document, settings), book, settings)
-    except RequestRefused as refused:
-        yield Checked(name, refused.issues)
-
-
-def _submission(document: JsonObject, settings: Settings) -> Submission:
-    tagged = detection.tagged_dialect(document)
-    dialect = tagged or detection.content_dialect(document) or DIALECTS_BY_ID["1.0.0"]
-    if document.get("resourceType") in ("Bundle", "Parameters"):
-        opened = model.operation_bundle(document)
-        return model.submission_from_bundle(
-            opened, dialect, "base" if tagged else "operation", _as_it_is, settings.limits
-        )
-    return model.submission_from_resource(document, dialect, _as_it_is, None)
-
-
-def _check_submission(name: str, submission: Submission, book: RuleBook, settings: Settings) -> Iterator[Checked]:
-    context = JudgingContext(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
-    judgement = judge(submission, context)
-    for issue in judgement.issues:
-        yield Checked(name, (issue,))
-    for verdict in judgement.verdicts:
-        alone = submission.interaction == "create"
-        issues = verdict.issues if alone else tuple(with_entry_path(issue, verdict) for issue in verdict.issues)
-        yield Checked(name if alone else verdict.entry.full_url or f"{name}#{verdict.entry.index}", issues)
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        json_body.decode(line)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _as_it_is(reference: str) -> str:
-    return reference
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(f"can't read {name}: {error.strerror}") from error

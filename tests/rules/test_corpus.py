@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.places import GUIDE
 
-from cgm_proxy.commands.check import check_resources
+from cgm_proxy.commands.checker import Checker
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.r4.reference_scope import resolver_among
 from cgm_proxy.core.rules.rulebook import RuleBook
@@ -68,7 +68,8 @@ def test_the_guides_own_examples_pass(
     """As a user checks them: `cgm-proxy check --dialect D examples/*.json`."""
     files = {path.stem: path.read_bytes() for path in sorted((GUIDE / "ig" / dialect / "examples").glob("*.json"))}
     judged = {book.implied(decode(data), dialect) for data in files.values()}
-    refused = {c.id: c.issues for c in check_resources(files, book, dialect, Settings()) if not c.passed}
+    results = Checker(book, Settings()).check_resources(files, dialect)
+    refused = {result.id: result.issues for result in results if not result.passed}
     record_property(
         "the guide's own examples", f"{dialect:14} examples {len(files):3} passed {len(files) - len(refused):3}"
     )
