@@ -75,6 +75,21 @@ def test_every_path_that_is_named_exists(page: str) -> None:
     } == set()
 
 
+def test_every_module_that_code_and_comments_name_exists() -> None:
+    """A module that has moved is named by its new place everywhere."""
+    modules = [
+        f"/{path.relative_to(ROOT).as_posix()}" for top in ("cgm_proxy", "tests") for path in (ROOT / top).rglob("*.py")
+    ]
+    files = [ROOT / name for name in ("Makefile", "Dockerfile", "pyproject.toml", "helm/README.md")]
+    stale = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in [*files, *(ROOT / module[1:] for module in modules)]
+        for name in re.findall(r"(?<![\w./*-])(?:\w+/)*\w+\.py\b", file.read_text())
+        if not any(module.endswith(f"/{name}") for module in modules)
+    ]
+    assert stale == []
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_block_says_whether_it_is_run_or_an_example(page: str) -> None:
     assert {block.language for block in blocks(TEXTS[page])} <= {"sh", *EXAMPLES}
