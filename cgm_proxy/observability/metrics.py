@@ -88,7 +88,7 @@ UPSTREAM_SECONDS = Histogram(
 )
 UPSTREAM_ERRORS = _counter(
     "upstream_errors",
-    "Requests on behalf of submissions that failed without a response: refused, timeout, broken",
+    "Requests on behalf of submissions that failed without a response: refused, timeout, broken, tls",
     "kind",
 )
 CHUNKS = _counter("chunks", "Chunks of entries sent upstream, by outcome: stored, refused, unknown", "outcome")
