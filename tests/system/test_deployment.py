@@ -1,4 +1,4 @@
-"""The container image, as far as it can be held without a container engine: its recipe, its lock, its contents."""
+"""The container image, as far as it can be tested without a container engine: Dockerfile, lock files and contents."""
 
 import http.server
 import os
@@ -25,37 +25,38 @@ Instruction = tuple[str, str]
 
 
 def instructions(text: str) -> list[Instruction]:
-    """Give a Dockerfile's instructions, with continued lines joined and comments left out."""
+    """Return the instructions of a Dockerfile, with continued lines joined and without comments."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
 
 
 DOCKERFILE = instructions((ROOT / "Dockerfile").read_text("utf-8"))
-LAST_STAGE = DOCKERFILE[max(place for place, (word, _) in enumerate(DOCKERFILE) if word == "FROM") :]
+LAST_STAGE = DOCKERFILE[max(index for index, (word, _) in enumerate(DOCKERFILE) if word == "FROM") :]
 
 
-def said(word: str, where: list[Instruction] = DOCKERFILE) -> list[str]:
-    return [rest for each, rest in where if each == word]
+def arguments(word: str, stage: list[Instruction] = DOCKERFILE) -> list[str]:
+    """Return the arguments of each instruction with this word."""
+    return [rest for instruction, rest in stage if instruction == word]
 
 
-def test_the_linter_has_nothing_to_say_of_the_dockerfile():
+def test_the_dockerfile_passes_the_linter():
     linter = Path(sys.executable).with_name("hadolint")
     linted = subprocess.run([linter, "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
-def test_every_stage_starts_from_one_slim_python_of_a_named_release():
-    images = {rest.partition(" AS ")[0] for rest in said("FROM")}
-    assert len(said("FROM")) > 1
+def test_every_stage_starts_from_the_same_slim_python_image():
+    images = {rest.partition(" AS ")[0] for rest in arguments("FROM")}
+    assert len(arguments("FROM")) > 1
     assert len(images) == 1
     minor = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["ruff"]["target-version"]
     (image,) = images
     assert re.fullmatch(rf"python:3\.{minor.removeprefix('py3')}(\.\d+)?-slim-[a-z]+", image)
 
 
-def test_the_image_runs_as_a_number_that_is_not_root():
-    user, _, group = said("USER", LAST_STAGE)[-1].partition(":")
+def test_the_image_runs_as_a_numeric_user_that_is_not_root():
+    user, _, group = arguments("USER", LAST_STAGE)[-1].partition(":")
     assert int(user) > 0
     assert int(group) > 0
     values = (ROOT / "helm" / "templates" / "deployment.yaml").read_text("utf-8")
@@ -64,17 +65,17 @@ def test_the_image_runs_as_a_number_that_is_not_root():
 
 
 def test_processes_are_started_without_a_shell_and_stopped_by_sigterm():
-    assert said("ENTRYPOINT", LAST_STAGE) == ['["cgm-proxy"]']
-    assert said("CMD", LAST_STAGE) == ['["serve"]']
-    assert said("STOPSIGNAL", LAST_STAGE) == ["SIGTERM"]
-    (check,) = said("HEALTHCHECK", LAST_STAGE)
+    assert arguments("ENTRYPOINT", LAST_STAGE) == ['["cgm-proxy"]']
+    assert arguments("CMD", LAST_STAGE) == ['["serve"]']
+    assert arguments("STOPSIGNAL", LAST_STAGE) == ["SIGTERM"]
+    (check,) = arguments("HEALTHCHECK", LAST_STAGE)
     assert check.endswith('CMD ["python", "-m", "cgm_proxy.healthcheck"]')
 
 
-def test_everything_is_installed_by_hash_or_without_an_index():
+def test_everything_is_installed_with_hashes_or_without_an_index():
     installs = [
         shlex.split(command)
-        for rest in said("RUN")
+        for rest in arguments("RUN")
         for command in rest.split("&&")
         if re.search(r"pip (install|wheel)", command)
     ]
@@ -84,46 +85,46 @@ def test_everything_is_installed_by_hash_or_without_an_index():
 
 
 def test_nothing_is_written_outside_the_build_stage():
-    assert said("RUN", LAST_STAGE) == []
-    assert said("COPY", LAST_STAGE) == ["--from=build /opt/cgm-proxy /opt/cgm-proxy"]
-    assert "PYTHONDONTWRITEBYTECODE=1" in said("ENV", LAST_STAGE)[0]
+    assert arguments("RUN", LAST_STAGE) == []
+    assert arguments("COPY", LAST_STAGE) == ["--from=build /opt/cgm-proxy /opt/cgm-proxy"]
+    assert "PYTHONDONTWRITEBYTECODE=1" in arguments("ENV", LAST_STAGE)[0]
 
 
 def ignored(name: str) -> bool:
-    """Whether .dockerignore keeps a top-level name out of the build; the last line that matches decides."""
+    """Whether .dockerignore excludes a top-level name from the build; the last line that matches decides."""
     lines = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if not line.startswith("#")]
     matching = [line for line in lines if fnmatch(name, line.removeprefix("!"))]
     return not matching[-1].startswith("!")
 
 
-def test_what_is_copied_exists_and_nothing_else_is_sent_to_the_build():
-    sources = {word for rest in said("COPY") if "--from" not in rest for word in rest.split()[:-1]}
+def test_the_build_context_has_exactly_the_files_that_are_copied():
+    sources = {word for rest in arguments("COPY") if "--from" not in rest for word in rest.split()[:-1]}
     assert [name for name in sources if ignored(name) or not (ROOT / name).exists()] == []
     assert [name for name in (".git", ".venv", ".env", "tests", "helm", "settings.yaml") if not ignored(name)] == []
     assert {path.name for path in ROOT.iterdir() if not ignored(path.name)} == sources
 
 
 def test_the_labels_have_the_version_and_licence_of_the_package():
-    (labels,) = said("LABEL", LAST_STAGE)
+    (labels,) = arguments("LABEL", LAST_STAGE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    given = dict(word.split("=", 1) for word in shlex.split(labels))
-    assert given["org.opencontainers.image.version"] == project["version"] == cgm_proxy.__version__
-    assert given["org.opencontainers.image.licenses"] == project["license"]
+    values = dict(word.split("=", 1) for word in shlex.split(labels))
+    assert values["org.opencontainers.image.version"] == project["version"] == cgm_proxy.__version__
+    assert values["org.opencontainers.image.licenses"] == project["license"]
 
 
 def pinned(lock: str) -> dict[str, str]:
-    """Give the versions of a lock file, each of which must have a hash."""
+    """Return the versions in a lock file, and check that each has a hash."""
     entries = re.split(r"\n(?=[a-z])", (ROOT / lock).read_text("utf-8"))
-    found = [(re.match(r"([a-z0-9.-]+)(?:\[\w+\])?==(\S+)", entry), entry) for entry in entries]
-    assert [entry for match, entry in found if match and "--hash=sha256:" not in entry] == []
-    return {match[1]: match[2] for match, _ in found if match}
+    matches = [(re.match(r"([a-z0-9.-]+)(?:\[\w+\])?==(\S+)", entry), entry) for entry in entries]
+    assert [entry for match, entry in matches if match and "--hash=sha256:" not in entry] == []
+    return {match[1]: match[2] for match, _ in matches if match}
 
 
-def test_the_locks_hold_what_the_project_names_and_agree():
+def test_the_lock_files_have_the_dependencies_of_the_project_and_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    named = {re.split(r"[\[<>=; ]", each)[0].replace(".", "-") for each in project["project"]["dependencies"]}
+    names = {re.split(r"[\[<>=; ]", name)[0].replace(".", "-") for name in project["project"]["dependencies"]}
     run, build, develop = (pinned(f"requirements{kind}.lock") for kind in ("", "-build", "-dev"))
-    assert named - set(run) == set()
+    assert names - set(run) == set()
     assert set(project["build-system"]["requires"]) - set(build) == set()
     assert {
         name: (version, develop.get(name)) for name, version in (run | build).items() if develop.get(name) != version
@@ -157,7 +158,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """Install the wheel into a directory of its own that nothing may write to."""
+    """Install the wheel into a read-only directory of its own."""
     to = tmp_path_factory.mktemp("installed")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", to, wheel],
@@ -171,7 +172,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def command(installed: Path, *words: str) -> tuple[list[str], dict[str, str]]:
-    """Give command and environment that run the installed program with its dependencies and the image's variables."""
+    """Return the command and environment that run the installed program with its dependencies and the image's variables."""
     dependencies = next(path for path in sys.path if path.endswith("site-packages"))
     environ = {
         "PATH": os.defpath,
@@ -189,11 +190,11 @@ def run(installed: Path, directory: Path, *words: str, **variables: str) -> subp
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
-def test_the_wheel_has_all_that_the_checkout_has(wheel):
+def test_the_wheel_has_all_files_of_the_package_and_the_rules(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {f"cgm_proxy/{path.relative_to(ROOT / 'cgm_proxy').as_posix()}" for path in files(ROOT / "cgm_proxy")}
     rules = {f"cgm_proxy/rules/{path.relative_to(ROOT / 'rules').as_posix()}" for path in files(ROOT / "rules")}
@@ -206,12 +207,12 @@ def files(directory: Path) -> list[Path]:
 
 
 def test_the_installed_program_knows_its_version_outside_the_checkout(installed, tmp_path):
-    told = run(installed, tmp_path, "--version")
-    assert (told.returncode, told.stderr) == (0, "")
-    assert cgm_proxy.__version__ in told.stdout
+    done = run(installed, tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cgm_proxy.__version__ in done.stdout
 
 
-def test_the_installed_program_serves_and_stops_and_writes_nothing(installed, tmp_path):
+def test_the_installed_program_starts_and_stops_without_writing_files(installed, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in installed.rglob("*")}
     program, environ = command(installed, "serve")
     listen = ListenSettings(port=free_port(), ops_port=free_port())
@@ -228,29 +229,29 @@ def test_the_installed_program_serves_and_stops_and_writes_nothing(installed, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_setting_stops_the_start_with_its_cure(installed, tmp_path):
-    told = run(installed, tmp_path, "serve", CGM_PROXY_MODE="obsrve")
-    assert told.returncode != 0
-    assert 'CGM_PROXY_MODE: mode is "obsrve"; write enforce or observe' in told.stderr
-    assert "Traceback" not in told.stderr
+def test_a_wrong_setting_prevents_the_start_with_a_message(installed, tmp_path):
+    done = run(installed, tmp_path, "serve", CGM_PROXY_MODE="obsrve")
+    assert done.returncode != 0
+    assert 'CGM_PROXY_MODE: mode is "obsrve"; write enforce or observe' in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture
 def operations():
-    """Serve /healthz with the status that the test wants."""
+    """Serve /healthz with the status that the test sets."""
 
-    class Answer(http.server.BaseHTTPRequestHandler):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            paths.append(self.path)
             self.send_response(server.status)
             self.end_headers()
 
         def log_message(self, *_):
             pass
 
-    asked: list[str] = []
-    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
-    server.asked, server.status = asked, 200
+    paths: list[str] = []
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    server.paths, server.status = paths, 200
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -262,10 +263,10 @@ def operations():
 @pytest.mark.parametrize(
     ("host", "status", "alive"), [("0.0.0.0", 200, True), ("127.0.0.1", 200, True), ("127.0.0.1", 503, False)]
 )
-def test_the_health_check_asks_the_operations_port(operations, host, status, alive):
+def test_the_health_check_uses_the_operations_port(operations, host, status, alive):
     operations.status = status
     assert healthcheck.alive(ListenSettings(ops_host=host, ops_port=operations.server_port)) is alive
-    assert operations.asked == ["/healthz"]
+    assert operations.paths == ["/healthz"]
 
 
 def test_the_health_check_fails_when_nothing_listens(operations):
@@ -274,7 +275,7 @@ def test_the_health_check_fails_when_nothing_listens(operations):
     assert healthcheck.alive(ListenSettings(ops_port=port)) is False
 
 
-def test_the_health_check_reads_the_settings_and_exits_with_its_finding(operations, tmp_path):
+def test_the_health_check_reads_the_settings_and_exits_with_the_result(operations, tmp_path):
     environ = {"PYTHONPATH": str(ROOT), "CGM_PROXY_LISTEN_OPS_PORT": str(operations.server_port)}
     check = [sys.executable, "-m", "cgm_proxy.healthcheck"]
     operations.status = 503

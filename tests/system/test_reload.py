@@ -1,4 +1,4 @@
-"""SIGHUP replaces the rules of a real process while streams and submissions are under way: none is dropped, none mixes."""
+"""SIGHUP replaces the rules of a running process. No request is dropped, and no submission is judged by two sets of rules."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from support.servers import Running, proxy
 
 from cgm_proxy.sandbox.simulation.submissions import patient, submission
 
-#: More than are judged on the event loop, so that a reload falls into the judging.
+#: More readings than are judged on the event loop, so that rules are replaced while a submission is judged.
 READINGS = 300
 RULE = """\
 extends: cgm-sensor-reading-mass-per-volume
@@ -33,17 +33,17 @@ samples:
 
 
 def write(directory: Path, number: int, expression: str = "status.empty()") -> None:
-    """Replace the file as an editor does: at once."""
+    """Replace the file atomically, as editors do."""
     (directory / ".new").write_text(RULE.format(number=number, expression=expression))
     (directory / ".new").rename(directory / "generation.yaml")
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "rules"
-    made.mkdir()
-    write(made, 0)
-    return made
+    path = tmp_path / "rules"
+    path.mkdir()
+    write(path, 0)
+    return path
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def running(sandbox: str, directory: Path, tmp_path: Path) -> Iterator[Running]:
 
 
 def reloads(running: Running, result: str) -> int:
-    found = re.search(rf'^cgm_proxy_rule_reloads_total{{result="{result}"}} (\d+)', metrics(running), re.MULTILINE)
-    return int(found[1]) if found else 0
+    match = re.search(rf'^cgm_proxy_rule_reloads_total{{result="{result}"}} (\d+)', metrics(running), re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 def metrics(running: Running) -> str:
@@ -75,35 +75,33 @@ def logged(running: Running, event: str) -> list[dict[str, Any]]:
 
 
 def generations(running: Running, sandbox: str, readings: int) -> set[str]:
-    """Submit for a new patient, all of which must be stored; give the generations that the warnings name."""
+    """Submit readings of a new patient, check that all are stored, and return the generations in the warnings."""
     about = f"Patient/p{uuid4().hex[:12]}"
     assert Client(sandbox).put(about, patient(about.partition("/")[2])).status == 201
     bundle = submission("1.0.0", about, readings=readings, summary=False, pdf=False)
-    answer = Client(running.url).submit("1.0.0", bundle)
-    responses = [entry["response"] for entry in answer.body["entry"]]
+    submitted = Client(running.url).submit("1.0.0", bundle)
+    responses = [entry["response"] for entry in submitted.body["entry"]]
     assert [response["status"][:3] for response in responses] == ["201"] * (readings + 1)
-    told = [issue["diagnostics"] for response in responses[1:] for issue in response["outcome"]["issue"]]
-    assert len(told) == readings
-    return {text.rpartition(" ")[2] for text in told}
+    warnings = [issue["diagnostics"] for response in responses[1:] for issue in response["outcome"]["issue"]]
+    assert len(warnings) == readings
+    return {text.rpartition(" ")[2] for text in warnings}
 
 
-def test_rules_are_replaced_under_way_and_no_request_is_dropped_or_judged_by_two(
-    running: Running, sandbox: str, directory: Path
-) -> None:
+def test_rules_are_replaced_while_requests_are_in_flight(running: Running, sandbox: str, directory: Path) -> None:
     done = threading.Event()
-    seen: list[set[str]] = []
-    streamed: list[int] = []
+    submissions: list[set[str]] = []
+    statuses: list[int] = []
 
     def submit() -> None:
         while not done.is_set():
-            seen.append(generations(running, sandbox, READINGS))
+            submissions.append(generations(running, sandbox, READINGS))
 
     def stream() -> None:
         while not done.is_set():
-            streamed.append(Client(running.url).get("metadata").status)
+            statuses.append(Client(running.url).get("metadata").status)
 
     with ThreadPoolExecutor(4) as pool:
-        under_way = [pool.submit(work) for work in (submit, submit, stream)]
+        futures = [pool.submit(function) for function in (submit, submit, stream)]
         try:
             for number in range(1, 5):
                 write(directory, number)
@@ -111,39 +109,39 @@ def test_rules_are_replaced_under_way_and_no_request_is_dropped_or_judged_by_two
                 assert generations(running, sandbox, 2) == {str(number)}
         finally:
             done.set()
-        for work in under_way:
-            work.result()
-    assert {len(each) for each in seen} == {1}
-    assert set(streamed) == {200}
-    assert len({name for each in seen for name in each}) > 1
+        for future in futures:
+            future.result()
+    assert {len(names) for names in submissions} == {1}
+    assert set(statuses) == {200}
+    assert len({name for names in submissions for name in names}) > 1
     assert [line["rules"] for line in logged(running, "rules replaced")] == [
         logged(running, "listening")[0]["rules"]
     ] * 4
 
 
-def test_a_faulty_file_is_refused_in_words_and_the_old_rules_stay(
+def test_a_faulty_file_is_refused_with_its_line_and_the_old_rules_stay_in_force(
     running: Running, sandbox: str, directory: Path
 ) -> None:
     write(directory, 1, "status.exist()")
     reload(running, "refused")
     assert generations(running, sandbox, 2) == {"0"}
     (line,) = logged(running, "rules refused, the old ones stay in force")
-    told = "rule `generation`: `expression`: unknown function exist(); did you mean exists?"
-    assert (line["level"], line["faults"]) == ("error", [f"{directory / 'generation.yaml'}:4: {told}"])
+    fault = "rule `generation`: `expression`: unknown function exist(); did you mean exists?"
+    assert (line["level"], line["faults"]) == ("error", [f"{directory / 'generation.yaml'}:4: {fault}"])
     write(directory, 2)
     reload(running, "replaced")
     assert generations(running, sandbox, 2) == {"2"}
 
 
-def test_rules_that_are_gone_are_not_taken_for_none(running: Running, sandbox: str, directory: Path) -> None:
+def test_a_directory_without_rules_is_refused(running: Running, sandbox: str, directory: Path) -> None:
     (directory / "generation.yaml").unlink()
     reload(running, "refused")
     assert generations(running, sandbox, 2) == {"0"}
     (line,) = logged(running, "rules refused, the old ones stay in force")
-    assert line["faults"] == [f"{directory}: holds no rules; name a directory that has files *.yaml"]
+    assert line["faults"] == [f"{directory}: has no rules; name a directory that has files *.yaml"]
 
 
-def test_several_signals_at_once_are_one_reload_or_two_and_the_last_state_counts(
+def test_many_signals_at_once_lead_to_few_reloads_and_the_last_state_of_the_files(
     running: Running, sandbox: str, directory: Path
 ) -> None:
     for number in range(1, 20):

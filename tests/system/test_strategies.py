@@ -1,4 +1,4 @@
-"""Upstreams that differ: what each kind of server holds in the end, whatever befalls it on the way, is what was sent, once."""
+"""Upstreams with different abilities and faults: each stores in the end what was sent, once."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +17,10 @@ Json = dict[str, Any]
 
 READING = "cgm-sensor-reading-mass"
 
-#: Chunks so small that a submission has several; pauses that fit a test.
+#: Small chunks, so that a submission has several, and short timeouts.
 SETTINGS = {"forward.chunk": 10, "upstream.read_timeout": 20, "limits.seconds": 60}
 
-#: Kinds of servers: what they can't do, and what may befall their writes beside what may befall all.
+#: Kinds of servers, with the arguments of `Faulty` that describe them.
 KINDS: dict[str, Json] = {
     "as FHIR has it": {},
     "transactions, update as create": {"conditional": False, "update": True},
@@ -41,7 +41,7 @@ KINDS: dict[str, Json] = {
     "small batches": {"transactions": False, "entries": 4},
 }
 
-#: How entries go to each kind.
+#: How the proxy sends entries to each kind.
 WAYS = {
     "as FHIR has it": "transaction",
     "transactions, update as create": "transaction",
@@ -65,7 +65,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def running(kind: str, upstream: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Faulty, list[str]]]:
-    """Run a server of that kind before the store, and two replicas of the proxy before it, which share nothing."""
+    """Run a server of that kind in front of the store, and two replicas of the proxy that share nothing in front of it."""
     server, folder = Faulty(**KINDS[kind]), tmp_path_factory.mktemp("strategies")
     with (
         faulty(upstream, server) as url,
@@ -83,7 +83,7 @@ def here(running: tuple[Faulty, list[str]], upstream: str) -> "World":
 
 
 class World:
-    """A patient's submissions through the proxies, and what the store holds of them."""
+    """The submissions of a patient through the proxies, and the patient's resources in the store."""
 
     def __init__(self, server: Faulty, store: Client, proxies: list[Client]) -> None:
         self.server = server
@@ -98,7 +98,7 @@ class World:
         return bundle["entry"]
 
     def session(self, readings: int) -> Json:
-        """Readings of a device, a summary with its members, a report on it."""
+        """Return a submission with a device, readings, a summary with its members, and a report."""
         return submission("argo", self.about, readings=readings)
 
     def bundle(self, entries: list[Json], kind: str = "batch") -> Json:
@@ -108,137 +108,143 @@ class World:
         return self.proxies[proxy].submit("argo", bundle)
 
     def persist(self, bundle: Json, proxy: int = 0) -> list[str]:
-        """Send it as submitters do, until each entry is stored; give their locations."""
+        """Send a submission until each entry is stored, as submitters do; return the locations."""
         for _ in range(60):
-            answer = self.submit(bundle, proxy)
-            if answer.status == 200 and set(statuses(answer)) <= {200, 201}:
-                return places(answer)
-            assert answer.status in {200, 502, 503, 504}, answer.data
-            assert set(statuses(answer)) <= {200, 201, 424, 503}, answer.data
-        raise AssertionError(answer.data)
+            response = self.submit(bundle, proxy)
+            if response.status == 200 and set(statuses(response)) <= {200, 201}:
+                return locations_of(response)
+            assert response.status in {200, 502, 503, 504}, response.data
+            assert set(statuses(response)) <= {200, 201, 424, 503}, response.data
+        raise AssertionError(response.data)
 
     def held(self, kind: str = "Observation") -> list[Json]:
-        """What the store holds of the patient."""
-        who = "patient" if kind == "Device" else "subject"
-        found = self.store.get(f"{kind}?{who}={self.about}&_count=1000", Cache_Control="no-cache").body
+        """Return the patient's resources in the store."""
+        parameter = "patient" if kind == "Device" else "subject"
+        found = self.store.get(f"{kind}?{parameter}={self.about}&_count=1000", Cache_Control="no-cache").body
         assert not [link for link in found.get("link", ()) if link["relation"] == "next"]
         return [entry["resource"] for entry in found.get("entry", ())]
 
     def assert_stored_once(self, entries: list[Json], locations: list[str]) -> None:
-        """See that each reading is where it was said to be, and nowhere else."""
-        found = {f"Observation/{each['id']}": each for each in self.held()}
-        assert len(found) == len(entries)
-        assert set(locations) == set(found)
-        for entry, place in zip(entries, locations, strict=True):
-            assert moment(found[place]) == moment(entry["resource"])
+        """Check that each reading is stored at its location, and nowhere else."""
+        held = {reference_to(reading): reading for reading in self.held()}
+        assert len(held) == len(entries)
+        assert set(locations) == set(held)
+        for entry, location in zip(entries, locations, strict=True):
+            assert time_and_value(held[location]) == time_and_value(entry["resource"])
 
     def assert_whole(self) -> None:
-        """See that all that is referenced is stored."""
+        """Check that every referenced resource is stored."""
         held = [*self.held(), *self.held("DiagnosticReport")]
-        there = {f"{each['resourceType']}/{each['id']}" for each in [*held, *self.held("Device")]}
-        for each in held:
-            linked = [each.get("device", {}), *each.get("hasMember", ()), *each.get("result", ())]
-            assert {one["reference"] for one in linked if one} <= there
+        stored = set(map(reference_to, [*held, *self.held("Device")]))
+        for resource in held:
+            references = [resource.get("device", {}), *resource.get("hasMember", ()), *resource.get("result", ())]
+            assert {reference["reference"] for reference in references if reference} <= stored
 
 
-def places(answer: Response) -> list[str]:
-    return [entry["response"]["location"].partition("/_history/")[0] for entry in answer.body["entry"]]
+def reference_to(resource: Json) -> str:
+    return f"{resource['resourceType']}/{resource['id']}"
 
 
-def moment(resource: Json) -> tuple[Any, Any]:
+def locations_of(response: Response) -> list[str]:
+    return [entry["response"]["location"].partition("/_history/")[0] for entry in response.body["entry"]]
+
+
+def time_and_value(resource: Json) -> tuple[Any, Any]:
     return resource["effectiveDateTime"], resource["valueQuantity"]["value"]
 
 
-def statuses(answer: Response) -> list[int]:
-    return [int(entry["response"]["status"][:3]) for entry in answer.body["entry"]] if answer.status == 200 else []
+def statuses(response: Response) -> list[int]:
+    return [int(entry["response"]["status"][:3]) for entry in response.body["entry"]] if response.status == 200 else []
 
 
-def test_each_kind_of_server_gets_its_way_and_holds_a_session_once_and_whole(kind: str, here: World) -> None:
+def test_each_kind_of_server_stores_a_submission_once_and_completely(kind: str, here: World) -> None:
     bundle = here.session(25)
     first = here.submit(bundle)
     assert set(statuses(first)) == {201}
     assert here.server.counts.keys() == {WAYS[kind]}
     held = here.held()
     assert len([*held, *here.held("DiagnosticReport"), *here.held("Device")]) == len(bundle["entry"])
-    assert here.persist(bundle, 1) == places(first)
+    assert here.persist(bundle, 1) == locations_of(first)
     assert here.held() == held
     here.assert_whole()
 
 
-def test_submissions_that_overlap_at_once_are_stored_once(here: World) -> None:
-    """At two replicas without a shared memory, but where the patient's turn is all there is."""
+def test_concurrent_submissions_that_overlap_are_stored_once(here: World) -> None:
+    """Through two replicas without shared cache; through one if only the patient lock prevents duplicates."""
     replicas = 2 if here.server.conditional or here.server.update else 1
     entries = here.readings(60)
     spans = [(0, 40), (20, 60), (10, 50), (0, 60), (30, 60), (0, 30)]
     with ThreadPoolExecutor(len(spans)) as pool:
-        told = pool.map(lambda n: here.persist(here.bundle(entries[slice(*spans[n])]), n % replicas), range(len(spans)))
-    by_span = dict(zip(spans, told, strict=True))
-    for (start, end), found in by_span.items():
-        assert found == by_span[0, 60][start:end]
+        found = pool.map(
+            lambda n: here.persist(here.bundle(entries[slice(*spans[n])]), n % replicas), range(len(spans))
+        )
+    by_span = dict(zip(spans, found, strict=True))
+    for (start, end), locations in by_span.items():
+        assert locations == by_span[0, 60][start:end]
     here.assert_stored_once(entries, by_span[0, 60])
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_befalls_writes_each_entry_is_stored_once_and_nothing_in_part(seed: int, here: World) -> None:
+def test_each_entry_is_stored_once_and_completely_in_spite_of_faults(seed: int, here: World) -> None:
     here.server.behave(troubles=TROUBLES, probability=0.35, seed=seed)
     bundle = here.session(40)
-    told = here.persist(bundle)
+    locations = here.persist(bundle)
     assert sum(here.server.counts[trouble] for trouble in TROUBLES)
     held = [*here.held(), *here.held("DiagnosticReport"), *here.held("Device")]
-    assert sorted(f"{each['resourceType']}/{each['id']}" for each in held) == sorted(told)
+    assert sorted(map(reference_to, held)) == sorted(locations)
     here.assert_whole()
 
 
-def test_an_entry_that_the_server_refuses_keeps_out_what_rests_on_it_and_nothing_else(here: World) -> None:
+def test_an_entry_that_the_server_refuses_excludes_only_those_that_refer_to_it(here: World) -> None:
     bundle = here.session(25)
     kinds = [entry["resource"]["meta"]["profile"][0].rpartition("/")[2] for entry in bundle["entry"]]
     reading = bundle["entry"][kinds.index(READING)]["resource"]
     here.server.behave(poisoned=("days-of-wear", reading["effectiveDateTime"]))
-    answer = dict(zip(kinds[::-1], statuses(here.submit(bundle))[::-1], strict=True))
-    assert answer[READING] == 422
-    assert answer["cgm-summary-days-of-wear"] == 422
-    assert {answer["cgm-summary"], answer["cgm-summary-pdf"]} <= {422, 424}
+    response = dict(zip(kinds[::-1], statuses(here.submit(bundle))[::-1], strict=True))
+    assert response[READING] == 422
+    assert response["cgm-summary-days-of-wear"] == 422
+    assert {response["cgm-summary"], response["cgm-summary-pdf"]} <= {422, 424}
     held = here.held()
-    assert sum("valueQuantity" in each and "99504-3" in str(each["code"]) for each in held) == 24
+    assert sum("valueQuantity" in resource and "99504-3" in str(resource["code"]) for resource in held) == 24
     assert here.held("DiagnosticReport") == []
     here.assert_whole()
 
 
-def test_a_reading_that_references_what_the_server_has_not_is_found_by_the_servers_own_words(here: World) -> None:
+def test_a_reading_with_a_dangling_reference_is_found_by_the_servers_message(here: World) -> None:
     entries = here.readings(10)
     entries[6]["resource"]["performer"] = [{"reference": "Practitioner/none-such"}]
-    answer = here.submit(here.bundle(entries))
-    told = statuses(answer)
-    assert told[:6] + told[7:] == [201] * 9
-    assert told[6] in {400, 422}
-    assert "Practitioner/none-such" in answer.body["entry"][6]["response"]["outcome"]["issue"][0]["diagnostics"]
+    response = here.submit(here.bundle(entries))
+    found = statuses(response)
+    assert found[:6] + found[7:] == [201] * 9
+    assert found[6] in {400, 422}
+    assert "Practitioner/none-such" in response.body["entry"][6]["response"]["outcome"]["issue"][0]["diagnostics"]
     assert len(here.held()) == 9
     if here.server.entries > len(entries):
         assert here.server.counts["transaction"] + here.server.counts["batch"] <= 3
 
 
-def test_what_must_be_stored_whole_is_stored_so_or_refused(kind: str, here: World) -> None:
+def test_an_atomic_submission_is_stored_completely_or_refused(kind: str, here: World) -> None:
     bundle = here.session(3) | {"type": "transaction"}
     whole = kind in {"as FHIR has it", "transactions, update as create", "transactions alone"}
-    answer = here.submit(bundle)
+    response = here.submit(bundle)
     if whole:
-        assert set(statuses(answer)) == {201}
+        assert set(statuses(response)) == {201}
         here.assert_whole()
         return
-    assert (answer.status, answer.rules[0]) == (501, "atomic-not-supported")
+    assert (response.status, response.rules[0]) == (501, "atomic-not-supported")
     assert here.held() == here.held("Device") == here.held("DiagnosticReport") == []
-    there = here.persist(bundle | {"type": "batch"})
-    assert places(here.submit(bundle)) == there
+    locations = here.persist(bundle | {"type": "batch"})
+    assert locations_of(here.submit(bundle)) == locations
 
 
-def test_the_count_shows_it_where_a_server_ignores_conditions_that_are_trusted(upstream: str, tmp_path: Path) -> None:
-    """What all of the above rests on: were a strategy wrong, the store would tell."""
+def test_these_checks_detect_duplicates(upstream: str, tmp_path: Path) -> None:
+    """They fail if the proxy trusts in conditional create and the server ignores it."""
     server = Faulty(conditional=False)
     settings = SETTINGS | {"upstream.create": "conditional", "cache.known_seconds": 0}
     with faulty(upstream, server) as url, proxy(url, tmp_path, settings) as only:
         here = World(server, Client(upstream), [Client(only.url)])
         server.behave(troubles=("cut after",), probability=0.5, seed=1)
         entries = here.readings(30)
-        told = here.persist(here.bundle(entries))
+        locations = here.persist(here.bundle(entries))
         with pytest.raises(AssertionError):
-            here.assert_stored_once(entries, told)
+            here.assert_stored_once(entries, locations)
