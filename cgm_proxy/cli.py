@@ -3,8 +3,6 @@
 `--help` and `--version` must be quick, so nothing is imported here but argparse. Each command imports what it needs when it runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run a command and return its exit status; it is 2 if arguments, settings or rules are faulty."""
     given = parser().parse_args(arguments)
 
@@ -110,19 +108,19 @@ def parser() -> argparse.ArgumentParser:
 class _Dialects:
     """The ids of the guide's versions, which argparse imports only when it needs them."""
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> "Iterator[str]":
         from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 
         return iter(DIALECTS_BY_ID)
 
 
-def _path(text: str) -> Path:
+def _path(text: str) -> "Path":
     from pathlib import Path
 
     return Path(text)
 
 
-def _directory(text: str) -> Path:
+def _directory(text: str) -> "Path":
     """Return an existing directory; a misspelt name would otherwise stand for a directory without rules or faults."""
     path = _path(text)
     if not path.is_dir():
@@ -130,7 +128,7 @@ def _directory(text: str) -> Path:
     return path
 
 
-def _guide(text: str) -> Path:
+def _guide(text: str) -> "Path":
     path = _path(text)
     return path if path.is_file() else _directory(text)
 
