@@ -502,7 +502,7 @@ async def test_what_is_large_gives_way_to_what_streams_where_it_is_read_and_wher
         by.update(frames & {"read_document", "judge_part"})
 
     monkeypatch.setattr(offload, "sleep", slept)
-    monkeypatch.setattr(offload, "WORK", 0)
+    monkeypatch.setattr(offload, "WORK_SECONDS", 0)
     monkeypatch.setattr(stream_stats, "RECENT", math.inf if streaming else 0)
     async with proxying() as world:
         await world.request("GET", world.about)
