@@ -52,19 +52,19 @@ class UpstreamSettings(Section, frozen=True):
         ),
     ] = None
     connect_timeout: Annotated[
-        float, Meta(ge=0.01, le=300, description="Longest wait for a connection before answering 503 (seconds)")
+        float, Meta(ge=0.01, le=300, description="Seconds to wait for a connection before answering 503")
     ] = 5.0
     read_timeout: Annotated[
         float,
-        Meta(ge=0.01, le=3600, description="Longest wait for data from the server before answering 504 (seconds)"),
+        Meta(ge=0.01, le=3600, description="Seconds to wait for data from the server before answering 504"),
     ] = 60.0
     retries: Annotated[
         int,
         Meta(
             ge=0,
             le=20,
-            description="How often a chunk is sent again after 429, 5xx, reset or timeout; after three times as many failures "
-            "in a row, the submission sends nothing more",
+            description="How often a chunk is sent again after 429, 5xx, reset or timeout; a submission gives up "
+            "after 3 x (retries + 1) failures in a row",
         ),
     ] = 4
     send: Annotated[
@@ -101,7 +101,7 @@ class ListenSettings(Section, frozen=True):
         int, Meta(ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; never expose it publicly")
     ] = 9090
     stop_timeout: Annotated[
-        float, Meta(ge=0, le=3600, description="How long a stopping proxy waits for requests in flight (seconds)")
+        float, Meta(ge=0, le=3600, description="Seconds that a stopping proxy waits for requests in flight")
     ] = 30.0
 
 
@@ -111,16 +111,16 @@ class PolicySettings(Section, frozen=True):
     `accept` does nothing, `warn` adds an information issue to the response, and `reject` refuses the entry or submission.
     """
 
-    no_order: Annotated[Policy, Meta(description="The patient has no active order")] = "accept"
+    no_order: Annotated[Policy, Meta(description="If the patient has no active order")] = "accept"
     incomplete: Annotated[
-        Policy, Meta(description="The submission does not have all the profiles of any one schedule")
+        Policy, Meta(description="If the submission does not have all the profiles of any one schedule")
     ] = "reject"
-    unsolicited: Annotated[Policy, Meta(description="No order asks for the entry's profile")] = "reject"
-    outside_lookback: Annotated[Policy, Meta(description="The entry is older than the order's lookback period")] = (
+    unsolicited: Annotated[Policy, Meta(description="If no order asks for the entry's profile")] = "reject"
+    outside_lookback: Annotated[Policy, Meta(description="If the entry is older than the order's lookback period")] = (
         "warn"
     )
     too_often: Annotated[
-        Policy, Meta(description="The patient's last submission is more recent than the order's period")
+        Policy, Meta(description="If the patient's last submission is more recent than the order's period")
     ] = "warn"
 
 
@@ -129,7 +129,7 @@ class LimitSettings(Section, frozen=True):
 
     body_bytes: Annotated[
         int,
-        Meta(ge=1024, le=4 * 2**30, description="Largest body of a submission, compressed or decompressed (bytes)"),
+        Meta(ge=1024, le=4 * 2**30, description="Largest body of a submission in bytes, compressed or decompressed"),
     ] = 64 * 2**20
     entries: Annotated[int, Meta(ge=1, le=1_000_000, description="Most entries in a submission")] = 50_000
     atomic_entries: Annotated[
@@ -144,7 +144,7 @@ class LimitSettings(Section, frozen=True):
     in_flight: Annotated[
         int, Meta(ge=1, le=10_000, description="Most submissions in progress; others get 503 with Retry-After")
     ] = 8
-    seconds: Annotated[float, Meta(ge=1, le=86_400, description="Longest time for one submission (seconds)")] = 600.0
+    seconds: Annotated[float, Meta(ge=1, le=86_400, description="Longest time for one submission, in seconds")] = 600.0
 
 
 class ForwardSettings(Section, frozen=True):
@@ -182,7 +182,7 @@ class CacheSettings(Section, frozen=True):
         Meta(
             ge=0,
             le=86_400,
-            description="How long a patient's standing orders are cached, also that there are none (seconds)",
+            description="Seconds for which a patient's standing orders are cached, also that there are none",
         ),
     ] = 300.0
     orders: Annotated[int, Meta(ge=1, le=10_000_000, description="Most patients whose orders are cached")] = 10_000
@@ -191,7 +191,8 @@ class CacheSettings(Section, frozen=True):
         Meta(
             ge=0,
             le=604_800,
-            description="How long the location of a stored entry is cached (seconds); with 0 the proxy always asks the server",
+            description="Seconds for which the location of a stored entry is cached; with 0 the proxy always asks "
+            "the server",
         ),
     ] = 600.0
     known: Annotated[
@@ -211,7 +212,7 @@ class CacheSettings(Section, frozen=True):
         Meta(
             ge=0.01,
             le=5,
-            description="Longest wait for the shared cache (seconds); after that the proxy goes on without it",
+            description="Seconds to wait for the shared cache before going on without it",
         ),
     ] = 0.25
 
@@ -222,8 +223,8 @@ class JobSettings(Section, frozen=True):
     path: Annotated[
         FilePath | None,
         Meta(
-            description="SQLite file that stores submissions with `Prefer: respond-async`, on a volume of this replica alone; "
-            "without it, they are answered like all others"
+            description="SQLite file that stores submissions with `Prefer: respond-async` (jobs), on a volume of "
+            "this replica alone; without it, they are answered like all others"
         ),
     ] = None
     at_once: Annotated[
@@ -232,19 +233,23 @@ class JobSettings(Section, frozen=True):
     ] = 2
     waiting: Annotated[
         int,
-        Meta(ge=1, le=1_000_000, description="Most jobs that are not finished; others get 503 with Retry-After"),
+        Meta(ge=1, le=1_000_000, description="Most unfinished jobs; other submissions get 503 with Retry-After"),
     ] = 100
     waiting_bytes: Annotated[
         int,
-        Meta(ge=1024, le=2**40, description="Most bytes of their bodies; others get 503 with Retry-After"),
+        Meta(
+            ge=1024,
+            le=2**40,
+            description="Most bytes of the bodies of unfinished jobs; other submissions get 503 with Retry-After",
+        ),
     ] = 2**30
     patience: Annotated[
         float,
-        Meta(ge=0, le=604_800, description="How long a job is retried while the server fails (seconds)"),
+        Meta(ge=0, le=604_800, description="Seconds for which a job is retried while the server fails"),
     ] = 900.0
-    kept_seconds: Annotated[
-        float, Meta(ge=1, le=31_536_000, description="How long a result is available (seconds)")
-    ] = 86_400.0
+    kept_seconds: Annotated[float, Meta(ge=1, le=31_536_000, description="Seconds for which a result is available")] = (
+        86_400.0
+    )
     kept_bytes: Annotated[
         int, Meta(ge=1024, le=2**40, description="Most bytes of results; the oldest are deleted first")
     ] = 2**28
