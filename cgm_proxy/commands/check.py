@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cgm_proxy.commands.checker import Checker, CheckResult
-from cgm_proxy.rulekit.lint import load_linted
+from cgm_proxy.rulekit.loading import load_rules
 from cgm_proxy.settings.loading import Settings
 
 
@@ -19,8 +19,7 @@ def run(files: Sequence[str], settings: Settings, *, dialect: str | None, output
     With a `dialect`, each file is one resource that is judged by that version's profiles; otherwise it is a submission, a
     resource or NDJSON.
     """
-    own_rules = [Path(settings.rules)] if settings.rules else []
-    checker = Checker(load_linted(*own_rules), settings)
+    checker = Checker(load_rules(settings.rules), settings)
     failed = False
     try:
         for result in _results(checker, files, dialect):

@@ -17,9 +17,10 @@ from cgm_proxy.core.codec.bodies import CONTENT_TYPES
 from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.observability.logs import start as start_logs
+from cgm_proxy.rulekit.loading import load_rules
 from cgm_proxy.sandbox.simulation.submissions import Dialect, faulty_submission, patient, standing_orders, submission
 from cgm_proxy.sandbox.store.app import make_app
-from cgm_proxy.server.proxy import Proxy, load_rules
+from cgm_proxy.server.proxy import Proxy
 from cgm_proxy.settings.loading import ListenSettings, Settings, UpstreamSettings
 
 DIALECT: Dialect = "argo"
@@ -65,7 +66,7 @@ async def demo(*, serve: bool) -> None:
     ports = (PORT, OPS_PORT) if serve else (0, 0)
     listen = ListenSettings(host="127.0.0.1", ops_host="127.0.0.1", port=ports[0], ops_port=ports[1], public_url=public)
     settings = Settings(listen=listen, upstream=UpstreamSettings(url=store_url))
-    proxy = Proxy(settings, load_rules(settings))
+    proxy = Proxy(settings, load_rules(settings.rules))
     await proxy.start()
     _print(
         f"cgm-proxy is running at http://127.0.0.1:{proxy.port}/fhir, in front of an embedded FHIR store at {store_url}."

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgm_proxy.rulekit.importer import import_guide
-from cgm_proxy.rulekit.lint import lint, load_linted
+from cgm_proxy.rulekit.lint import lint
 from cgm_proxy.rulekit.listing import list_profile
-from cgm_proxy.rulekit.loading import shipped_rules
+from cgm_proxy.rulekit.loading import load_rules, shipped_rules
 from cgm_proxy.rulekit.samples import run_samples
 from cgm_proxy.settings.loading import load
 
 
 def list_rules(profile: str) -> int:
     """Print the rules of a profile, or all profiles if the name is empty; return 1 if there is no such profile."""
-    own = load().rules
-    text = list_profile(load_linted(*([Path(own)] if own else [])), profile)
+    text = list_profile(load_rules(load().rules), profile)
     sys.stdout.write(f"{text or f'no profile {profile}; `cgm-proxy rules list` shows all'}\n")
     return 0 if text else 1
 

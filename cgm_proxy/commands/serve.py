@@ -7,7 +7,8 @@ import sys
 import uvloop
 
 from cgm_proxy.observability.logs import start as start_logs
-from cgm_proxy.server.proxy import RELOADING, load_rules, serve
+from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.server.proxy import RELOADING, serve
 from cgm_proxy.settings.loading import Settings
 
 #: How long a thread that judges may keep the event loop waiting (seconds). With Python's 5 ms, small GETs beside a submission of
@@ -20,7 +21,7 @@ def run(settings: Settings) -> None:
     """Run the proxy; return when it was stopped."""
     # Until the server handles SIGHUP, this signal would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, RELOADING)
-    rules = load_rules(settings)
+    rules = load_rules(settings.rules)
     start_logs(settings.log_level)
     # Rules and models live as long as the process. The garbage collector should not visit them again and again while a
     # submission creates thousands of entries.

@@ -13,14 +13,14 @@ from cgm_proxy.core.rules.fhirpath import Expressions
 from cgm_proxy.core.rules.rule_files import Addition, Profile, Rule, RulesError
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.rules.static_analysis import analyse, suggestion
-from cgm_proxy.rulekit.loading import RuleFile, book_of, r4_model, rule_files, shipped_rules
+from cgm_proxy.rulekit.loading import RuleFile, book_of, r4_model, rule_files
 from cgm_proxy.rulekit.samples import covered, read_samples, unknown_names
 
 
 def lint(shipped: Path, *own: Path) -> list[str]:
     """Return the problems of the rules in a hospital's directories or, without these, of the shipped rules."""
     if own:
-        return _load(shipped, own)[1]
+        return load_and_lint(shipped, own)[1]
     problems: list[str] = []
     files = _files([shipped], problems)
     model = r4_model(shipped)
@@ -32,19 +32,11 @@ def lint(shipped: Path, *own: Path) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def load_linted(*own: Path) -> RuleBook:
-    """Load the shipped rules together with those of a hospital's directories, which are linted.
+def load_and_lint(shipped: Path, directories: Sequence[Path]) -> tuple[RuleBook, list[str]]:
+    """Load all rules together, and return the problems of those in a hospital's directories.
 
-    Raises RulesError with all problems of the own rules, a line each.
+    If the rules can't be loaded together, the RuleBook has the shipped ones alone.
     """
-    book, problems = _load(shipped_rules(), own)
-    if problems:
-        raise RulesError("\n".join(problems))
-    return book
-
-
-def _load(shipped: Path, directories: Sequence[Path]) -> tuple[RuleBook, list[str]]:
-    """Load all rules together and lint the own ones; if they can't be loaded, return the shipped rules alone."""
     problems: list[str] = []
     own = _files(directories, problems)
     model = r4_model(shipped)

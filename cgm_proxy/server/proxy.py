@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import signal
-from pathlib import Path
 from threading import Thread
 
 import aiohttp
@@ -26,7 +25,7 @@ from cgm_proxy.receiver.parsing import BodyParser
 from cgm_proxy.receiver.story import Receiver
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
-from cgm_proxy.rulekit.lint import load_linted
+from cgm_proxy.rulekit.loading import load_rules
 from cgm_proxy.server.async_status import AsyncStatus
 from cgm_proxy.server.fhir_responses import FhirResponses
 from cgm_proxy.server.front_door import FrontDoor
@@ -159,7 +158,7 @@ async def _reload_when(changed: asyncio.Event, proxy: Proxy, settings: Settings)
 async def reload(proxy: Proxy, settings: Settings) -> None:
     """Read all rules again, in a thread, and use them; if one is faulty, log it and keep the rules in force."""
     try:
-        rules = await asyncio.to_thread(load_rules, settings)
+        rules = await asyncio.to_thread(load_rules, settings.rules)
     except RulesError as error:
         metrics.RELOADS.labels("refused").inc()
         faults = str(error).splitlines()
@@ -175,11 +174,6 @@ async def reload(proxy: Proxy, settings: Settings) -> None:
     profiles, number = rules.size()
     log("rules replaced", profiles=profiles, rules=number)
     await asyncio.to_thread(gc.collect)  # the old rules are in reference cycles, and the collector seldom runs
-
-
-def load_rules(settings: Settings) -> RuleBook:
-    """Load the shipped rules and those of `settings.rules`; raises `RulesError` with every fault of the latter, a line each."""
-    return load_linted(*([Path(settings.rules)] if settings.rules else []))
 
 
 def _session(bases: BaseUrls) -> aiohttp.ClientSession:

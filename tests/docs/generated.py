@@ -18,9 +18,10 @@ from docs.pages import ROOT
 import cgm_proxy
 from cgm_proxy.cli import main, parser
 from cgm_proxy.observability import metrics
+from cgm_proxy.rulekit.loading import load_rules
 from cgm_proxy.sandbox.simulation.submissions import patient
 from cgm_proxy.sandbox.store.app import make_app
-from cgm_proxy.server.proxy import Proxy, load_rules
+from cgm_proxy.server.proxy import Proxy
 from cgm_proxy.settings import loading
 
 #: Longest line of JSON (characters).
@@ -76,7 +77,7 @@ async def _submit(bundle: bytes) -> Any:
         **{f"CGM_PROXY_LISTEN_{name}PORT": "0" for name in ("", "OPS_")},
     }
     settings = loading.load(None, environ)
-    proxy = Proxy(settings, load_rules(settings))
+    proxy = Proxy(settings, load_rules(settings.rules))
     await proxy.start()
     base = f"http://127.0.0.1:{proxy.port}/fhir"
     headers = {"Content-Type": "application/fhir+json"}

@@ -15,9 +15,10 @@ from support.fake_upstream import FakeUpstream, fake_upstream
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.rulekit.loading import load_rules
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, submission
-from cgm_proxy.server.proxy import Proxy, load_rules
-from cgm_proxy.settings.loading import Settings, load
+from cgm_proxy.server.proxy import Proxy
+from cgm_proxy.settings.loading import load
 
 OTHER = "Patient/other"
 
@@ -27,7 +28,7 @@ SYSTEM = "http://x.org/a?b"
 
 @cache
 def rules() -> RuleBook:
-    return load_rules(Settings())
+    return load_rules()
 
 
 @dataclass
