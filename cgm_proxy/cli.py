@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run a command and return its exit status; it is 2 if arguments, settings or rules are faulty."""
-    given = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
 
     from cgm_proxy.core.rules.rule_files import RulesError
     from cgm_proxy.settings.schema import SettingsError
 
     try:
-        status: int = given.run(given)
+        status: int = options.run(options)
     except (SettingsError, RulesError) as error:
         sys.stderr.write(f"cgm-proxy: {error}\n")
         return 2
@@ -133,11 +133,11 @@ def _guide(text: str) -> "Path":
     return path if path.is_file() else _directory(text)
 
 
-def _serve(given: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace) -> int:
     from cgm_proxy.settings.loading import load, printable
 
-    settings = load(given.settings)
-    if given.print_settings:
+    settings = load(options.settings)
+    if options.print_settings:
         sys.stdout.write(printable(settings))
         return 0
 
@@ -147,8 +147,8 @@ def _serve(given: argparse.Namespace) -> int:
     return 0
 
 
-def _demo(given: argparse.Namespace) -> int:
-    if given.print_submission:
+def _demo(options: argparse.Namespace) -> int:
+    if options.print_submission:
         from cgm_proxy.commands.demo import print_submission
 
         print_submission()
@@ -158,36 +158,36 @@ def _demo(given: argparse.Namespace) -> int:
 
     from cgm_proxy.commands.demo import demo
 
-    asyncio.run(demo(serve=given.serve))
+    asyncio.run(demo(serve=options.serve))
     return 0
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> int:
     from cgm_proxy.commands.check import run
     from cgm_proxy.settings.loading import load
 
-    return run(given.files, load(given.settings), dialect=given.dialect, output=given.output)
+    return run(options.files, load(options.settings), dialect=options.dialect, output=options.output)
 
 
-def _list_rules(given: argparse.Namespace) -> int:
+def _list_rules(options: argparse.Namespace) -> int:
     from cgm_proxy.commands.rules import list_rules
 
-    return list_rules(given.profile)
+    return list_rules(options.profile)
 
 
-def _lint_rules(given: argparse.Namespace) -> int:
+def _lint_rules(options: argparse.Namespace) -> int:
     from cgm_proxy.commands.rules import lint_rules
 
-    return lint_rules(given.directories)
+    return lint_rules(options.directories)
 
 
-def _test_rules(given: argparse.Namespace) -> int:
+def _test_rules(options: argparse.Namespace) -> int:
     from cgm_proxy.commands.rules import run_rule_samples
 
-    return run_rule_samples(given.directories)
+    return run_rule_samples(options.directories)
 
 
-def _import_rules(given: argparse.Namespace) -> int:
+def _import_rules(options: argparse.Namespace) -> int:
     from cgm_proxy.commands.rules import import_rules
 
-    return import_rules(given.guide, given.dialect, given.out, given.beside)
+    return import_rules(options.guide, options.dialect, options.out, options.beside)

@@ -17,7 +17,7 @@ import yaml
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
-from cgm_proxy.settings.schema import MASK, PREFIX, Given, Key, SettingsError, keys_of, suggestion
+from cgm_proxy.settings.schema import MASK, PREFIX, Key, RawValue, SettingsError, keys_of, suggestion
 from cgm_proxy.settings.sections import (
     CacheSettings,
     ForwardSettings,
@@ -140,18 +140,18 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     named = environ.get(SETTINGS_FILE)
     path = path or (Path(named) if named else None)
     in_file = values_in(content_of("settings", path), str(path), KEYS) if path else []
-    given = {each.key: each for each in [*in_file, *_from_environ(environ)]}
+    raw_values = {raw.key: raw for raw in [*in_file, *_from_environ(environ)]}
     settings = Settings()
     faults: list[str] = []
-    for name, each in given.items():
+    for name, raw in raw_values.items():
         try:
-            settings = _with(settings, name, KEYS[name].read(each))
+            settings = _with(settings, name, KEYS[name].read(raw))
         except SettingsError as error:
             faults += error.faults
     if not faults:
         for conflict in CONFLICTS:
             if conflict.found(settings):
-                places = dict.fromkeys(given[key].where for key in conflict.keys if key in given)
+                places = dict.fromkeys(raw_values[key].where for key in conflict.keys if key in raw_values)
                 faults.append(f"{'; '.join(places)}: {conflict.message}")
     if faults:
         raise SettingsError(*faults)
@@ -165,7 +165,7 @@ def _with(settings: Settings, name: str, value: Any) -> Settings:
     return replace(settings, **change)
 
 
-def _from_environ(environ: Mapping[str, str]) -> list[Given]:
+def _from_environ(environ: Mapping[str, str]) -> list[RawValue]:
     """Return the values of our variables; an unknown one with our prefix is refused, in whatever case it is written."""
     variables = {key.variable: key for key in KEYS.values()}
     secret_files = {f"{name}_FILE": key for name, key in variables.items() if key.secret}
@@ -179,9 +179,9 @@ def _from_environ(environ: Mapping[str, str]) -> list[Given]:
     if faults:
         raise SettingsError(*faults)
     return [
-        Given(secret_files[name].name, secret(name, Path(environ[name])), name, text=True)
+        RawValue(secret_files[name].name, secret(name, Path(environ[name])), name, text=True)
         if name in secret_files
-        else Given(variables[name].name, environ[name], name, text=True)
+        else RawValue(variables[name].name, environ[name], name, text=True)
         for name in ours
     ]
 

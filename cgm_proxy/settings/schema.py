@@ -39,10 +39,10 @@ class SettingsError(Exception):
         self.faults = faults
 
 
-class Given(Struct, frozen=True):
-    """A value that was given for the setting `key`, and where: "FILE, line N", or a variable's name.
+class RawValue(Struct, frozen=True):
+    """A value that the file or the environment has for the setting `key`, before it is checked.
 
-    `text` tells that the value comes from the environment, where everything is text.
+    `where` is "FILE, line N" or a variable's name. `text` is true for the environment, where every value is text.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Given(Struct, frozen=True):
 
 
 class Key(Struct, frozen=True):
-    """One setting: its dotted `name`, the `annotation` that msgspec checks, and what it says."""
+    """One setting: its dotted `name`, the `annotation` by which msgspec checks values, and what the annotation says."""
 
     name: str
     annotation: Any
@@ -90,22 +90,18 @@ class Key(Struct, frozen=True):
         secret = f"; secret, also from a file named by `{self.variable}_FILE`" if self.secret else ""
         return self.description + values + secret
 
-    def read(self, given: Given) -> Any:
+    def read(self, raw: RawValue) -> Any:
         """Return the value of the setting; raise SettingsError if it is not acceptable."""
-        value = self._from_text(given.value) if given.text else given.value
+        value = self._from_text(raw.value) if raw.text else raw.value
         if self.optional and value in (None, ""):
             return None
         if self.secret and value == MASK:
-            raise SettingsError(
-                f"{given.where}: {self.name} is the mask that is printed for a secret; write the secret"
-            )
+            raise SettingsError(f"{raw.where}: {self.name} is the mask that is printed for a secret; write the secret")
         try:
             value = msgspec.convert(value, self.annotation)
             return self.normalize(value) if self.normalize else value
         except (msgspec.ValidationError, ValueError):
-            raise SettingsError(
-                f"{given.where}: {self.name} {self._found(given.value)}; write {self.expects}"
-            ) from None
+            raise SettingsError(f"{raw.where}: {self.name} {self._shown(raw.value)}; write {self.expects}") from None
 
     def _from_text(self, text: str) -> Any:
         """Return what YAML would have read from the text of a variable."""
@@ -116,7 +112,7 @@ class Key(Struct, frozen=True):
             return text
         return [part.strip() for part in text.split(",")] if self.kind is tuple else text
 
-    def _found(self, value: Any) -> str:
+    def _shown(self, value: Any) -> str:
         if self.secret:
             return "has a value that can't be used (not shown: it is a secret)"
         if value is None:
@@ -182,9 +178,9 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     near = same_leaf or [in_section[each] for each in difflib.get_close_matches(leaf, in_section, 1)]
     if near:
         return f'did you mean "{near[0]}"?'
-    return (
-        f"known are {alternatives(in_section.values())}" if len(in_section) <= MAX_LISTED else f"{PAGE} lists all names"
-    )
+    if len(in_section) <= MAX_LISTED:
+        return f"known are {alternatives(in_section.values())}"
+    return f"{PAGE} lists all names"
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cgm_proxy.core.codec.strict_yaml import Document, YamlError, document
-from cgm_proxy.settings.schema import Given, Key, SettingsError, suggestion
+from cgm_proxy.settings.schema import Key, RawValue, SettingsError, suggestion
 
 #: Deepest nesting of the file; settings need 3: sections, keys and a list.
 MAX_DEPTH = 8
 
-_QUOTED = re.compile(r"""(['"`]).*\1""")
+_QUOTED = re.compile(r"""(['"`]).*\1""", re.DOTALL)
 
 
-def values_in(text: str, file: str, keys: Mapping[str, Key]) -> list[Given]:
+def values_in(text: str, file: str, keys: Mapping[str, Key]) -> list[RawValue]:
     """Return the values that a YAML `text` has for settings; `file` is its name in messages.
 
     Raises SettingsError with all unknown, duplicate and unreadable keys.
@@ -36,16 +36,18 @@ def values_in(text: str, file: str, keys: Mapping[str, Key]) -> list[Given]:
         public = name in sections or (name in keys and not keys[name].secret)
         problem = fault.problem if public else _QUOTED.sub("…", fault.problem)
         faults.append(f"{file}, line {fault.line}: {name + ': ' if name else ''}{problem}")
-    values: list[Given] = []
+    values: dict[str, RawValue] = {}
     for path, value in _leaves(content, file, sections, faults):
         name, where = ".".join(path), f"{file}, line {content.line(*path)}"
-        if name in keys:
-            values.append(Given(name, value, where))
-        else:
+        if name not in keys:
             faults.append(f'{where}: unknown key "{name}"; {suggestion(name, {*keys, *sections})}')
+        elif name in values:  # once in its section and once as `section.key: value`
+            faults.append(f"{where}: {name} is repeated (first: {values[name].where}); keep one")
+        else:
+            values[name] = RawValue(name, value, where)
     if faults:
         raise SettingsError(*faults)
-    return values
+    return list(values.values())
 
 
 def _leaves(

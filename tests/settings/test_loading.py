@@ -1,4 +1,4 @@
-"""Settings: what is read, from where, and the exact words for each mistake."""
+"""Loading of settings: what is read, from where, and the exact message for each mistake."""
 
 import ast
 from pathlib import Path
@@ -48,12 +48,12 @@ def faults(path: Path | None, environ: dict[str, str]) -> list[str]:
     return list(caught.value.faults)
 
 
-def test_nothing_given_gives_the_defaults():
+def test_without_file_and_variables_settings_have_their_defaults():
     assert load(None, {}) == Settings()
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "upstream:\nlisten:\n  # port: 80\n"])
-def test_an_empty_file_or_section_gives_the_defaults(write, text):
+def test_an_empty_file_or_section_changes_no_default(write, text):
     assert load(write(text), {}) == Settings()
 
 
@@ -127,7 +127,7 @@ def test_a_mistake_in_the_environment_is_named_with_variable_and_cure(write, env
     assert "s3cr3t" not in message
 
 
-def test_all_mistakes_are_told_at_once(write):
+def test_all_mistakes_are_reported_at_once(write):
     path = write("mode: x\nlisten:\n  port: -1\n")
     assert [fault.partition(" is ")[0] for fault in faults(path, {"CGM_PROXY_ALLOW": "x"})] == [
         "s.yaml, line 1: mode",
@@ -136,10 +136,10 @@ def test_all_mistakes_are_told_at_once(write):
     ]
 
 
-def test_the_environment_can_mend_the_file(write):
+def test_the_environment_can_override_a_mistake_in_the_file(write):
     path = write(f"mode: x\nupstream: {{token: '{MASK}'}}\n")
-    mended = load(path, {"CGM_PROXY_MODE": "observe", "CGM_PROXY_UPSTREAM_TOKEN": "s3cr3t"})
-    assert mended == Settings(mode="observe", upstream=UpstreamSettings(token="s3cr3t"))
+    settings = load(path, {"CGM_PROXY_MODE": "observe", "CGM_PROXY_UPSTREAM_TOKEN": "s3cr3t"})
+    assert settings == Settings(mode="observe", upstream=UpstreamSettings(token="s3cr3t"))
 
 
 def test_every_conflict_of_settings_has_a_bad_case():
@@ -193,10 +193,10 @@ def any_settings() -> st.SearchStrategy[Settings]:
 
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(any_settings())
-def test_what_is_printed_reads_back_the_same(tmp_path_factory, made):
+def test_printed_settings_can_be_loaded_again(tmp_path_factory, settings):
     path = tmp_path_factory.mktemp("printed") / "s.yaml"
-    path.write_text(printable(made), "utf-8")
-    assert load(path, {}) == made
+    path.write_text(printable(settings), "utf-8")
+    assert load(path, {}) == settings
 
 
 VALKEY_URLS = [
@@ -212,7 +212,7 @@ VALKEY_URLS = [
 
 
 @pytest.mark.parametrize("url", VALKEY_URLS)
-def test_a_url_of_a_shared_memory_is_taken_as_it_is(write, url):
+def test_the_url_of_a_shared_cache_is_used_unchanged(write, url):
     write("\n")
     assert load(None, {"CGM_PROXY_CACHE_SHARED": url}).cache.shared == url
     assert load(None, {"CGM_PROXY_CACHE_SHARED_FILE": str(write(f"{url}\n", "secret"))}).cache.shared == url

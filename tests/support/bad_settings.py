@@ -49,6 +49,10 @@ BAD_FILES = [
         "listen: {port: 1}\nlisten: {port: 2}",
         "s.yaml, line 2: listen: the key `listen` is repeated (first on line 1); keep one",
     ),
+    (
+        "listen: {port: 1}\nlisten.port: 2",
+        "s.yaml, line 2: listen.port is repeated (first: s.yaml, line 1); keep one",
+    ),
     # kinds
     ("listen: {port: '8080'}", 's.yaml, line 1: listen.port is "8080"; write a whole number from 0 to 65535'),
     ("listen: {port: 80.5}", "s.yaml, line 1: listen.port is 80.5; write a whole number from 0 to 65535"),
@@ -109,6 +113,7 @@ BAD_FILES = [
     ),
     ("upstream: {token: !s3cr3t a}", "s.yaml, line 1: upstream.token: the tag … is not supported; leave it out"),
     ("upstream: {token: !!int s3cr3t}", "s.yaml, line 1: upstream.token: not a value of the tag …"),
+    ('upstream: {token: !!int "s3cr3t\\ns3cr3t"}', "s.yaml, line 1: upstream.token: not a value of the tag …"),
     (
         f"upstream: {{token: '{MASK}'}}",
         "s.yaml, line 1: upstream.token is the mask that is printed for a secret; write the secret",
