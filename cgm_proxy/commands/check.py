@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cgm_proxy.commands.checker import Checker, CheckResult
-from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.settings.loading import Settings
 
 

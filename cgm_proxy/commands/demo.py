@@ -17,7 +17,7 @@ from cgm_proxy.core.codec.bodies import CONTENT_TYPES
 from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.observability.logs import start as start_logs
-from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.sandbox.simulation.submissions import Dialect, faulty_submission, patient, standing_orders, submission
 from cgm_proxy.sandbox.store.app import make_app
 from cgm_proxy.server.proxy import Proxy

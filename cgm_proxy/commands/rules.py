@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cgm_proxy.rulekit.importer import import_guide
-from cgm_proxy.rulekit.lint import lint
+from cgm_proxy.rulekit.lint import lint, load_rules
 from cgm_proxy.rulekit.listing import list_profile
-from cgm_proxy.rulekit.loading import load_rules, shipped_rules
+from cgm_proxy.rulekit.loading import shipped_rules
 from cgm_proxy.rulekit.samples import run_samples
 from cgm_proxy.settings.loading import load
 

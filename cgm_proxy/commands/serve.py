@@ -7,7 +7,7 @@ import sys
 import uvloop
 
 from cgm_proxy.observability.logs import start as start_logs
-from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.server.proxy import RELOADING, serve
 from cgm_proxy.settings.loading import Settings
 

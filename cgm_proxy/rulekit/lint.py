@@ -13,14 +13,14 @@ from cgm_proxy.core.rules.fhirpath import Expressions
 from cgm_proxy.core.rules.rule_files import Addition, Profile, Rule, RulesError
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.rules.static_analysis import analyse, suggestion
-from cgm_proxy.rulekit.loading import RuleFile, book_of, r4_model, rule_files
+from cgm_proxy.rulekit.loading import RuleFile, book_of, r4_model, rule_book, rule_files, shipped_rules
 from cgm_proxy.rulekit.samples import covered, read_samples, unknown_names
 
 
 def lint(shipped: Path, *own: Path) -> list[str]:
     """Return the problems of the rules in a hospital's directories or, without these, of the shipped rules."""
     if own:
-        return load_and_lint(shipped, own)[1]
+        return _load(shipped, own)[1]
     problems: list[str] = []
     files = _files([shipped], problems)
     model = r4_model(shipped)
@@ -32,11 +32,21 @@ def lint(shipped: Path, *own: Path) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def load_and_lint(shipped: Path, directories: Sequence[Path]) -> tuple[RuleBook, list[str]]:
-    """Load all rules together, and return the problems of those in a hospital's directories.
+def load_rules(own: str | Path | None = None) -> RuleBook:
+    """Load the shipped rules together with those of a hospital's directory, which are linted.
 
-    If the rules can't be loaded together, the RuleBook has the shipped ones alone.
+    Raises RulesError with all problems of the own rules, a line each.
     """
+    if not own:
+        return rule_book()
+    book, problems = _load(shipped_rules(), [Path(own)])
+    if problems:
+        raise RulesError("\n".join(problems))
+    return book
+
+
+def _load(shipped: Path, directories: Sequence[Path]) -> tuple[RuleBook, list[str]]:
+    """Load all rules together and lint the own ones; if they can't be loaded, return the shipped rules alone."""
     problems: list[str] = []
     own = _files(directories, problems)
     model = r4_model(shipped)

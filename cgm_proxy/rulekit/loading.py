@@ -88,21 +88,6 @@ def rule_book(shipped: Path | None = None, *own: Path) -> RuleBook:
     return book_of(model, (file for directory in (shipped, *own) for file in rule_files(directory)))
 
 
-def load_rules(own: str | Path | None = None) -> RuleBook:
-    """Return the shipped rules together with those of a hospital's directory, which are linted.
-
-    Raises RulesError with all problems of the own rules, a line each.
-    """
-    if not own:
-        return rule_book()
-    from cgm_proxy.rulekit.lint import load_and_lint  # the shipped rules need no linter, and its import takes time
-
-    book, problems = load_and_lint(shipped_rules(), [Path(own)])
-    if problems:
-        raise RulesError("\n".join(problems))
-    return book
-
-
 def book_of(model: Model, files: Iterable[RuleFile]) -> RuleBook:
     """Return the rules of files that were read; raise RulesError with the first problem."""
     profiles: dict[tuple[str, str], Profile] = {}

@@ -25,7 +25,7 @@ from cgm_proxy.receiver.parsing import BodyParser
 from cgm_proxy.receiver.story import Receiver
 from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
-from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.server.async_status import AsyncStatus
 from cgm_proxy.server.fhir_responses import FhirResponses
 from cgm_proxy.server.front_door import FrontDoor

@@ -18,7 +18,7 @@ from docs.pages import ROOT
 import cgm_proxy
 from cgm_proxy.cli import main, parser
 from cgm_proxy.observability import metrics
-from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.sandbox.simulation.submissions import patient
 from cgm_proxy.sandbox.store.app import make_app
 from cgm_proxy.server.proxy import Proxy

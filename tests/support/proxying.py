@@ -15,7 +15,7 @@ from support.fake_upstream import FakeUpstream, fake_upstream
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rules.rulebook import RuleBook
-from cgm_proxy.rulekit.loading import load_rules
+from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders, submission
 from cgm_proxy.server.proxy import Proxy
 from cgm_proxy.settings.loading import load
