@@ -1,1 +1,4 @@
-"""Bytes to FHIR resources and back: JSON with its digits kept, and XML by R4's own definitions."""
+"""Bytes to values and back: FHIR as JSON, whose numbers keep their digits, and as XML by R4's definitions; YAML for rules.
+
+`bodies.py` finds the format of a body and undoes its compression.
+"""

@@ -3,9 +3,9 @@
 How XML is read:
 
 1. Nothing is dropped silently. What R4 does not know stays under a name that no JSON element has: an unknown element under
-   its own name, a misplaced attribute as `@name`, misplaced text as `#text`. If an element repeats that must not, its
-   values become a list. The rules then refuse it and name the entry and the element. Comments and processing
-   instructions are no content.
+   its own name (`_name`, which has a meaning in JSON, as `<_name>`), a misplaced attribute as `@name`, misplaced text as
+   `#text`. If an element repeats that must not, its values become a list. The rules then refuse it and name the entry
+   and the element. Comments and processing instructions are not content.
 2. Nothing is fetched or expanded. A document type declaration is refused before the body is parsed, so the only entities
    are XML's own five.
 3. The body bounds the cost. The parser builds no tree, nesting is limited, and only UTF-8 is read.

@@ -105,10 +105,9 @@ class ResourceReader:
                 if self._pack and definition is self._entry:
                     parent.content["entry"][-1] = self._pack(content)
         elif kind is Kind.RESOURCE:
-            # Without exactly one resource inside, everything that is there stays visible.
-            _put(
-                parent, definition.name, content["resource"] if content.keys() == {"resource"} else content, definition
-            )
+            # If there is not exactly one resource inside, everything that is there stays visible.
+            alone = content.keys() == {"resource"}
+            _put(parent, definition.name, content["resource"] if alone else content, definition)
         else:
             bare = kind is Kind.UNKNOWN and content.keys() == {"@value"}
             _put(parent, definition.name, content["@value"] if bare else content, definition)
@@ -136,7 +135,7 @@ class ResourceReader:
         name = tag.removeprefix(FHIR_TAG)
         if parent.definition.kind is Kind.RESOURCE:
             return XmlElement(name, Kind.COMPLEX, type=name if self._schema.is_resource(name) else "")
-        return XmlElement(name, Kind.UNKNOWN)
+        return XmlElement(f"<{name}>" if name.startswith("_") else name, Kind.UNKNOWN)
 
 
 def _take_attributes(element: _OpenElement, attributes: dict[str, str]) -> None:
@@ -161,7 +160,7 @@ def _finish_primitive(parent: _OpenElement, element: _OpenElement) -> None:
 
 
 def _put_primitive(parent: _OpenElement, definition: XmlElement, value: Any, companion: JsonObject | None) -> None:
-    """Put a value with its id and extensions, or into a list; `name` and `_name` are parallel lists.
+    """Put a primitive that has an id or extensions (`companion`) or is in a list; `name` and `_name` are parallel lists.
 
     https://hl7.org/fhir/R4/json.html#primitive
     """
@@ -195,7 +194,7 @@ def _even_out(content: JsonObject, names: set[str]) -> None:
 
 
 def _put(parent: _OpenElement, name: str, value: Any, definition: XmlElement | None) -> None:
-    """Put a value under its name; where only one is allowed, a second one makes a list, which the rules refuse."""
+    """Put a value under its name. If only one is allowed, a second one makes a list, which the rules refuse."""
     content = parent.content
     if definition is not None and definition.many:
         content.setdefault(name, []).append(value)
@@ -208,7 +207,7 @@ def _put(parent: _OpenElement, name: str, value: Any, definition: XmlElement | N
 
 
 def _make_list(content: JsonObject, name: str) -> list[Any]:
-    """Return a member as the list that it is from now on."""
+    """Turn a member into a list unless it is one, and return it."""
     values = content.get(name)
     if not isinstance(values, list):
         values = content[name] = [] if values is None else [values]

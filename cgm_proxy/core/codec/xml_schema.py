@@ -1,4 +1,4 @@
-"""What an XML reader and writer need to know of R4's types: which elements are lists, numbers, resources or attributes.
+"""R4's types as an XML reader and writer need them: which elements are lists, numbers, resources or attributes.
 
 XML has only elements with attributes, JSON has lists, numbers and booleans. Only the definition of an element tells them
 apart (https://hl7.org/fhir/R4/json.html, https://hl7.org/fhir/R4/xml.html). The definitions are those of `core/r4/model.py`.
@@ -17,7 +17,7 @@ from cgm_proxy.core.r4.narrative import XHTML_TAG
 
 FHIR = "http://hl7.org/fhir"
 
-#: What the names begin with that an XML parser reports: the namespace in braces.
+#: The namespace in braces, with which an XML parser begins the names that it reports.
 FHIR_TAG = f"{{{FHIR}}}"
 
 #: How R4 writes numbers (https://hl7.org/fhir/R4/datatypes.html). Other text stays text, and the rules refuse it.
@@ -25,8 +25,8 @@ FHIR_TAG = f"{{{FHIR}}}"
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,999})")
 DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,999})(?:\.[0-9]{1,999}|(?:\.[0-9]{1,999})?[eE][+-]?[0-9]{1,6})")
 
-#: FHIRPath's System.String, the type of a resource's `id`, and of an element's `id` and an extension's `url`, which are
-#: R4's only attributes besides `value`.
+#: FHIRPath's System.String: the type of an element's `id` and an extension's `url`, which are R4's only attributes besides
+#: `value`, and of a resource's `id`, which is an element.
 SYSTEM_STRING = "String"
 
 
@@ -77,7 +77,7 @@ class XmlSchema:
         if elements is None:
             definition = self._model.type(type_name)
             if definition is None:
-                return NO_ELEMENTS  # not cached: unknown names come from submitters, without bound
+                return NO_ELEMENTS  # not cached: submitters can send any number of unknown names
             in_resource = "implicitRules" in definition.elements
             elements = self._elements[type_name] = {
                 name: _xml_element(name, type_, many=element.many, in_resource=in_resource)

@@ -9,13 +9,13 @@ from cgm_proxy.core.codec.xhtml import ATTRIBUTE_ESCAPES, div_as_xml, legal
 from cgm_proxy.core.codec.xml_schema import FHIR, NO_ELEMENTS, Kind, XmlElement, XmlSchema
 from cgm_proxy.core.json_values import JsonObject
 
-#: Members whose names can name an XML element, within ASCII.
+#: Names of members that can be names of XML elements, within ASCII.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 #: The JSON types that are not a single primitive value.
 COMPOUND = (list, dict, type(None))
 
-#: What a member is that its type does not have.
+#: The definition of a member that its type does not have.
 UNKNOWN = XmlElement("", Kind.UNKNOWN)
 
 #: Members that may be attributes.
