@@ -199,11 +199,17 @@ def entry(**more: object) -> dict:
 
 BUNDLES: dict[str, tuple[dict, Callable[[list[str]], bool]]] = {
     "a type that is a list": ({"type": ["collection"]}, bool),
-    "a reference that is not Type/id": ({"entry": [entry(resource=changed({"subject": {"reference": "{{x}}"}}))]}, bool),
+    "a reference that is not Type/id": (
+        {"entry": [entry(resource=changed({"subject": {"reference": "{{x}}"}}))]},
+        bool,
+    ),
     "a collection": ({}, lambda messages: not messages),
     "a link twice": ({"link": [{"relation": "self", "url": "x"}, {"relation": "self", "url": "y"}]}, bool),
     "a link to a page": ({"link": [{"relation": "next", "url": "x"}]}, bool),
-    "links": ({"link": [{"relation": "self", "url": "x"}, {"relation": "a", "url": "y"}]}, lambda messages: not messages),
+    "links": (
+        {"link": [{"relation": "self", "url": "x"}, {"relation": "a", "url": "y"}]},
+        lambda messages: not messages,
+    ),
     "an entry that is not an object": ({"entry": [5]}, bool),
 }
 
