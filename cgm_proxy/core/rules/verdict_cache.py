@@ -132,12 +132,17 @@ REPLACEABLE = {
 
 
 def stand_ins(type_: str, analyses: Iterable[Analysis]) -> StandIns:
-    """Return the members of a type that no expression reads, with their stand-ins; none if one may read everything."""
+    """Return the members of a type that no expression reads, with their stand-ins; none if one may read everything.
+
+    `analyses` is not consumed if the type has no members that may be replaced.
+    """
+    if type_ not in REPLACEABLE:
+        return ()
     listed = list(analyses)
     if any(analysis.everything for analysis in listed):
         return ()
     read = {(r.type, r.element) for a in listed for r in a.reads if not _reads_length_of_time(r)}
-    return tuple((r.member, r.stand_in) for r in REPLACEABLE.get(type_, ()) if not _is_read(r, read))
+    return tuple((r.member, r.stand_in) for r in REPLACEABLE[type_] if not _is_read(r, read))
 
 
 def _reads_length_of_time(read: ElementRead) -> bool:
