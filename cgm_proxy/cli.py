@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import sys
 
 from cgm_proxy import __version__
@@ -12,6 +13,7 @@ TYPE_CHECKING = False  # `typing` takes as long to import as the rest of this mo
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from typing import Any
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -36,7 +38,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser; the attribute `run` of what it parses is the function that runs the command."""
-    top = argparse.ArgumentParser(prog="cgm-proxy", description="Receive CGM data in front of any FHIR R4 server.")
+    top = _Parser(prog="cgm-proxy", description="Receive CGM data in front of any FHIR R4 server.")
     top.add_argument("--version", action="version", version=f"cgm-proxy {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -103,6 +105,24 @@ def parser() -> argparse.ArgumentParser:
     )
     import_.set_defaults(run=_import_rules)
     return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, also of a subcommand, that formats help for the width of the terminal.
+
+    To find out the width, argparse itself would import shutil and with it three compression libraries.
+    """
+
+    def __init__(self, **options: "Any") -> None:
+        super().__init__(formatter_class=_format_help, **options)
+
+
+def _format_help(prog: str) -> argparse.HelpFormatter:
+    try:
+        width = os.get_terminal_size().columns
+    except OSError:  # the output is no terminal
+        width = 100
+    return argparse.HelpFormatter(prog, width=width - 2)
 
 
 class _Dialects:

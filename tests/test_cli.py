@@ -181,7 +181,7 @@ def test_help_and_version_import_argparse_alone(arguments: list[str]) -> None:
     modules = imports(f"from cgm_proxy.cli import main; main({arguments})")
     assert {module for module in modules if module.startswith("cgm_proxy")} == {"cgm_proxy", "cgm_proxy.cli"}
     assert packages(modules) == set()
-    assert modules & {"asyncio", "dataclasses", "inspect", "pathlib", "typing"} == set()
+    assert modules & {"asyncio", "dataclasses", "inspect", "pathlib", "shutil", "typing"} == set()
 
 
 def test_check_imports_no_server(tmp_path: Path) -> None:

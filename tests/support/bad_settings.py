@@ -22,6 +22,7 @@ BAD_FILES = [
     (b"mode: \xff", "settings: s.yaml is not UTF-8 text; save it as UTF-8"),
     ("- mode", "s.yaml, line 1: the file has no keys; write lines of `key: value`"),
     ("observe", "s.yaml, line 1: the file has no keys; write lines of `key: value`"),
+    ("? [mode]\n: observe", "s.yaml, line 1: a key must be text, not a list or mapping"),
     ("[" * 3000, f"s.yaml, line 1: not valid YAML: nested deeper than 8; {SYNTAX}"),
     # keys
     ("mood: observe", 's.yaml, line 1: unknown key "mood"; did you mean "mode"?'),
