@@ -26,7 +26,7 @@ from typing import Any
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.reference_scope import Scope, resolver_among
-from cgm_proxy.core.rules.examination import without_companions
+from cgm_proxy.core.rules.examination import Examination, without_companions
 from cgm_proxy.core.rules.fhirpath import FhirPathError, node_at
 from cgm_proxy.core.rules.rule_files import (
     LIST,
@@ -40,7 +40,7 @@ from cgm_proxy.core.rules.rule_files import (
     check_keys,
     refuse_faults,
 )
-from cgm_proxy.core.rules.rulebook import Examination, RuleBook
+from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.core.rules.static_analysis import suggestion
 from cgm_proxy.rulekit.listing import table
 from cgm_proxy.rulekit.loading import RuleFile, rule_book, rule_files

@@ -15,7 +15,8 @@ from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.http.header_fields import public_address
-from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
+from cgm_proxy.core.rules.rule_files import RulesError
+from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.jobs.job_queue import JobQueue
 from cgm_proxy.jobs.worker import Worker
 from cgm_proxy.observability import metrics

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.places import RULES
 
-from cgm_proxy.core.rules.rule_files import EXTENDS_KEYS, PROFILE_KEYS, RULE_KEYS
-from cgm_proxy.core.rules.rulebook import RulesError
+from cgm_proxy.core.rules.rule_files import EXTENDS_KEYS, PROFILE_KEYS, RULE_KEYS, RulesError
 from cgm_proxy.rulekit.lint import lint, load_rules
 from cgm_proxy.rulekit.loading import RuleFile, rule_book
 from cgm_proxy.rulekit.samples import SAMPLE_KEYS, read_samples

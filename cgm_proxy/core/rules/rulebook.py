@@ -17,11 +17,9 @@ from cgm_proxy.core.r4.model import Model
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver, Scope, resolve_nothing
 from cgm_proxy.core.rules.examination import Examination
 from cgm_proxy.core.rules.fhirpath import Expressions, FhirPathError
-from cgm_proxy.core.rules.rule_files import Profile, Rule, RulesError
+from cgm_proxy.core.rules.rule_files import Profile
 from cgm_proxy.core.rules.static_analysis import Analysis, analyse
 from cgm_proxy.core.rules.verdict_cache import LARGEST_SHAPE, StandIns, VerdictCache, shape, stand_ins
-
-__all__ = ["Examination", "Profile", "ReferenceResolver", "Rule", "RuleBook", "RulesError"]
 
 #: Largest JSON (bytes) of the elements that imply a profile for which the result is cached; a code takes a few hundred.
 LARGEST_CODE = 2**11

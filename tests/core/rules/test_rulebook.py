@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support.places import RULES
 
-from cgm_proxy.core.rules.rulebook import RuleBook, RulesError
+from cgm_proxy.core.rules.rule_files import RulesError
+from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.rulekit.loading import rule_book
 
 D = "http://hl7.org/fhir/uv/cgm/StructureDefinition"
