@@ -1,15 +1,15 @@
-"""How cgm_proxy/sandbox/simulation/readings.csv was made, once; kept so that anybody can make it again.
+"""The script that made cgm_proxy/sandbox/simulation/readings.csv.
 
-In an environment of its own (simglucose is no dependency of the project):
+To make the file again, use a separate environment, because simglucose is not a dependency of the project:
 
     pip install simglucose==0.2.11 setuptools==65.5.0 numpy==2.4.6 scipy==1.17.1 pandas==3.1.1
     python tests/sandbox/simulate_readings.py > cgm_proxy/sandbox/simulation/readings.csv
 
 simglucose (https://github.com/jxx123/simglucose, MIT, Jinyu Xie) is the UVa/Padova type 1 diabetes model of 2008. Its
-virtual patient adult#004 lives 15 days here: three meals and some snacks a day, carbohydrates counted with errors,
-boluses that are late or forgotten, basal rates that fit some days better than others, corrections of high values and
-glucose tablets against low ones. A sensor of the GuardianRT error model reads every 5 minutes. The first day is
-dropped, as the model starts in a steady state; the rest is rounded and clipped to 40-400 mg/dL, as sensors report it.
+virtual patient adult#004 is simulated for 15 days: three meals and some snacks a day, carbohydrates counted with errors,
+late or missing boluses, basal rates that fit some days better than others, corrections of high values, and glucose tablets
+against low ones. A sensor of the GuardianRT error model reads every 5 minutes. The first day is dropped, because the model
+starts in a steady state. The rest is rounded and clipped to 40-400 mg/dL, as sensors report it.
 """
 
 import random
@@ -28,7 +28,7 @@ SEED = 20240501
 START = datetime(2024, 5, 1)
 STEP = timedelta(minutes=5)
 DAY, COUNT = 288, 4032
-#: Usual hour and its spread, grams of carbohydrate and their spread, how often the meal is eaten.
+#: For each meal: usual hour and its spread, grams of carbohydrate and their spread, and how often it is eaten.
 MEALS = (
     (7.5, 0.6, 45, 12, 0.97),
     (10.5, 0.5, 15, 5, 0.35),
@@ -45,7 +45,7 @@ HEADER = """\
 
 
 def days_of_meals(rng):
-    """Draw the meals eaten, [(when, grams)], and the carbohydrates a bolus is given for, {when: grams}."""
+    """Return random meals, [(time, grams)], and the carbohydrates for which a bolus is given, {time: grams}."""
     eaten, counted = [], {}
     for day in range(15):
         for hour, spread, grams, grams_spread, chance in MEALS:

@@ -92,5 +92,5 @@ def bundle(dialect: Dialect, entries: list[JsonObject], sent: datetime) -> JsonO
         type="transaction" if guide.uses_operation else "batch",
         timestamp=sent,
     )
-    # The entries were built one by one; to validate them again would take 0.2 ms each.
+    # The entries are already validated; to validate them again as a part of the Bundle would take 0.2 ms each.
     return as_json(head) | {"entry": entries}

@@ -153,8 +153,8 @@ async def test_elements_returns_a_part_of_the_resource_and_tags_it(filled):
 
 
 async def test_a_form_can_search_for_hundreds_of_identifiers(filled):
-    wanted = ",".join(f"{SYSTEM}|o{i}" for i in range(0, 800, 2))
-    form = urlencode({"identifier": wanted, "_elements": "identifier", "_count": "1000"})
+    identifiers = ",".join(f"{SYSTEM}|o{i}" for i in range(0, 800, 2))
+    form = urlencode({"identifier": identifiers, "_elements": "identifier", "_count": "1000"})
     body = (await filled("POST", "/Observation/_search", form, Content_Type=FORM)).body
     values = {item["resource"]["identifier"][0]["value"] for item in body["entry"]}
     assert values == {f"o{i}" for i in range(0, 25, 2)}
