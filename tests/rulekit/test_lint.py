@@ -13,7 +13,7 @@ from support.places import RULES
 
 from cgm_proxy.core.rules.rule_files import EXTENDS_KEYS, PROFILE_KEYS, RULE_KEYS, RulesError
 from cgm_proxy.rulekit.lint import lint, load_rules
-from cgm_proxy.rulekit.loading import RuleFile, rule_book
+from cgm_proxy.rulekit.loading import RuleFile
 from cgm_proxy.rulekit.samples import SAMPLE_KEYS, read_samples
 
 HEAD = "extends: cgm-sensor-reading-mass\nrules:\n"
@@ -351,9 +351,3 @@ def test_any_yaml_is_read_or_refused_with_a_message(value: object) -> None:
             assert RuleFile(path).parsed
         with suppress(RulesError):
             read_samples(RuleFile(path))
-
-
-def test_a_severity_can_be_lowered(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("extends: cgm-sensor-reading-mass\nseverity:\n  value-unit: warning\n")
-    profile = rule_book(RULES, tmp_path).profile("http://argo.run/cgm/StructureDefinition/cgm-sensor-reading-mass")
-    assert {r.severity for r in profile.rules if r.key.endswith("/value-unit")} == {"warning"}

@@ -2,12 +2,10 @@
 
 from copy import deepcopy
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from support.places import RULES
 
-from cgm_proxy.core.rules.rule_files import RulesError
 from cgm_proxy.core.rules.rulebook import RuleBook
 from cgm_proxy.rulekit.loading import rule_book
 
@@ -149,8 +147,3 @@ def test_a_cycle_of_references_ends(book: RuleBook) -> None:
     }
     issues = book.examine(summary, [f"{D}/cgm-summary"], {"Observation/r1": summary}.get, dialect="1.0.0")
     assert issues
-
-
-def test_the_shipped_rules_come_first() -> None:
-    with pytest.raises(RulesError, match=r"has no r4/types\.ndjson"):
-        rule_book(Path(__file__).parent)
