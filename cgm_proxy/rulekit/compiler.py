@@ -48,7 +48,7 @@ class Compiler:
         return self.guide.model
 
     def rule(self, element: JsonObject, on: str, expression: str, text: str, shows: str = "", name: str = "") -> None:
-        """Add a rule, unless there is one like it; `name` is its id, if that is not made from the element."""
+        """Add a rule, unless an equal one exists; `name` is its id, if that does not come from the element."""
         rule = {"id": name, "element": element["id"], "at": on, "expression": expression, "shows": shows, "text": text}
         rule = {key: value for key, value in rule.items() if value or key == "id"}
         if selected_by(on, expression):
@@ -345,7 +345,7 @@ def in_words(test: str) -> tuple[str, str]:
 
 
 def add_ids(rules: list[JsonObject]) -> None:
-    """Give each rule an id that is made from its element; further rules on an element get a number."""
+    """Add an id to each rule, from its element; further rules on the same element get a number."""
     seen: dict[str, int] = {}
     for rule in rules:
         if rule["id"]:

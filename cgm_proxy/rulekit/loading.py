@@ -1,4 +1,4 @@
-"""All reading of rule files: where they are, what they hold, and the `RuleBook` that is made of them.
+"""All reading of rule files: which files there are, their documents, and the `RuleBook` that is built from them.
 
 `core` parses documents and judges resources, but opens no file. A directory of rules has one YAML file a profile
 (`core/rules/rule_files.py` describes it) and may have `codes.ndjson`, the code systems and value sets of its guide. The
@@ -40,7 +40,7 @@ class RuleFile:
 
     @cached_property
     def parsed(self) -> Profile | Addition:
-        """What the rules say; raises RulesError."""
+        """The profile or addition in the first document; raises RulesError."""
         return parse_rule_file(self.rules)
 
     def _document(self, number: int) -> Source:

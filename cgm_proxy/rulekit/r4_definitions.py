@@ -11,7 +11,7 @@ one JSON object a line, so that a reviewer sees the changes:
 - `codes.ndjson`: the codes of the code systems, and the value sets of bindings, expanded;
 - `extensions.ndjson`: the contexts in which an extension of HL7 is allowed, and its values.
 
-`common.ndjson` beside them is kept by hand: the codes of ISO 4217 (in either case), ISO 3166 and the USPS; UCUM's prefixes
+`common.ndjson` beside them is edited by hand: the codes of ISO 4217 (in either case), ISO 3166 and the USPS; UCUM's prefixes
 and units.
 """
 
@@ -207,11 +207,11 @@ def profiled_type(definition: JsonObject) -> JsonObject:
     elements = {
         e["path"].partition(".")[2]: element_line(e, nested=False) for e in definition["snapshot"]["element"][1:]
     }
-    kept = {name: line for name, line in elements.items() if line.split()[0].endswith("..0")}
+    forbidden = {name: line for name, line in elements.items() if line.split()[0].endswith("..0")}
     return {
         "type": definition["id"],
         "of": definition["type"],
-        "elements": kept,
+        "elements": forbidden,
         "invariants": invariants(definition["snapshot"]["element"][0]),
     }
 
@@ -288,11 +288,11 @@ class Terminology:
             return {system: None}
         known = self.codes(system)
         for rule in part.get("filter", []):
-            known = {code: known[code] for code in known if self.kept(system, code, rule)}
+            known = {code: known[code] for code in known if self.passes(system, code, rule)}
         return {system: sorted(known)}
 
-    def kept(self, system: str, code: str, rule: JsonObject) -> bool:
-        """Whether a filter keeps a code; filters of other kinds (by a property) keep all codes."""
+    def passes(self, system: str, code: str, rule: JsonObject) -> bool:
+        """Whether a code passes a filter; all codes pass filters of other kinds (by a property)."""
         if rule["op"] not in {"is-a", "descendent-of"}:
             return True
         return (rule["op"] == "is-a" and code == rule["value"]) or rule["value"] in self.ancestors(system, code)

@@ -268,7 +268,7 @@ def unknown_names(sample: Sample, own: Sequence[Profile]) -> list[str]:
 
 
 def differences(book: RuleBook, profile: Profile, sample: Sample) -> Iterator[str]:
-    """Yield how the verdict on a sample differs from what the sample says."""
+    """Yield how the verdict on a sample differs from the expected one."""
     issues = judge(book, profile, sample)
     yield from _not_passed(book, profile, sample, issues)
     if sample.fails is None:

@@ -85,9 +85,9 @@ ELEMENTS = {
 }
 
 
-@pytest.mark.parametrize(("made", "expression", "at"), ELEMENTS.values(), ids=ELEMENTS)
-def test_what_a_profile_narrows_becomes_a_rule(tmp_path: Path, made: dict, expression: str, at: str) -> None:
-    (tmp_path / "p.json").write_bytes(msgspec.json.encode(definition("p", made)))
+@pytest.mark.parametrize(("narrowed", "expression", "at"), ELEMENTS.values(), ids=ELEMENTS)
+def test_what_a_profile_narrows_becomes_a_rule(tmp_path: Path, narrowed: dict, expression: str, at: str) -> None:
+    (tmp_path / "p.json").write_bytes(msgspec.json.encode(definition("p", narrowed)))
     (file,) = import_guide(tmp_path, "mine", tmp_path / "out")
     rules = [(rule["expression"], rule.get("at", "")) for rule in RuleFile(file).rules.document.value["rules"]]
     assert (expression, at) in rules
@@ -135,9 +135,9 @@ def unpack(directory: Path, members: dict[str, bytes]) -> Path:
 def test_a_package_gives_the_same_packed_and_unpacked(tmp_path: Path) -> None:
     unpacked = unpack(tmp_path / "unpacked", PACKAGE)
     sources = (pack(tmp_path / "p.tgz", PACKAGE), unpacked, unpacked / "package")
-    made = [import_guide(s, "mine", tmp_path / f"out{n}") for n, s in enumerate(sources)]
-    assert [[file.name for file in files] for files in made] == [["p.yaml"]] * 3
-    assert len({files[0].read_text() for files in made}) == 1
+    written = [import_guide(s, "mine", tmp_path / f"out{n}") for n, s in enumerate(sources)]
+    assert [[file.name for file in files] for files in written] == [["p.yaml"]] * 3
+    assert len({files[0].read_text() for files in written}) == 1
 
 
 def test_a_package_writes_nothing_but_rules(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_package_writes_nothing_but_rules(tmp_path: Path) -> None:
     hard.type, hard.linkname = tarfile.LNKTYPE, "package/README.md"
     members = PACKAGE | {"../evil.json": b"{", "package/../../evil.json": b"{", str(tmp_path / "evil.json"): b"{"}
     source = pack(tmp_path / "p.tgz", members, link, hard)
-    (made,) = import_guide(source, "mine", tmp_path / "out")
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([made, source])
+    (written,) = import_guide(source, "mine", tmp_path / "out")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([written, source])
 
 
 SHORTENED = {k: v for k, v in definition("p").items() if k != "snapshot"}
@@ -255,9 +255,9 @@ def test_where_nothing_can_be_written_is_refused(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("option", ["IG", "--beside"])
 def test_a_directory_that_is_none_is_refused(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = str(tmp_path / "nowhere")
-    given = [nowhere] if option == "IG" else [str(tmp_path), option, nowhere]
+    arguments = [nowhere] if option == "IG" else [str(tmp_path), option, nowhere]
     with pytest.raises(SystemExit) as ended:
-        main(["rules", "import", *given, "--dialect", "mine", "--out", str(tmp_path / "out")])
+        main(["rules", "import", *arguments, "--dialect", "mine", "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert f"{nowhere} is no directory" in capsys.readouterr().err
 

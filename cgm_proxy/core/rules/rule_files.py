@@ -1,4 +1,6 @@
-"""What a rule file says, as frozen values. A rule file is YAML; its first document has the rules of one profile.
+"""Rule files: parsed YAML documents become frozen profiles, rules and additions.
+
+The first document of a rule file has the rules of one profile.
 
 A profile's file (`rules/<dialect>/<profile>.yaml`):
 
@@ -132,7 +134,7 @@ class Addition:
 
 
 def parse_rule_file(source: Source) -> Profile | Addition:
-    """Return what the first document of a rule file says; raise RulesError if it is not as described above."""
+    """Return the content of the first document of a rule file; raise RulesError if it is not as described above."""
     refuse_faults(source)
     data = source.document.value
     if not isinstance(data, dict):
@@ -215,7 +217,7 @@ def check_keys(
 
 
 def merge(profiles: Iterable[Profile], additions: Iterable[Addition]) -> list[Profile]:
-    """Return the profiles with the rules and severities that additions give them.
+    """Return the profiles with the rules and severities of the additions.
 
     Raises RulesError for a name that no profile has, and for a rule that its profile has already.
     """

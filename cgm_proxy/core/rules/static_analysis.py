@@ -232,7 +232,7 @@ class Analyser:
         return self.result_of(name, function, focus, inner)
 
     def result_of(self, name: str, function: Function, focus: StaticType, inner: list[StaticType]) -> StaticType:
-        """Return the result of a function whose parameters give `inner`."""
+        """Return the result of a function; `inner` are the results of its parameters."""
         if name == "toString":
             return StaticType(STRING, focus.origins)
         if function.returns == "same":

@@ -33,16 +33,16 @@ def book() -> RuleBook:
 
 
 def changed(path: str, value: object) -> dict:
-    made = deepcopy(READING)
+    resource = deepcopy(READING)
     *above, last = path.split(".")
-    at = made
+    at = resource
     for step in above:
         at = at[int(step) if step.isdigit() else step]
     if value is ...:
         del at[last]
     else:
         at[last] = value
-    return made
+    return resource
 
 
 def texts(book: RuleBook, resource: dict) -> list[tuple[str, str | None, str]]:

@@ -104,12 +104,12 @@ def put(resource: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
 
 @st.composite
 def readings(draw: st.DrawFn) -> dict[str, Any]:
-    made = deepcopy(READING)
+    reading = deepcopy(READING)
     for path, value in draw(st.lists(st.tuples(st.sampled_from(PATHS), VALUES), max_size=3)):
-        put(made, path, value)
+        put(reading, path, value)
     for path in draw(st.lists(st.sampled_from(PATHS[:9]), max_size=1)):
-        made.pop(path[0], None)
-    return {key: made[key] for key in draw(st.permutations(sorted(made)))}
+        reading.pop(path[0], None)
+    return {key: reading[key] for key in draw(st.permutations(sorted(reading)))}
 
 
 #: The profiles and the dialect by which a reading is judged: those of two dialects, none (base validity alone), and both kinds.
