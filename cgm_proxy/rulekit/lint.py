@@ -136,9 +136,9 @@ class _Linter:
         for number, rule in enumerate(rules):
             keys = ("id", "text", "expression", "shows")
             at = {key: f"{file.rules.at('rules', number, key)}: rule `{rule.id}`" for key in keys}
-            line = file.rules.document.line("rules", number, "id")
-            if first.setdefault(rule.id, line) != line:
+            if rule.id in first:
                 yield f"{at['id']}: the id is used twice (first on line {first[rule.id]}); choose another"
+            first.setdefault(rule.id, file.rules.document.line("rules", number, "id"))
             if not rule.text.strip():
                 yield f"{at['text']}: `text` is empty; write what the rule requires"
             yield from self._condition(f"{at['expression']}: `expression`", rule.expression, type_, rule.at)

@@ -123,6 +123,11 @@ BAD = {
         rule(more="- id: r\n  expression: subject.exists()\n  text: it\n"),
         "{file}:6: rule `r`: the id is used twice (first on line 3); choose another",
     ),
+    "id twice on one line": (
+        "extends: cgm-device\nrules: [{id: r, expression: type.exists(), text: a}, {id: r, expression: type.exists(), text: a}]\n"
+        + SAMPLES.replace("Observation", "Device"),
+        "{file}:2: rule `r`: the id is used twice (first on line 2); choose another",
+    ),
     "id of a shipped rule": (
         rule().replace("id: r", "id: value-unit")
         + SAMPLES.replace("[r]", "[value-unit]").replace(": r}", ": value-unit}"),
