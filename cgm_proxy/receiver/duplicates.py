@@ -13,8 +13,8 @@ from typing import TypeVar
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.json_values import JsonObject, objects
-from cgm_proxy.core.rest.if_none_exist import Parameters, one_identifier, parameters
 from cgm_proxy.core.rest.responses import Retry, location_of, retry_after
+from cgm_proxy.core.submission.if_none_exist import Parameters, one_identifier, parameters
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Refused, Stored, refused
 from cgm_proxy.core.submission.plan import AcceptedEntry, forged
 from cgm_proxy.observability.metrics import DUPLICATES
@@ -253,7 +253,14 @@ class DuplicateFinder:
             for identifier in objects(resource.get("identifier")):
                 key = (resource["resourceType"], f"{identifier.get('system', '')}|{identifier.get('value')}")
                 by_token.setdefault(key, {})[resource["id"]] = resource
-        return {key: list(by_token.get((key[0], token), {}).values()) for key, token in tokens.items()}
+        matches = {key: list(by_token.get((key[0], token), {}).values()) for key, token in tokens.items()}
+        matched = {resource["id"] for listed in matches.values() for resource in listed}
+        if any(resource["id"] not in matched for batch in found for resource in batch):
+            # the server compares tokens in a way of its own (case, white space): let it decide on each that seems unmatched
+            unmatched = [key for key, listed in matches.items() if not listed]
+            again = await self._all(partial(self._match, *key) for key in unmatched)
+            matches |= {key: listed for key, listed in zip(unmatched, again, strict=True) if isinstance(listed, list)}
+        return matches
 
     async def _match(self, resource_type: str, condition: Parameters) -> Matches:
         query = (*condition, ("_elements", "identifier"), ("_count", "2"))

@@ -2,16 +2,18 @@
 
 The parts of a submission are found and planned one after another, in order. Each part is sent in the background, while
 the next ones are judged, found and planned. A part whose entries reference entries of the first part is sent after it.
+Entries that share a condition (`ifNoneExist`) are decided one after another, when all other entries are stored.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.cache.cache import Cache
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Refused, Stored
@@ -44,121 +46,138 @@ class Part:
         return Part([*self.verdicts, *other.verdicts], [*self.accepted, *other.accepted])
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Stores submissions: the settings, the upstream and the cache that all of them share."""
+class Storing:
+    """Stores one submission; the arguments of `begin` are what it shares with all others."""
 
-    settings: Settings
-    upstream: UpstreamClient
-    cache: Cache
-    localize: Callable[[str], str]
-    """Makes references to this server relative."""
+    def __init__(
+        self, submission: Submission, context: JudgingContext, planner: Planner, delivery: Delivery, cache: Cache
+    ) -> None:
+        self._submission = submission
+        self._context = context
+        self._planner = planner
+        self._delivery = delivery
+        self._ledger = delivery.ledger
+        self._cache = cache
+        self._deadline = delivery.budget.deadline
+        self._failure: RequestRefused | None = None
+        self._begun = False
 
-    async def store(
-        self,
+    @classmethod
+    def begin(
+        cls,
         submission: Submission,
-        parts: AsyncIterator[Part],
-        lock: PatientLock,
         context: JudgingContext,
         requester: Requester,
         preferred: Return,
-    ) -> Mapping[int, Outcome]:
-        """Store the accepted entries of all parts within the time limit, and return the outcome of each, by index.
+        lock: PatientLock,
+        *,
+        settings: Settings,
+        upstream: UpstreamClient,
+        cache: Cache,
+    ) -> "Storing":
+        """Return the storing of a submission, whose time limit begins now."""
+        deadline = asyncio.get_running_loop().time() + settings.limits.seconds
+        localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
+        delivery = Delivery(
+            Sender(upstream, requester, preferred),
+            DuplicateFinder(upstream, cache, requester, submission.patient or ""),
+            lock,
+            RetryBudget(settings.upstream.retries, deadline),
+            Ledger(),
+        )
+        planner = Planner(submission, settings.limits.atomic_entries, localize)
+        return cls(submission, context, planner, delivery, cache)
+
+    async def store(self, parts: AsyncIterator[Part]) -> Mapping[int, Outcome]:
+        """Store the accepted entries of all parts, and return the outcome of each, by index.
 
         Raises `RequestRefused` if the upstream failed before anything was sent.
         """
-        deadline = asyncio.get_running_loop().time() + self.settings.limits.seconds
-        duplicates = DuplicateFinder(self.upstream, self.cache, requester, submission.patient or "")
-        planner = Planner(submission, self.settings.limits.atomic_entries, self.localize)
-        delivery = Delivery(
-            Sender(self.upstream, requester, preferred),
-            duplicates,
-            lock,
-            RetryBudget(self.settings.upstream.retries, deadline),
-            Ledger(),
-        )
         entries: list[int] = []
-        same_as: dict[int, int] = {}
+        plans: list[Plan] = []
         first: asyncio.Task[None] | None = None
-        failure: RequestRefused | None = None
-        begun = False
         async with asyncio.TaskGroup() as sending:
             async for part in parts:
                 passing = unjudged(part.verdicts, part.accepted)
                 entries += [each.entry.index for each in part.accepted] + [entry.index for entry in passing]
-                generation = ""
-                try:
-                    if failure and failure.status in OUT_OF_REACH:
-                        raise failure
-                    async with asyncio.timeout_at(deadline):
-                        generation = await self.cache.generation()
-                        settled = await duplicates.find(part.accepted)
-                    begun = True
-                except (RequestRefused, TimeoutError) as error:
-                    failure = error if isinstance(error, RequestRefused) else fault(error)
-                    settled = dict.fromkeys((each.entry.index for each in part.accepted), _not_sent(failure))
-                    passing = []
-                if submission.atomic and any(isinstance(outcome, Refused) for outcome in settled.values()):
-                    delivery.ledger.record(settled)
-                    continue
-                plan = planner.plan(part.accepted, settled)
-                same_as |= plan.same_as
-                after = first if plan.earlier else None
-                task = sending.create_task(
-                    self._send(plan, passing, delivery, generation, after=after, deadline=deadline)
-                )
-                first = first or task
-        if failure and not begun:
-            raise failure
-        outcomes = delivery.ledger.outcomes(entries, same_as)
-        return await self._settle(outcomes, submission, context, requester, preferred, deadline=deadline)
+                plan, generation = await self._plan(part.accepted)
+                if plan:
+                    plans.append(plan)
+                    after = first if plan.earlier else None
+                    task = sending.create_task(self._send(plan, generation, passing, after=after))
+                    first = first or task
+        postponed = [each for plan in plans for each in plan.postponed]
+        while postponed:  # each of them has a condition that another entry has: they are decided one after another
+            plan, generation = await self._plan(postponed)
+            if plan:
+                plans.append(plan)
+                await self._send(plan, generation)
+            postponed = list(plan.postponed) if plan else []
+        if self._failure and not self._begun:
+            raise self._failure
+        if self._submission.atomic and not plans:  # an entry of it was refused, so that none was sent
+            return self._ledger.refusals()
+        same_as = {index: first_index for plan in plans for index, first_index in plan.same_as.items()}
+        outcomes = self._ledger.outcomes(entries, same_as)
+        unknown = any(isinstance(outcome, Refused) and outcome.status == 503 for outcome in outcomes.values())
+        if not unknown and any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
+            context = self._context
+            await self._cache.record_submission(self._submission.patient, context.now, context.fingerprint)
+        return await self._with_resources(outcomes) if self._delivery.sender.prefer == "representation" else outcomes
+
+    async def _plan(self, accepted: Sequence[AcceptedEntry]) -> tuple[Plan | None, str]:
+        """Find what is stored already, and plan the rest; return the plan and the cache generation that it is based on.
+
+        There is no plan for an atomic submission of which an entry can't be stored: its outcomes are recorded.
+        """
+        generation = ""
+        try:
+            if self._failure and self._failure.status in OUT_OF_REACH:
+                raise self._failure
+            async with asyncio.timeout_at(self._deadline):
+                generation = await self._cache.generation()
+                settled = await self._delivery.duplicates.find(accepted)
+            self._begun = True
+        except (RequestRefused, TimeoutError) as error:
+            self._failure = error if isinstance(error, RequestRefused) else fault(error)
+            settled = dict.fromkeys((each.entry.index for each in accepted), _not_sent(self._failure))
+        plan = self._planner.plan(accepted, settled)
+        if self._submission.atomic and any(isinstance(outcome, Refused) for outcome in plan.settled.values()):
+            self._ledger.record(plan.settled)
+            return None, generation
+        return plan, generation
 
     async def _send(
         self,
         plan: Plan,
-        passing: Sequence[Entry],
-        delivery: Delivery,
         generation: str,
+        passing: Sequence[Entry] = (),
         *,
-        after: asyncio.Task[None] | None,
-        deadline: float,
+        after: asyncio.Task[None] | None = None,
     ) -> None:
         """Send a plan's entries, then those that observe mode passes through. What is not done in time stays unknown."""
-        ledger = delivery.ledger
+        sender = self._delivery.sender
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(self._deadline):
                 if after:
                     await asyncio.wait([after])
-                await forward(plan, delivery)
-                await self.cache.add_stored_entries(ledger.stored(plan.creates.values()), generation)
-                if passing:  # this may change stored resources, as any batch may
+                await forward(plan, self._delivery)
+                await self._cache.add_stored_entries(self._ledger.stored(plan.creates.values()), generation)
+                if passing and self._begun:  # this may change stored resources, as any batch may
                     batch = batch_of(passing)
-                    ledger.record(dict.fromkeys((entry.index for entry in passing), unanswered()))
-                    async with self.cache.invalidating_bundle(batch):
-                        ledger.record(await pass_through(passing, batch, self.upstream, delivery.sender.requester))
+                    self._ledger.record(dict.fromkeys((entry.index for entry in passing), unanswered()))
+                    async with self._cache.invalidating_bundle(batch):
+                        self._ledger.record(await pass_through(passing, batch, sender.upstream, sender.requester))
         except TimeoutError as error:
             fault(error)  # counts it
 
-    async def _settle(
-        self,
-        outcomes: Mapping[int, Outcome],
-        submission: Submission,
-        context: JudgingContext,
-        requester: Requester,
-        preferred: Return,
-        *,
-        deadline: float,
-    ) -> Mapping[int, Outcome]:
-        """Record that the patient submitted, and read the stored resources if the submitter wants to see them."""
-        unknown = any(isinstance(outcome, Refused) and outcome.status == 503 for outcome in outcomes.values())
-        if not unknown and any(isinstance(outcome, Stored) and outcome.created for outcome in outcomes.values()):
-            await self.cache.record_submission(submission.patient, context.now, context.fingerprint)
-        if preferred != "representation":
-            return outcomes
+    async def _with_resources(self, outcomes: Mapping[int, Outcome]) -> Mapping[int, Outcome]:
+        """Add the stored resources that the upstream did not send along, as far as the submitter itself may read them."""
         lacking = {o.reference for o in outcomes.values() if isinstance(o, Stored) and o.resource is None}
+        sender = self._delivery.sender
         try:
-            async with asyncio.timeout_at(deadline):
-                found = await self.upstream.read(sorted(lacking), requester)
+            async with asyncio.timeout_at(self._deadline):
+                found = await sender.upstream.read(sorted(lacking), sender.requester, own=True)
         except (RequestRefused, TimeoutError):
             return outcomes  # without the resources: everything is stored
         return {

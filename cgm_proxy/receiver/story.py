@@ -27,7 +27,7 @@ from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import Throttle
-from cgm_proxy.receiver.storing import Part, Store
+from cgm_proxy.receiver.storing import Part, Storing
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester, UpstreamClient
 from cgm_proxy.upstream.faults import within
@@ -82,7 +82,6 @@ class Receiver:
         self._stats = stats
         self._judges = ThreadPoolExecutor(JUDGES, "judge")
         self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
-        self._store = Store(settings, upstream, cache, self._localize)
 
     async def receive(self, submission: Submission, requester: Requester, preferred: reply.Return) -> Receipt:
         """Receive a submission.
@@ -94,7 +93,17 @@ class Receiver:
         judge = IncrementalJudge(submission, context)
         judged = aclosing(_one_ahead(self._judge(judge, context)))
         async with self._cache.patient_lock(submission.patient or "") as lock, judged as parts_in_order:
-            outcomes = await self._store.store(submission, parts_in_order, lock, context, requester, preferred)
+            storing = Storing.begin(
+                submission,
+                context,
+                requester,
+                preferred,
+                lock,
+                settings=self._settings,
+                upstream=self._upstream,
+                cache=self._cache,
+            )
+            outcomes = await storing.store(parts_in_order)
         if len(submission.entries) > JUDGED_IN_THREAD:
             return await asyncio.to_thread(_reply, judge, outcomes)
         return _reply(judge, outcomes)

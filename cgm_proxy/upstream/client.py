@@ -129,8 +129,13 @@ class UpstreamClient:
             status, headers, body = await self._read("GET", following, reader)
         return resources
 
-    async def read(self, references: Iterable[str], requester: Requester) -> dict[str, JsonObject]:
-        """Read stored resources by `Type/id`; those that don't exist, or that the submitter may not see, are left out."""
+    async def read(
+        self, references: Iterable[str], requester: Requester, *, own: bool = False
+    ) -> dict[str, JsonObject]:
+        """Read stored resources by `Type/id`; those that don't exist, or that the submitter may not see, are left out.
+
+        With `own`, the submitter's Authorization is used even if there is a service token.
+        """
         found: dict[str, JsonObject] = {}
         by_type: dict[str, list[str]] = {}
         for reference in references:
@@ -141,7 +146,7 @@ class UpstreamClient:
                 batch = ids[start : start + SEARCHED]
                 try:
                     query = {"_id": ",".join(batch), "_count": str(len(batch))}
-                    resources = await self.search(resource_type, query, requester)
+                    resources = await self.search(resource_type, query, requester, own=own)
                 except RequestRefused as refused:
                     if refused.status not in NOT_ALLOWED:
                         raise

@@ -231,7 +231,9 @@ def test_selectors_find_the_pods(tools):
     found = objects(tools, "everything")
     labels = single(found, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
     selectors = [service["spec"]["selector"] for (kind, _), service in found.items() if kind == "Service"]
-    selectors += [single(found, kind)["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")]
+    selectors += [
+        single(found, kind)["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")
+    ]
     selectors += [single(found, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]]
     assert [selector for selector in selectors if not selector.items() <= labels] == []
     monitored = single(found, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()

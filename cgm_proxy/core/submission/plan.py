@@ -13,7 +13,8 @@ from types import MappingProxyType
 import msgspec
 
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver
-from cgm_proxy.core.submission.identity import compute_identity, has_foreign_identity, reading_code
+from cgm_proxy.core.submission.identity import IDENTITY_PATTERN, compute_identity, has_foreign_identity, reading_code
+from cgm_proxy.core.submission.if_none_exist import Parameters, parameters
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.outcomes import Outcome, Refused, Stored, refused
@@ -24,6 +25,14 @@ GROUP_TOO_LARGE = refused(
     "group-too-large",
     "the entry belongs to a group of too many entries that reference one another; split the group",
     code="too-costly",
+)
+
+CONDITION_REPEATED = refused(
+    422,
+    "condition-repeated",
+    "another entry of the transaction has the same request.ifNoneExist and other content; give each a condition of its own",
+    "request.ifNoneExist",
+    code="duplicate",
 )
 
 #: The indices of entries that are stored together or not at all.
@@ -63,6 +72,9 @@ class Plan:
     """Accepted entries whose outcome is known without sending them."""
     earlier: frozenset[int] = frozenset()
     """Entries of earlier parts that entries of this part reference: they must be stored first."""
+    postponed: tuple[AcceptedEntry, ...] = ()
+    """Entries whose condition another entry has as well, and entries that reference them: whether they are stored already can
+    be decided only when the other entry is stored."""
     atomic: bool = False
     """Whether everything must be stored, or nothing."""
 
@@ -92,9 +104,15 @@ def identify(
 
 
 def forged(accepted: Iterable[AcceptedEntry]) -> dict[int, Refused]:
-    """Refuse entries that carry the identity of another entry: they would later be taken for that one."""
+    """Refuse entries that carry the identity of another entry, or are called by it: they would be taken for that one."""
     found = {}
     for each in accepted:
+        full_url = (each.entry.full_url or "").strip().lower()
+        if IDENTITY_PATTERN.fullmatch(full_url) and full_url != each.identity:
+            text = (
+                "fullUrl has the form of this receiver's identities but is not this entry's identity; use a random UUID"
+            )
+            found[each.entry.index] = refused(422, "identity-forged", text, "fullUrl", code="business-rule")
         if has_foreign_identity(each.entry, each.identity):
             text = "an identifier has the form of this receiver's identities but is not this entry's identity; leave it out"
             expression = f"{each.entry.type}.identifier"
@@ -112,14 +130,21 @@ class Planner:
         self._submission = submission
         self._largest = largest
         self._localize = localize
-        self._first: dict[str | tuple[str, str], int] = {}
+        self._first: dict[str, int] = {}
+        self._conditions: dict[tuple[str, Parameters], str] = {}
         self._same_as: dict[int, int] = {}
         self._planned: set[int] = set()
+        self._postponed: set[int] = set()
 
     def plan(self, accepted: Sequence[AcceptedEntry], settled: Mapping[int, Outcome]) -> Plan:
         """Plan the creation of the next part's entries; those in `settled` have an outcome already."""
         submission, planned_before = self._submission, frozenset(self._planned)
         remaining = [each for each in accepted if each.entry.index not in settled]
+        postponed = self._postpone(remaining)
+        if postponed and submission.atomic:
+            repeated = dict.fromkeys(postponed, CONDITION_REPEATED)
+            return Plan({}, {}, (), {}, {}, {**settled, **repeated}, atomic=True)
+        remaining = [each for each in remaining if each.entry.index not in postponed]
         same_as = self._duplicates(remaining)
         creates = {each.entry.index: each for each in remaining if each.entry.index not in same_as}
         names = {r for each in accepted for r in each.entry.references if r in submission.internal_references}
@@ -129,7 +154,7 @@ class Planner:
         too_large = {index: GROUP_TOO_LARGE for group in groups if len(group) > self._largest for index in group}
         waves = _waves([group for group in groups if group[0] not in too_large], edges)
         aliases = _aliases(accepted, links, settled, self._localize)
-        self._planned.update(each.entry.index for each in accepted)
+        self._planned.update(each.entry.index for each in accepted if each.entry.index not in postponed)
         return Plan(
             creates,
             same_as,
@@ -138,22 +163,45 @@ class Planner:
             links,
             {**settled, **too_large},
             planned_before.intersection(links.values()),
+            tuple(each for each in accepted if each.entry.index in postponed),
             submission.atomic,
         )
 
-    def _duplicates(self, accepted: Iterable[AcceptedEntry]) -> dict[int, int]:
-        """Map entries to earlier ones that they repeat: by identity, or by an equal ifNoneExist, which the earlier one fulfils."""
-        same_as: dict[int, int] = {}
-        first = self._first
+    def _postpone(self, accepted: Sequence[AcceptedEntry]) -> set[int]:
+        """Return the entries with a condition that an earlier entry of other content has, and those that reference them.
+
+        When they are planned again, all earlier entries have been sent.
+        """
+        indices = {each.entry.index for each in accepted}
+        if not self._postponed.isdisjoint(indices):
+            self._conditions.clear()
+            self._postponed -= indices
+        postponed = set()
         for each in accepted:
-            index, condition = each.entry.index, each.entry.request.get("ifNoneExist")
-            earlier = first.get(each.identity, index)
-            if condition:
-                earlier = min(earlier, first.get((each.entry.type, condition), index))
-                first.setdefault((each.entry.type, condition), earlier)
-            first.setdefault(each.identity, earlier)
-            if earlier != index:
-                same_as[index] = earlier
+            text = each.entry.request.get("ifNoneExist")
+            condition = parameters(text, each.entry.type) if text else None
+            if condition and self._conditions.setdefault((each.entry.type, condition), each.identity) != each.identity:
+                postponed.add(each.entry.index)
+        if postponed or self._postponed:
+            users: dict[int, list[int]] = {}
+            for each in accepted:
+                for target in self._submission.referenced_entries(each.entry):
+                    users.setdefault(target, []).append(each.entry.index)
+            waiting = [*postponed, *self._postponed]
+            for index in waiting:  # it grows
+                added = [user for user in users.get(index, ()) if user not in postponed]
+                postponed.update(added)
+                waiting += added
+            self._postponed |= postponed
+        return postponed
+
+    def _duplicates(self, accepted: Iterable[AcceptedEntry]) -> dict[int, int]:
+        """Map entries to earlier ones that have the same identity."""
+        same_as: dict[int, int] = {}
+        for each in accepted:
+            first = self._first.setdefault(each.identity, each.entry.index)
+            if first != each.entry.index:
+                same_as[each.entry.index] = first
         self._same_as.update(same_as)
         return same_as
 

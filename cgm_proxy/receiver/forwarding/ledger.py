@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Stored
+from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Refused, Stored
 from cgm_proxy.core.submission.plan import AcceptedEntry, Group, Plan
 
 
@@ -58,3 +58,7 @@ class Ledger:
             outcome = outcomes[first]
             outcomes[index] = Stored(outcome.location, outcome.etag) if isinstance(outcome, Stored) else outcome
         return outcomes
+
+    def refusals(self) -> dict[int, Outcome]:
+        """Return the outcomes of the refused entries alone."""
+        return {index: outcome for index, outcome in self._outcomes.items() if isinstance(outcome, Refused)}

@@ -33,7 +33,7 @@ class RetryBudget:
     def __init__(self, retries: int, deadline: float) -> None:
         self.retries = retries
         self._most = CHUNKS * (retries + 1)
-        self._deadline = deadline
+        self.deadline = deadline
         self._failures_in_a_row = 0
         self._last_failure = 0.0
         self._pause_until = 0.0
@@ -42,7 +42,7 @@ class RetryBudget:
     @property
     def used_up(self) -> bool:
         """Whether nothing more is sent."""
-        return self._failures_in_a_row >= self._most or self._pause_until >= self._deadline
+        return self._failures_in_a_row >= self._most or self._pause_until >= self.deadline
 
     @property
     def pause(self) -> float:

@@ -31,8 +31,9 @@ RESULT = frozenset(
     }
 )
 
-#: A token of system and value that can be searched for together with others: no comma, no second bar, no escape.
-ONE_TOKEN = re.compile(r"[^,|\\]*\|[^,|\\]+")
+#: A token of system and value that can be searched for together with others: no comma, no second bar, no escape, and no white
+#: space at an end, which servers trim or not.
+ONE_TOKEN = re.compile(r"(?!\s)[^,|\\]*(?<!\s)\|(?!\s)[^,|\\]+(?<!\s)")
 
 
 def parameters(text: str, resource_type: str) -> Parameters | None:
