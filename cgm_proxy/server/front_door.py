@@ -22,7 +22,7 @@ from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
 from cgm_proxy.core.submission import async_pattern, reply
-from cgm_proxy.core.submission.detection import Endpoint, path_segments, submission_endpoint
+from cgm_proxy.core.submission.detection import MAX_PATH, Endpoint, path_segments, submission_endpoint
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.observability.logs import log
@@ -96,8 +96,11 @@ def decide(
     | anything else                                                         | `Stream`         |
 
     A request with a method override counts as a write: by its own method and by each one that the override names. Raises
-    `RequestRefused` (400) for a path that servers could read in too many ways.
+    `RequestRefused`: 414 for a path that is too long, 400 for one that servers could read in too many ways.
     """
+    if len(target) > MAX_PATH and (length := len(target.partition("?")[0])) > MAX_PATH:
+        text = f"the path has {length} characters, and at most {MAX_PATH} are accepted; shorten it"
+        raise refuse(414, "path-too-long", text, code="too-long")
     base = bases.upstream.path
     if keeps_submissions and (submission_id := async_pattern.status_id(target, bases.upstream_target, base)):
         return AnswerStatus(submission_id)

@@ -46,8 +46,13 @@ CLEANUPS: tuple[Callable[[str], str], ...] = (
     lambda path: _without_dot_segments(path),
 )
 
-#: Most spellings of one path that are compared. No FHIR client sends a path that has more.
+#: Longest path of a request (characters, without the query): ids have 64 at most, so no path of FHIR comes near it.
+MAX_PATH = 2048
+
+#: Most spellings of one path that are compared, and their characters together, which bound the time that a path can take. No
+#: FHIR client sends a path that has more.
 MAX_SPELLINGS = 128
+MAX_SPELLED = 2**14
 
 
 def path_segments(raw_path: str) -> list[str]:
@@ -73,16 +78,18 @@ def spellings(raw_path: str) -> list[str]:
 
     The most thorough clean-up is not enough: in `/fhir;%2Fx` and `/fhir/%252e%252e/..` it leads away from the base, while a
     server that decodes later or less ends up at the base.
-    Raises `RequestRefused` (400) if there are more than `MAX_SPELLINGS`.
+    Raises `RequestRefused` (400) if there are more than `MAX_SPELLINGS`, or if they are longer than `MAX_SPELLED` together.
     """
     found = [_path_of_target(raw_path)]
     seen = set(found)
+    characters = len(found[0])
     for path in found:
         for clean in CLEANUPS:
             if (cleaned := clean(path)) not in seen:
                 seen.add(cleaned)
                 found.append(cleaned)
-        if len(found) > MAX_SPELLINGS:
+                characters += len(cleaned)
+        if len(found) > MAX_SPELLINGS or (characters > MAX_SPELLED and len(found) > 1):
             text = "the path can be read in too many ways; send it without escapes, dot segments and repeated slashes"
             raise refuse(400, "path-ambiguous", text)
     return found
@@ -98,13 +105,14 @@ def _path_of_target(raw_path: str) -> str:
 
 def _without_dot_segments(path: str) -> str:
     """Return a path without dot segments (RFC 3986, 5.2.4) and otherwise unchanged."""
+    root, *rest = path.split("/")
     segments: list[str] = []
-    for segment in path.split("/"):
+    for segment in rest:
         if segment == "..":
-            segments = segments[:1] + segments[1:-1]
+            del segments[-1:]
         elif segment != ".":
             segments.append(segment)
-    return "/".join(segments)
+    return "/".join([root, *segments])
 
 
 def submission_endpoint(
