@@ -105,12 +105,10 @@ def decide(
     if keeps_submissions and (submission_id := async_pattern.status_id(target, bases.upstream_target, base)):
         return AnswerStatus(submission_id)
     overrides = [value for name in METHOD_OVERRIDES for value in headers.getall(name, ())]
-    if overrides or method in WRITES:
+    if overrides or method.upper() in WRITES:  # lenient servers accept lower case
         upstream_target = bases.upstream_target(target)
         methods = frozenset(name.strip().upper() for name in ",".join([method, *overrides]).split(","))
-        if "POST" in methods and (
-            endpoint := submission_endpoint("POST", upstream_target, (base,), content=by_content)
-        ):
+        if "POST" in methods and (endpoint := submission_endpoint(upstream_target, (base,), content=by_content)):
             return Inspect(endpoint)
         return StreamWrite(methods, tuple(path_segments(upstream_target)))
     if method == "GET" and "metadata" in target:

@@ -63,7 +63,9 @@ DECISIONS = [
     ("POST", "/fhir/$submit-cgm-bundle", Inspect("operation")),
     ("POST", "/fhir/Observation", StreamWrite(frozenset({"POST"}), ("fhir", "Observation"))),
     ("POST", "/fhir/Patient/_search", StreamWrite(frozenset({"POST"}), ("fhir", "Patient", "_search"))),
+    ("post", "/fhir", Inspect("base")),
     ("PUT", "/fhir", StreamWrite(frozenset({"PUT"}), ("fhir",))),
+    ("PUT", "/fhir/$submit-cgm-bundle", StreamWrite(frozenset({"PUT"}), ("fhir", "$submit-cgm-bundle"))),
     ("PUT", "/fhir/Patient/1", StreamWrite(frozenset({"PUT"}), ("fhir", "Patient", "1"))),
     ("PATCH", "/fhir/%50atient/1", StreamWrite(frozenset({"PATCH"}), ("fhir", "Patient", "1"))),
     ("DELETE", "/fhir/Patient/1", StreamWrite(frozenset({"DELETE"}), ("fhir", "Patient", "1"))),
@@ -82,6 +84,12 @@ def decision(method: str, target: str, bases: BaseUrls = SAME, **more: Any) -> D
 def test_method_and_path_decide_what_happens_to_a_request(method: str, target: str, expected: Decision) -> None:
     assert decision(method, target) == expected
     assert decision(method, target, MOVED) == expected  # the upstream's own path is no way around
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "", "POSTX"])
+@pytest.mark.parametrize("path", ["/fhir", "/fhir/$submit-cgm-bundle"])
+def test_only_a_post_is_inspected(method: str, path: str) -> None:
+    assert isinstance(decision(method, path), Stream | StreamWrite)
 
 
 @pytest.mark.parametrize(

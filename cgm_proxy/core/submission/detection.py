@@ -1,6 +1,7 @@
-"""Decides whether a request is a submission: first by its method and path, then by its parsed body.
+"""Recognises submissions: POST requests by their path, then documents by their parsed content.
 
-The decision is never made on unparsed bytes. A path counts as an endpoint for submissions if any spelling of it does that
+Which requests are looked at at all is decided by the table of `decide` in `server/front_door.py`. Whether one of them is a
+submission is never decided on unparsed bytes. A path counts as an endpoint for submissions if any spelling of it does that
 some server or gateway could read in it (percent-encoding, `//`, dot segments, `;parameters`), so that no spelling of the base
 reaches the upstream as a submission that was not inspected. Content is read as leniently as lenient servers read it (one
 object for a list of one, a list of one for an object): what any reading takes for a submission is judged, and then refused
@@ -115,16 +116,12 @@ def _without_dot_segments(path: str) -> str:
     return "/".join([root, *segments])
 
 
-def submission_endpoint(
-    method: str, raw_path: str, bases: tuple[str, ...], *, content: bool = False
-) -> Endpoint | None:
-    """Return the endpoint for submissions that a request is sent to; None if its body need not be inspected.
+def submission_endpoint(raw_path: str, bases: tuple[str, ...], *, content: bool = False) -> Endpoint | None:
+    """Return the endpoint for submissions that a POST to this path reaches; None if its body need not be inspected.
 
     `bases` are the paths under which the upstream is reached: the public base's and, if paths outside of it pass through
     as well, the upstream's own. With `content`, the creates of single CGM resources are inspected too.
     """
-    if method.upper() != "POST":
-        return None
     suffixes: dict[tuple[str, ...], Endpoint] = {(): "base", (OPERATION,): "operation"}
     if content:
         suffixes |= {(created,): "create" for created in CREATED_TYPES}

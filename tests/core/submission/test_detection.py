@@ -121,34 +121,24 @@ OPERATIONS = [
 
 @pytest.mark.parametrize("path", BASE_SPELLINGS + AMBIGUOUS_BASES)
 def test_every_spelling_of_the_base_is_inspected(path: str) -> None:
-    assert submission_endpoint("POST", path, BASES) == "base"
+    assert submission_endpoint(path, BASES) == "base"
 
 
 @pytest.mark.parametrize("path", OPERATIONS)
 def test_every_spelling_of_the_operation_is_inspected(path: str) -> None:
-    assert submission_endpoint("POST", path, BASES) == "operation"
+    assert submission_endpoint(path, BASES) == "operation"
 
 
 @pytest.mark.parametrize("path", OTHERS)
 def test_other_paths_are_not_inspected(path: str) -> None:
-    assert submission_endpoint("POST", path, BASES, content=True) in {None, "create"}
-    assert submission_endpoint("POST", path, BASES) is None
-
-
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "", "POSTX"])
-def test_only_a_post_is_a_submission(method: str) -> None:
-    assert submission_endpoint(method, "/fhir", BASES) is None
-    assert submission_endpoint(method, "/fhir/$submit-cgm-bundle", BASES) is None
-
-
-def test_the_method_may_be_in_lower_case_as_lenient_servers_accept_it() -> None:
-    assert submission_endpoint("post", "/fhir", BASES) == "base"
+    assert submission_endpoint(path, BASES, content=True) in {None, "create"}
+    assert submission_endpoint(path, BASES) is None
 
 
 @pytest.mark.parametrize("kind", ["Observation", "DiagnosticReport", "Device"])
 def test_single_creates_are_inspected_only_with_detection_by_content(kind: str) -> None:
-    assert submission_endpoint("POST", f"/fhir/{kind}/", BASES, content=True) == "create"
-    assert submission_endpoint("POST", f"/fhir/{kind}", BASES) is None
+    assert submission_endpoint(f"/fhir/{kind}/", BASES, content=True) == "create"
+    assert submission_endpoint(f"/fhir/{kind}", BASES) is None
 
 
 @pytest.mark.parametrize(
@@ -170,16 +160,16 @@ def test_single_creates_are_inspected_only_with_detection_by_content(kind: str) 
     ],
 )
 def test_each_of_several_bases_is_recognised(bases: tuple[str, ...], path: str, expected: str | None) -> None:
-    assert submission_endpoint("POST", path, bases) == expected
+    assert submission_endpoint(path, bases) == expected
 
 
 def test_a_path_that_could_mean_several_endpoints_means_the_strictest() -> None:
-    assert submission_endpoint("POST", "/fhir/;%2F..%2Fx/$submit-cgm-bundle", BASES) == "operation"
+    assert submission_endpoint("/fhir/;%2F..%2Fx/$submit-cgm-bundle", BASES) == "operation"
 
 
 def test_a_path_with_too_many_spellings_is_refused() -> None:
     with pytest.raises(RequestRefused) as refused:
-        submission_endpoint("POST", "/fhir/%" + "25" * 4000 + "2e", BASES)
+        submission_endpoint("/fhir/%" + "25" * 4000 + "2e", BASES)
     assert (refused.value.status, refused.value.issues[0].rule) == (400, "path-ambiguous")
 
 
@@ -187,12 +177,12 @@ def test_a_path_with_too_many_spellings_is_refused() -> None:
 def test_any_path_has_an_endpoint_or_is_refused(path: str) -> None:
     path_segments(path)
     with suppress(RequestRefused):
-        assert submission_endpoint("POST", path, BASES) in {None, "base", "operation"}
+        assert submission_endpoint(path, BASES) in {None, "base", "operation"}
 
 
 @given(st.lists(st.sampled_from(["/", "/.", "/x/..", "//", ";a=b", "/%2e", "%2F"]), max_size=4))
 def test_additions_without_effect_still_mean_the_base(additions: list[str]) -> None:
-    assert submission_endpoint("POST", "/fhir" + "".join(additions), BASES) == "base"
+    assert submission_endpoint("/fhir" + "".join(additions), BASES) == "base"
 
 
 def test_a_plain_path_has_one_spelling() -> None:
