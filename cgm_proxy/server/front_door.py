@@ -6,9 +6,8 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -17,7 +16,7 @@ from cgm_proxy.cache.cache import Cache
 from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.http.base_urls import BaseUrls
-from cgm_proxy.core.http.header_fields import FORWARDING, HOP_BY_HOP, client_address, end_to_end
+from cgm_proxy.core.http.header_fields import METHOD_OVERRIDES, client_address, submitter_fields
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
@@ -36,8 +35,6 @@ from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Methods that can change what is stored.
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-#: Fields with which some servers let a client use another method than the request line's.
-METHOD_OVERRIDES: Final = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +115,7 @@ def decide(
     return Stream()
 
 
-#: Fields of a submission's request that the requests made from it must not have. They belong to this one body or response,
-#: or would make another request of one that may carry the service token (method overrides).
-_OWN_FIELDS: Final = (
-    HOP_BY_HOP
-    | FORWARDING
-    | frozenset(name.lower().encode() for name in METHOD_OVERRIDES)
-    | frozenset(
-        b"host expect digest repr-digest want-digest want-repr-digest accept range prefer accept-encoding cache-control "
-        b"pragma x-request-id".split()
-    )
-)
-#: Beginnings of the names of more such fields, about content and conditions.
-_OWN_PREFIXES: Final = (b"content-", b"if-")
-
-#: A client's request id is used only if it can't bring anything else into the logs.
+#: A client's request id is used only if it is safe to log.
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
 
 #: Fields of the upstream's response that stay with a changed CapabilityStatement.
@@ -220,7 +203,7 @@ class FrontDoor:
         return True
 
     async def _inspect(self, request: web.BaseRequest, endpoint: Endpoint) -> web.StreamResponse:
-        """Read a body, and take it in if it is a submission; anything else passes through as it came."""
+        """Read a body. A submission is taken in, in a task of its own; anything else passes through as it came."""
         async with self._bodies.reading(request) as raw:
             if (not raw or raw.isspace()) and endpoint != "operation":
                 return await self._relay.pass_through(request, body=raw)
@@ -229,15 +212,20 @@ class FrontDoor:
                 async with self._cache.invalidating_bundle(document):
                     return await self._relay.pass_through(request, body=raw)
             submission = SubmissionRequest(
-                endpoint,
-                _request_id(request),
-                reply.preferred_return(_preferences(request)),
-                bodies.media_type(request.headers.get("Content-Type", "")),
-                request.headers.get("Content-Encoding", ""),
-                request.headers.get("If-None-Exist"),
-                self._upstream_fields(request),
+                target=endpoint,
+                request_id=_request_id(request),
+                preferred=reply.preferred_return(_preferences(request)),
+                format=bodies.media_type(request.headers.get("Content-Type", "")),
+                content_encoding=request.headers.get("Content-Encoding", ""),
+                if_none_exist=request.headers.get("If-None-Exist"),
+                fields=self._upstream_fields(request),
             )
-            return await self._finish(self._submit(request, submission, document, dialect, raw))
+            if len(self._in_flight) >= self._max_in_flight:
+                raise busy()
+            task = asyncio.ensure_future(self._submit(request, submission, document, dialect, raw))
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
+            return await asyncio.shield(task)  # the submission goes on if its submitter disconnects
 
     async def _submit(
         self,
@@ -257,16 +245,6 @@ class FrontDoor:
         response = await self._intake.take(submission, document, dialect, raw, defer)
         return await self._responses.submission(request, response, submission.request_id)
 
-    async def _finish(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
-        """Process a submission to its end, even if its submitter disconnects."""
-        if len(self._in_flight) >= self._max_in_flight:
-            work.close()
-            raise busy()
-        task = asyncio.ensure_future(work)
-        self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
-        return await asyncio.shield(task)
-
     async def _answer_metadata(self, request: web.BaseRequest) -> web.StreamResponse:
         """Return the upstream's CapabilityStatement with the public base and this proxy's abilities."""
         query = request.raw_path.partition("?")[2]
@@ -277,7 +255,7 @@ class FrontDoor:
             try:
                 statement = publish(bodies.parse(data, self._xml), self._bases.public_url)
             except RequestRefused:
-                pass  # it passes as it is, because a faulty statement is the upstream's own affair
+                pass  # a faulty statement is passed on unchanged
             else:
                 statement = add_receiver(statement, asynchronous=self._async_status is not None)
                 data = self._responses.encode(statement, sent_format)
@@ -285,22 +263,18 @@ class FrontDoor:
         return web.Response(status=status, headers=fields, body=data)
 
     def _upstream_fields(self, request: web.BaseRequest, *, errors: str = "strict") -> tuple[tuple[str, str], ...]:
-        """Return the header fields for the requests that are made from this one: its own, and where it came from.
+        """Return the header fields for the requests that are made from this one: the submitter's, and its address.
 
-        Fields go upstream as UTF-8. In another encoding a value, and so the requester, would become another: raises
-        `RequestRefused` (400) unless `errors` is a decoder's error handler.
+        They go upstream as UTF-8. A value in another encoding would be changed by that, and the upstream might take the
+        requester for another: raises `RequestRefused` (400) unless `errors` is a decoder's error handler.
         """
         fields = (
-            *end_to_end(request.raw_headers, _OWN_FIELDS),
+            *submitter_fields(request.raw_headers),
             *client_address(request.remote, self._bases.public, request.raw_headers),
         )
         try:
-            b"".join(value + b";" for _, value in request.raw_headers).decode(errors=errors)
-            return tuple(
-                (name.decode(), value.decode(errors=errors))
-                for name, value in fields
-                if not name.lower().startswith(_OWN_PREFIXES)
-            )
+            b";".join(value for _, value in request.raw_headers).decode(errors=errors)  # also those used only here
+            return tuple((name.decode(), value.decode(errors=errors)) for name, value in fields)
         except UnicodeDecodeError as error:
             text = "a header field is not UTF-8; send it in ASCII or UTF-8, or leave it out"
             raise refuse(400, "header-encoding", text) from error

@@ -23,10 +23,10 @@ from support.relaying import TIMEOUT, read_body, read_head, talk
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.http.base_urls import BaseUrls
+from cgm_proxy.core.http.header_fields import METHOD_OVERRIDES
 from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.sandbox.simulation.submissions import patient, submission
 from cgm_proxy.server.front_door import (
-    METHOD_OVERRIDES,
     AnswerMetadata,
     AnswerStatus,
     Decision,

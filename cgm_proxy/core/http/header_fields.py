@@ -1,8 +1,10 @@
-"""Header fields of a message that passes through: raw pairs of bytes, in the order in which they were received.
+"""Header fields: which ones pass, which are dropped, and which are written anew.
 
-Names and values stay as they are, so a value in Latin-1, a field that occurs twice and the order of fields reach the
-other side unchanged. Only fields for one connection are removed (RFC 9110, 7.6.1), and the fields that name the client
-and the public address are written anew (`public_address`, `client_address`).
+Fields are raw pairs of bytes, in the order in which they were received. In a message that passes through, names and values
+stay as they are, so a value in Latin-1, a field that occurs twice and the order of fields reach the other side unchanged.
+Only fields for one connection are dropped (RFC 9110, 7.6.1), and the fields that name the client and the public address are
+written anew (`public_address`, `client_address`). The requests that the proxy makes from a submission carry fewer of its
+fields (`submitter_fields`).
 """
 
 from collections.abc import Collection, Iterable
@@ -44,6 +46,23 @@ FORWARDING = frozenset(
     }
 )
 
+#: Fields with which some servers let a client use another method than the request line's.
+METHOD_OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
+
+#: Fields of a submission that the requests made from it do not carry: they are about this one body or response. A method
+#: override would even turn another request, perhaps one with the service token, into something else.
+_OF_ONE_REQUEST = (
+    HOP_BY_HOP
+    | FORWARDING
+    | frozenset(name.lower().encode() for name in METHOD_OVERRIDES)
+    | frozenset(
+        b"host expect digest repr-digest want-digest want-repr-digest accept range prefer accept-encoding cache-control "
+        b"pragma x-request-id".split()
+    )
+)
+#: The beginnings of more such names, about content and conditions.
+_OF_ONE_REQUEST_PREFIXES = (b"content-", b"if-")
+
 #: Fields that `Connection` can't remove: without them the message would mean something else.
 _NEVER_HOP_BY_HOP = frozenset({b"content-length", b"content-type", b"content-encoding", b"authorization", b"host"})
 _CONNECTION_OPTIONS = frozenset({b"keep-alive", b"close", b""})
@@ -66,6 +85,12 @@ def end_to_end(fields: Iterable[Field], dropped: Collection[bytes]) -> list[Fiel
             named.update(token.strip() for token in value.split(b","))
     named -= _NEVER_HOP_BY_HOP
     return [field for field in kept if field[0].lower() not in named] if named else kept
+
+
+def submitter_fields(received: Iterable[Field]) -> list[Field]:
+    """Return the fields of a submission that the requests made from it carry as well, such as Authorization."""
+    kept = end_to_end(received, _OF_ONE_REQUEST)
+    return [field for field in kept if not field[0].lower().startswith(_OF_ONE_REQUEST_PREFIXES)]
 
 
 def encode(fields: Collection[Field]) -> bytes:

@@ -3,7 +3,15 @@
 import pytest
 
 from cgm_proxy.core.http.base_urls import BaseUrl, BaseUrls
-from cgm_proxy.core.http.header_fields import HOP_BY_HOP, client_address, encode, end_to_end, public_address
+from cgm_proxy.core.http.header_fields import (
+    HOP_BY_HOP,
+    METHOD_OVERRIDES,
+    client_address,
+    encode,
+    end_to_end,
+    public_address,
+    submitter_fields,
+)
 
 CONNECTIONS = [
     ([(b"Connection", b"close")], []),
@@ -23,6 +31,18 @@ CONNECTIONS = [
 @pytest.mark.parametrize(("fields", "kept"), CONNECTIONS)
 def test_hop_by_hop_fields_are_left_out(fields, kept):
     assert end_to_end(fields, HOP_BY_HOP) == kept
+
+
+OF_ONE_REQUEST = [
+    *METHOD_OVERRIDES,
+    *["Host", "Accept", "Prefer", "Range", "X-Request-ID", "Content-Type", "If-None-Exist", "Forwarded"],
+]
+
+
+@pytest.mark.parametrize("name", OF_ONE_REQUEST)
+def test_fields_about_one_request_are_not_carried_by_the_requests_made_from_it(name):
+    own = [(b"Authorization", b"Bearer x"), (b"Cookie", b"a=b"), (b"X-Mine", b"1")]
+    assert submitter_fields([*own, (name.encode(), b"x"), (name.upper().encode(), b"x")]) == own
 
 
 def test_fields_are_encoded_as_they_are():
