@@ -1,6 +1,6 @@
 """The proxy as an HTTP server.
 
 `proxy` wires everything and listens. `front_door` decides what happens to each request and handles it; `request_bodies`
-reads bodies, `fhir_responses` writes FHIR responses, `async_status` and `peers` answer for submissions that are kept for
+reads bodies, `fhir_responses` writes FHIR responses, `async_status` and `replicas` answer for submissions that are kept for
 later. `operations` is the port for metrics and probes.
 """

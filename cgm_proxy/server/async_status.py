@@ -19,7 +19,7 @@ from cgm_proxy.jobs.sqlite_store import JobStatus, StoreFailed, StoreFull
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse
 from cgm_proxy.server.fhir_responses import FhirResponses, content_type, response_format, unavailable
-from cgm_proxy.server.peers import Peers
+from cgm_proxy.server.replicas import Replicas
 from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Responses depend on the requester, and change.
@@ -30,10 +30,10 @@ class AsyncStatus:
     """Keeps submissions for later, and answers requests for their status."""
 
     def __init__(
-        self, jobs: JobQueue, peers: Peers, upstream: UpstreamClient, responses: FhirResponses, public_url: str
+        self, jobs: JobQueue, replicas: Replicas, upstream: UpstreamClient, responses: FhirResponses, public_url: str
     ) -> None:
         self._jobs = jobs
-        self._peers = peers
+        self._replicas = replicas
         self._upstream = upstream
         self._responses = responses
         self._base = f"{public_url}/{async_pattern.STATUS_OPERATION}"
@@ -68,8 +68,8 @@ class AsyncStatus:
         if request.method not in {"GET", "HEAD", "DELETE"}:
             text = "the status of a submission can be read (GET) and deleted (DELETE)"
             raise refuse(405, "async-method", text, code="not-supported", Allow="GET, HEAD, DELETE")
-        if url := self._peers.status_url(request, submission_id):
-            return await self._peers.forward(request, url, requester)
+        if url := self._replicas.status_url(request, submission_id):
+            return await self._replicas.forward(request, url, requester)
         try:
             status = await self._jobs.find(submission_id)
             if status is None or not await self._upstream.patient(status.patient, requester):

@@ -31,7 +31,7 @@ from cgm_proxy.server.async_status import AsyncStatus
 from cgm_proxy.server.fhir_responses import FhirResponses
 from cgm_proxy.server.front_door import FrontDoor
 from cgm_proxy.server.operations import ops_application, watch_lag
-from cgm_proxy.server.peers import Peers
+from cgm_proxy.server.replicas import Replicas
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.settings.schema import SettingsError
 from cgm_proxy.upstream.client import UpstreamClient
@@ -70,8 +70,8 @@ class Proxy:
         responses = FhirResponses(xml)
         async_status = None
         if self._jobs:
-            peers = Peers(settings.jobs, self._session)
-            async_status = AsyncStatus(self._jobs, peers, upstream, responses, relay.bases.public.url)
+            replicas = Replicas(settings.jobs, self._session)
+            async_status = AsyncStatus(self._jobs, replicas, upstream, responses, relay.bases.public.url)
         self._front_door = FrontDoor(settings, relay, upstream, intake, self._cache, xml, responses, async_status)
         self._server = web.Server(self._front_door, **SERVER_OPTIONS)
         shutdown_timeout = max(listen.stop_timeout, 0.01)  # aiohttp waits without limit for 0

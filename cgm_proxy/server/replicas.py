@@ -1,7 +1,7 @@
 """The other replicas. Each keeps submissions of its own, so a poll that reaches the wrong replica is forwarded.
 
 The id of a kept submission begins with the name of the replica that keeps it. A poll is forwarded only to a name of the
-own set of replicas, which differs from this one's in its number; nothing else in an id leads anywhere. The replica that
+same set of replicas, which differs from this one's in its number; any other id is answered here. The replica that
 keeps a submission decides who may read its result.
 """
 
@@ -37,7 +37,7 @@ _PASSED_ON = (
 )
 
 
-class Peers:
+class Replicas:
     """Recognises submissions that another replica keeps, and forwards polls to it."""
 
     def __init__(self, jobs: loading.JobSettings, session: aiohttp.ClientSession) -> None:
