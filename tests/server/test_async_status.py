@@ -146,7 +146,7 @@ async def test_a_status_can_be_read_and_deleted_and_nothing_else(keeping, method
         assert statuses(await result(world, where)) == [201]
 
 
-@pytest.mark.parametrize("name", ["x", "A" * 43, "%00", "a" * 4000, "%F0%9F%A9%B8", "%FF"])
+@pytest.mark.parametrize("name", ["x", "A" * 43, "%00", "a" * 1500, "%F0%9F%A9%B8", "%FF"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_an_unknown_id_is_not_found(keeping, method: str, name: str) -> None:
     async with keeping() as world:
