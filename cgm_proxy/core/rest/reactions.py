@@ -1,17 +1,21 @@
-"""What each answer of the upstream leads to, in two tables: from status to cause, and from cause to reaction.
+"""What each answer of the upstream to a create leads to, in two tables: from status to cause, and from cause to reaction.
 
-Whoever asks what happens to a 409 finds it here: it is a lost race or a lasting conflict. The chunk is sent again up to
-`RACES` times, without slowing down. If the conflict lasts, the chunk is halved until the guilty entry is alone; that entry
-is answered 503 with the server's words, and the other entries are stored.
+For example, a 409 is a lost race or a lasting conflict. The chunk is sent again up to `RACES` times, without slowing down. If
+the conflict lasts, the chunk is halved until the guilty entry is alone. That entry is answered 503 with the server's words,
+and the other entries are stored.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: Why an entry has no location: the server refuses it for good (`refused`); it conflicts with a concurrent or an earlier
-#: write (`conflict`); its condition failed, or it is stored but the server did not say where (`unclear`); the server did
-#: nothing (`busy`); the server failed at it (`failed`); nobody knows what the server did (`lost`).
+#: Why an entry has no location:
+#: - `refused`: the server refuses it for good;
+#: - `conflict`: it conflicts with a concurrent or an earlier write;
+#: - `unclear`: its condition failed, or it is stored but the server did not say where;
+#: - `busy`: the server did nothing;
+#: - `failed`: the server failed at it;
+#: - `lost`: it is unknown what the server did.
 Cause = Literal["refused", "conflict", "unclear", "busy", "failed", "lost"]
 
 
@@ -50,7 +54,7 @@ class Reaction:
     looks: bool = False
     """Whether the server is searched for the entries before they are sent again."""
     halves: bool = False
-    """Whether the chunk is halved when it was sent often enough, so that one bad entry does not keep the others out."""
+    """Whether the chunk is halved when its retries are used up, so that one bad entry does not keep the others out."""
     may_arrive_late: bool = False
     """Whether the request may still be carried out: entries that are not created conditionally are not sent again."""
 
@@ -64,6 +68,6 @@ REACTIONS: Mapping[Cause, Reaction] = {
     "lost": Reaction("retry", slows=True, may_arrive_late=True),
 }
 
-#: How often a chunk is sent again that loses races, and a part of a chunk that lost all of them.
+#: How often a chunk is sent again after lost races, and each half of a chunk that lost all of them.
 RACES = 12
-RACES_OF_A_PART = 3
+RACES_OF_A_HALF = 3

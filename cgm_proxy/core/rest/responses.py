@@ -1,7 +1,7 @@
 """Read what a FHIR server answers to searches and to entries that it was sent.
 
-A server, or a gateway before it, may answer anything: nothing here raises. What does not fit is left out of a search and
-confirms nothing.
+A server, or a gateway before it, may answer anything, so nothing here raises. Malformed parts of a search's result are left
+out, and a malformed response to a create confirms nothing.
 """
 
 import math
@@ -39,7 +39,7 @@ REFUSING_ALL = frozenset({401, 403, 405, 406, 407, 410, 415, 501, 505})
 #: Issue types of a Bundle that is too large (https://hl7.org/fhir/R4/valueset-issue-type.html), besides status 413.
 TOO_LARGE = frozenset({"too-costly", "too-long"})
 
-#: A `Retry-After` of so many digits is endless.
+#: A `Retry-After` of so many digits is taken as infinite.
 LONGEST_NUMBER = 300
 
 #: Characters of a link's query that are not percent-encoded.
@@ -59,14 +59,14 @@ class UpstreamResponse(NamedTuple):
 
 
 class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
-    """A refusal that sending the same again does not change."""
+    """A refusal for good: sending the same again would not help."""
 
     status: int
     outcome: JsonObject
     authenticate: str | None = None
 
     @property
-    def of_all(self) -> bool:
+    def refuses_all(self) -> bool:
         """Whether the server would refuse any entry."""
         return self.status < 400 or self.status in REFUSING_ALL
 
@@ -89,7 +89,7 @@ class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
         return Refused(502 if self.status < 400 else status, tuple(issues), self.authenticate)
 
     def named(self, entries: Sequence[AcceptedEntry]) -> set[int]:
-        """Return the positions of the entries that it names: by FHIRPath, by identity, or by what they reference.
+        """Return the positions of the entries that the outcome names: by FHIRPath, by identity, or by what they reference.
 
         HAPI 8.8 gives no path; it quotes the condition, which holds the identity, or the reference.
         """
@@ -105,7 +105,7 @@ class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
 
 
 class Retry(msgspec.Struct, frozen=True, gc=False):
-    """An entry that may be answered differently when it is sent again, not before `wait` seconds have passed."""
+    """Why an entry is not settled, and may be sent again after `wait` seconds."""
 
     cause: Cause
     wait: float = 0.0

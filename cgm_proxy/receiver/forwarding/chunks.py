@@ -1,7 +1,7 @@
-"""The life of one chunk: look, send, settle, and send again or halve, until the outcome of each entry is known.
+"""Delivers one chunk: look up, send, settle, and send again or halve, until the outcome of each entry is known.
 
-What each answer of the server leads to is decided by the tables in `core/rest/reactions.py`; how often and after which
-pauses a chunk is sent again, by `retry_budget.py`. This module carries it out.
+The tables in `core/rest/reactions.py` decide what each answer of the server leads to, and `retry_budget.py` how often and
+after which pauses a chunk is sent again. This module carries it out.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ NO_LOCK = refused(
     code="conflict",
 )
 
-#: How long nothing is sent after a request that may still arrive, if its entries must not be sent again (seconds).
+#: How long nothing is sent after a request that may still be carried out, if its entries must not be sent again (seconds).
 SETTLING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Who takes part in delivering the entries of one submission."""
+    """What delivering the entries of one submission needs; all its chunks share it."""
 
     sender: Sender
     duplicates: DuplicateFinder
@@ -56,13 +56,13 @@ class Chunks:
         self._budget = delivery.budget
         self._may_arrive_late: set[int] = set()
 
-    async def deliver(self, groups: Sequence[Group], *, part: bool = False) -> None:
-        """Send groups in one chunk, again while that may help, and halved if the server refuses or fails at it.
+    async def deliver(self, groups: Sequence[Group], *, half: bool = False) -> None:
+        """Send groups as one chunk, again while that may help, and in halves if the server refuses it or fails at it.
 
-        `part` is whether they are a part of a chunk that was given up. A group that is too large for the server is left
+        `half` is whether they are half of a chunk that was given up. A group that is too large for the server is left
         without an outcome.
         """
-        attempts = Attempts(self._budget, part=part)
+        attempts = Attempts(self._budget, half=half)
         look, condition_failed = self._strategy.creating.looks, False
         remaining = self._ledger.unsettled(groups)
         while remaining:
@@ -82,7 +82,7 @@ class Chunks:
     # One attempt -----------------------------------------------------------------------------------------------------
 
     async def _attempt(self, indices: Sequence[int], *, look: bool) -> UpstreamRefusal | dict[int, Retry]:
-        """Look and send once; record what is known afterwards, and return why the other entries have no outcome."""
+        """Look up and send once; record the outcomes, and return why the other entries have none."""
         budget = self._budget
         while True:
             await asyncio.sleep(budget.pause)
@@ -112,7 +112,7 @@ class Chunks:
             return retries
 
     async def _look(self, indices: Sequence[int]) -> tuple[dict[int, Retry], list[int]]:
-        """Search for entries: return why some can't be sent now, and which are to be sent."""
+        """Search for entries: record those that are stored; return why some can't be sent now, and which are to be sent."""
         creating = self._strategy.creating
         entries = [self._plan.creates[index] for index in indices]
         found, retries = await self._delivery.duplicates.look_up(entries, by_id=creating.by_id, must=creating.looks)
@@ -136,7 +136,7 @@ class Chunks:
             self._ledger.record({**existing, **not_confirmed})
 
     def _report(self, retries: Mapping[int, Retry], began: float) -> None:
-        """Tell the retry budget how the attempt went."""
+        """Report the attempt to the retry budget."""
         failures = [retry for retry in retries.values() if REACTIONS[retry.cause].slows]
         if not failures:
             self._budget.succeeded()
@@ -147,27 +147,27 @@ class Chunks:
     # When sending the same again does not help -----------------------------------------------------------------------
 
     async def _refused(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> None:
-        """Find the guilty groups of a refused chunk: the groups that the refusal names, else by halves."""
+        """Find the guilty groups of a refused chunk: those that the refusal names, or else by halving the chunk."""
         negotiation, indices = self._upstream.strategy, _indices(groups)
         if refusal.too_large and len(indices) > 1:
             negotiation.too_large(len(indices))
             if len(groups) == 1 and not self._plan.atomic:
                 return
-        if len(groups) > 1 and not refusal.of_all:
+        if len(groups) > 1 and not refusal.refuses_all:
             positions = refusal.named([self._plan.creates[index] for index in indices])
             named = {indices[position] for position in positions}
             guilty = [group for group in groups if not named.isdisjoint(group)]
             innocent = [group for group in groups if named.isdisjoint(group)]
             half = len(groups) // 2
-            for part in (innocent, guilty) if guilty and innocent else (groups[:half], groups[half:]):
-                await self.deliver(part)
+            for smaller in (innocent, guilty) if guilty and innocent else (groups[:half], groups[half:]):
+                await self.deliver(smaller)
             return
-        if refusal.of_all and refusal.status not in NOT_ALLOWED:
+        if refusal.refuses_all and refusal.status not in NOT_ALLOWED:
             negotiation.doubt()
         self._ledger.record(dict.fromkeys(indices, refusal.as_refused()))
 
     async def _condition_failed_again(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
-        """Take a failed condition for a refusal: looking did not tell what it met."""
+        """Treat a condition that failed again as a refusal: the search in between did not find what it matches."""
         refusals = {index: retry.refusal for index, retry in answer.items()}
         refusal = next((each for each in refusals.values() if each), None)
         if refusal and self._strategy.sending.whole:
@@ -176,14 +176,14 @@ class Chunks:
             self._ledger.record({i: each.as_refused() if each else UNKNOWN for i, each in refusals.items()})
 
     async def _give_up(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
-        """Leave the entries unknown; but first halve a chunk in which one bad entry may keep the others out."""
+        """Answer 503 for the entries; but first halve a chunk in which one bad entry may keep the others out."""
         CHUNKS.labels("unknown").inc()
         causes = {retry.cause for retry in answer.values()}
         halves = len(causes) == 1 and all(REACTIONS[cause].halves for cause in causes)
         if halves and len(groups) > 1 and self._budget.halve():
             half = len(groups) // 2
-            await self.deliver(groups[:half], part=True)
-            await self.deliver(groups[half:], part=True)
+            await self.deliver(groups[:half], half=True)
+            await self.deliver(groups[half:], half=True)
             return
         for index, retry in answer.items():
             why = FAILED if retry.cause == "failed" else UNAVAILABLE

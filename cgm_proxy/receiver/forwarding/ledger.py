@@ -1,4 +1,4 @@
-"""What is known of each entry of one submission so far: the only thing that changes while a submission is stored."""
+"""The outcomes of a submission's entries so far, in one place: every part, wave and chunk records them here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,9 +25,9 @@ class Ledger:
         return [left for group in groups if (left := tuple(i for i in group if i not in self._outcomes))]
 
     def locations(self, plan: Plan, entries: Sequence[AcceptedEntry]) -> dict[str, str]:
-        """Return the references of these entries that are written differently upstream, with what replaces them.
+        """Return the references of these entries that change on the way upstream, each with its replacement.
 
-        A reference to a stored entry becomes its location; others are replaced as the plan says.
+        A reference to a stored entry becomes its location; others are replaced by the plan's aliases.
         """
         if not plan.links and not plan.aliases:
             return {}

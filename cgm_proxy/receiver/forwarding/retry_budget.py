@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import Collection
 
-from cgm_proxy.core.rest.reactions import RACES, RACES_OF_A_PART, REACTIONS, Cause
+from cgm_proxy.core.rest.reactions import RACES, RACES_OF_A_HALF, REACTIONS, Cause
 
 #: Pause after a first failure (seconds); it triples with each further failure in a row.
 FIRST_PAUSE = 0.05
@@ -19,8 +19,8 @@ LONGEST_PAUSE = 5.0
 #: Longest pause after a lost race (seconds): the winner is done soon.
 RACE_PAUSE = 1.0
 
-#: The budget is used up by this many times the failures in a row that a single chunk may meet.
-CHUNKS = 3
+#: The budget is used up by as many failures in a row as this many chunks would be given up after.
+FAILING_CHUNKS = 3
 
 #: How often the chunks of one submission are halved because the server fails at them (500, 409); after that the server itself
 #: is taken for broken, not an entry.
@@ -28,11 +28,11 @@ HALVINGS = 32
 
 
 class RetryBudget:
-    """Bounds what one submission asks of a server that fails; `deadline` is a time of the event loop."""
+    """Bounds how often one submission is sent to a server that fails; `deadline` is a time of the event loop."""
 
     def __init__(self, retries: int, deadline: float) -> None:
         self.retries = retries
-        self._most = CHUNKS * (retries + 1)
+        self._max_failures = FAILING_CHUNKS * (retries + 1)
         self.deadline = deadline
         self._failures_in_a_row = 0
         self._last_failure = 0.0
@@ -41,8 +41,8 @@ class RetryBudget:
 
     @property
     def used_up(self) -> bool:
-        """Whether nothing more is sent."""
-        return self._failures_in_a_row >= self._most or self._pause_until >= self.deadline
+        """Whether nothing more may be sent."""
+        return self._failures_in_a_row >= self._max_failures or self._pause_until >= self.deadline
 
     @property
     def pause(self) -> float:
@@ -73,16 +73,16 @@ class RetryBudget:
 
 
 class Attempts:
-    """Counts how often one chunk was sent; a part of a chunk that was given up gets fewer attempts."""
+    """Counts how often one chunk is sent; half of a chunk that was given up gets fewer attempts."""
 
-    def __init__(self, budget: RetryBudget, *, part: bool = False) -> None:
+    def __init__(self, budget: RetryBudget, *, half: bool = False) -> None:
         self._budget = budget
-        self._retries = 0 if part else budget.retries
-        self._races = RACES_OF_A_PART if part else RACES
+        self._retries = 0 if half else budget.retries
+        self._races = RACES_OF_A_HALF if half else RACES
         self._lost_races = 0
 
     async def another(self, causes: Collection[Cause]) -> bool:
-        """Whether the chunk is sent once more; after a lost race it pauses first, to keep the competitors apart."""
+        """Whether the chunk may be sent once more; after a lost race this pauses first, to keep the competitors apart."""
         if any(REACTIONS[cause].repeats == "retry" for cause in causes):
             self._retries -= 1
             return self._retries >= 0 and not self._budget.used_up

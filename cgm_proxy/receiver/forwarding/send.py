@@ -1,4 +1,4 @@
-"""Send entries upstream in one request, or one after another, and read what became of each."""
+"""Sends entries upstream in one request, or one after another, and reads the result of each."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

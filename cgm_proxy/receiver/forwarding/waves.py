@@ -1,4 +1,4 @@
-"""Send a plan upstream wave by wave: whole groups as they are, and the others entry by entry."""
+"""Sends a plan upstream wave by wave: a group whole if the server can store it so, else entry by entry."""
 
 import asyncio
 from collections import deque
@@ -45,7 +45,7 @@ async def forward(plan: Plan, delivery: Delivery) -> None:
 
 
 async def _send_wave(groups: Sequence[Group], plan: Plan, chunks: Chunks, delivery: Delivery) -> None:
-    """Send groups that don't reference one another, a few chunks at a time; a chunk has the size that suits the server now."""
+    """Send groups that don't reference one another, a few chunks at a time; the rate limiter says how large a chunk is."""
     limiter, waiting = delivery.sender.upstream.limiter, deque[Group]()
     for group in groups:
         lost = _lost_reference(group, plan, delivery)

@@ -208,4 +208,4 @@ def test_a_refusal_names_entries_by_path_by_identity_or_by_what_they_reference(
     ],
 )
 def test_a_refusal_is_of_an_entry_of_so_many_or_of_all(said: UpstreamRefusal, too_large: bool, of_all: bool) -> None:
-    assert (said.too_large, said.of_all) == (too_large, of_all)
+    assert (said.too_large, said.refuses_all) == (too_large, of_all)

@@ -121,7 +121,7 @@ async def test_a_failing_server_is_not_sent_the_rest_one_by_one() -> None:
     async with proxying(**SINGLE, upstream__retries=0) as world:
         world.fake.always(posts, before(503))
         assert counted(await world.submit(world.readings(100))) == {503: 100}
-        assert len(world.fake.received(posts)) <= retry_budget.CHUNKS + 2
+        assert len(world.fake.received(posts)) <= retry_budget.FAILING_CHUNKS + 2
 
 
 # ---- update as create

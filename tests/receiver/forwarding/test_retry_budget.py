@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cgm_proxy.receiver.forwarding import retry_budget
-from cgm_proxy.receiver.forwarding.retry_budget import CHUNKS, RetryBudget
+from cgm_proxy.receiver.forwarding.retry_budget import FAILING_CHUNKS, RetryBudget
 
 
 def now() -> float:
@@ -14,10 +14,10 @@ def now() -> float:
 
 async def test_failures_in_a_row_wear_it_out_and_a_success_restores_it() -> None:
     it = RetryBudget(retries=0, deadline=now() + 60)
-    for _ in range(CHUNKS - 1):
+    for _ in range(FAILING_CHUNKS - 1):
         it.failed(now(), 0)
     it.succeeded()
-    for _ in range(CHUNKS - 1):
+    for _ in range(FAILING_CHUNKS - 1):
         it.failed(now(), 0)
     assert not it.used_up
     it.failed(now(), 0)
@@ -28,7 +28,7 @@ async def test_failures_in_a_row_wear_it_out_and_a_success_restores_it() -> None
 async def test_what_was_under_way_together_fails_together() -> None:
     it, began = RetryBudget(retries=0, deadline=now() + 60), now()
     await asyncio.sleep(0.01)
-    for _ in range(10 * CHUNKS):
+    for _ in range(10 * FAILING_CHUNKS):
         it.failed(began, 0)
     assert not it.used_up
 

@@ -27,7 +27,7 @@ from support.fake_upstream import (
 from support.proxying import counted, entry_rules, locations, proxying, statuses
 
 from cgm_proxy import offload
-from cgm_proxy.core.rest.reactions import RACES, RACES_OF_A_PART
+from cgm_proxy.core.rest.reactions import RACES, RACES_OF_A_HALF
 from cgm_proxy.core.submission import reader
 from cgm_proxy.core.submission.judge import IncrementalJudge
 from cgm_proxy.observability import stream_stats
@@ -154,8 +154,8 @@ async def test_a_race_that_never_ends_leaves_nothing_but_503() -> None:
     async with proxying() as world:
         world.fake.always(transactions, before(409))
         assert statuses(await world.submit(world.readings(3))) == [503] * 3
-        parts = 4  # of three readings: one and two, then each of these
-        assert len(world.fake.received(transactions)) == RACES + 1 + parts * (RACES_OF_A_PART + 1)
+        halves = 4  # of three readings: one and two, then each of these
+        assert len(world.fake.received(transactions)) == RACES + 1 + halves * (RACES_OF_A_HALF + 1)
 
 
 #: Faults that outlast the budget: whether the store had committed, and why nobody could know.
