@@ -288,7 +288,7 @@ async def test_an_upstream_that_fails_at_everything_is_soon_left_alone(act, retr
     async with proxying(upstream__retries=retries, forward__chunk=10) as world:
         world.fake.always(transactions, act)
         assert counted(await world.submit(world.readings(400))) == {503: 400}
-        assert len(world.fake.received(transactions)) <= retry_budget.CHUNKS * (retries + 1) + 2
+        assert len(world.fake.received(transactions)) <= retry_budget.FAILING_CHUNKS * (retries + 1) + 2
 
 
 async def test_several_guilty_entries_in_several_chunks_are_each_found() -> None:
