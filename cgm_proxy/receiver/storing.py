@@ -29,7 +29,7 @@ from cgm_proxy.receiver.forwarding.waves import forward
 from cgm_proxy.receiver.pass_through import batch_of, pass_through, unanswered, unjudged
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester, UpstreamClient
-from cgm_proxy.upstream.faults import fault
+from cgm_proxy.upstream.faults import count_fault
 
 #: Statuses of a search after which later parts are not searched for: the server did not answer at all.
 OUT_OF_REACH = frozenset({503, 504})
@@ -139,7 +139,7 @@ class Storing:
                 settled = await self._delivery.duplicates.find(accepted)
             self._begun = True
         except (RequestRefused, TimeoutError) as error:
-            self._failure = error if isinstance(error, RequestRefused) else fault(error)
+            self._failure = error if isinstance(error, RequestRefused) else count_fault(error)
             settled = dict.fromkeys((each.entry.index for each in accepted), _not_sent(self._failure))
         plan = self._planner.plan(accepted, settled)
         if self._submission.atomic and any(isinstance(outcome, Refused) for outcome in plan.settled.values()):
@@ -169,7 +169,7 @@ class Storing:
                     async with self._cache.invalidating_bundle(batch):
                         self._ledger.record(await pass_through(passing, batch, sender.upstream, sender.requester))
         except TimeoutError as error:
-            fault(error)  # counts it
+            count_fault(error)
 
     async def _with_resources(self, outcomes: Mapping[int, Outcome]) -> Mapping[int, Outcome]:
         """Add the stored resources that the upstream did not send along, as far as the submitter itself may read them."""

@@ -21,13 +21,13 @@ from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest import responses
 from cgm_proxy.core.rest.reactions import cause_of
 from cgm_proxy.core.rest.responses import UpstreamResponse
-from cgm_proxy.core.rest.strategy import URN, name
+from cgm_proxy.core.rest.strategy import URN, logical_id
 from cgm_proxy.core.submission.identity import IDENTITY_SYSTEM, search_token
 from cgm_proxy.core.submission.outcomes import Stored
 from cgm_proxy.observability.metrics import UPSTREAM_SECONDS
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.faults import fault
+from cgm_proxy.upstream.faults import count_fault
 from cgm_proxy.upstream.negotiation import StrategyInForce
 from cgm_proxy.upstream.pacing import RateLimiter
 
@@ -139,8 +139,8 @@ class UpstreamClient:
         found: dict[str, JsonObject] = {}
         by_type: dict[str, list[str]] = {}
         for reference in references:
-            resource_type, _, logical_id = reference.partition("/")
-            by_type.setdefault(resource_type, []).append(logical_id)
+            resource_type, _, resource_id = reference.partition("/")
+            by_type.setdefault(resource_type, []).append(resource_id)
         for resource_type, ids in by_type.items():
             for start in range(0, len(ids), SEARCHED):
                 batch = ids[start : start + SEARCHED]
@@ -170,7 +170,7 @@ class UpstreamClient:
         self, resource_type: str, identities: Sequence[str], requester: Requester, *, by_id: bool = False
     ) -> dict[str, list[JsonObject]]:
         """Return the stored resources of one type by identity, which is an identifier or, with `by_id`, the id."""
-        terms = [name(identity) if by_id else search_token(identity) for identity in identities]
+        terms = [logical_id(identity) if by_id else search_token(identity) for identity in identities]
         parameters = {
             "_id" if by_id else "identifier": ",".join(terms),
             "_elements": "identifier,subject,patient",
@@ -275,7 +275,7 @@ class UpstreamClient:
                     if len(data) > self._largest:
                         raise aiohttp.ClientPayloadError("the response is too long")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise fault(error) from error
+            raise count_fault(error) from error
         UPSTREAM_SECONDS.observe(clock() - started)
         return response.status, response.headers, bytes(data)
 

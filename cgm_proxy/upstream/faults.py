@@ -1,4 +1,4 @@
-"""Requests to the upstream that failed: how they are counted, and what the client is answered.
+"""Requests to the upstream that failed without a response: how they are counted, and what the client is answered.
 
 The relay and the submissions share one table: the same fault has the same rule id and status everywhere.
 """
@@ -13,7 +13,7 @@ import aiohttp
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.observability.metrics import UPSTREAM_ERRORS
 
-#: The server did not take a chunk, however often it was sent.
+#: The server did not take a chunk, and its retries are used up.
 _LATE = "the server did not take the entry in time; sending it again is safe"
 UNAVAILABLE = refuse(503, "upstream-unavailable", _LATE, code="transient")
 
@@ -58,8 +58,8 @@ def refusal_of(error: Exception) -> RequestRefused:
     return RequestRefused(refused.status, refused.issues)
 
 
-def fault(error: Exception) -> RequestRefused:
-    """Count a failed request on behalf of a submission, and return what the client is answered."""
+def count_fault(error: Exception) -> RequestRefused:
+    """Count a request that failed on behalf of a submission, and return what the client is answered."""
     UPSTREAM_ERRORS.labels(next(kind for types, kind, _ in _FAULTS if isinstance(error, types))).inc()
     return refusal_of(error)
 
@@ -71,4 +71,4 @@ async def within(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
-        raise fault(error) from error
+        raise count_fault(error) from error

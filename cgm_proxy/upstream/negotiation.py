@@ -1,4 +1,4 @@
-"""What the upstream can do, and so the strategy in force: read from its CapabilityStatement, and read again now and then."""
+"""Negotiation: the strategy in force, chosen by the upstream's CapabilityStatement, which is read again now and then."""
 
 import asyncio
 import logging
@@ -19,8 +19,8 @@ _ELEMENTS = (
 #: Where the statement is requested, in this order: HAPI's whole statement has 1.8 MB, these elements have 11 kB.
 PATHS = (f"/metadata?_elements={_ELEMENTS}", "/metadata")
 
-#: How long a statement is relied on (seconds): servers are replaced and upgraded.
-KEPT = 600.0
+#: How long a statement counts (seconds): servers are replaced and upgraded.
+VALID_SECONDS = 600.0
 
 #: How long a submission waits for the statement (seconds).
 TIMEOUT = 5.0
@@ -37,19 +37,19 @@ class StrategyInForce:
         self._fetch = fetch
         self._reading = asyncio.Lock()
         self._abilities: Abilities | None = None
-        self._until = 0.0
+        self._valid_until = 0.0
         self._strategy: Strategy | None = None
 
     async def get(self) -> Strategy:
-        """Return the strategy by a recent statement; by the last one, or FHIR's own way, if none can be read."""
+        """Return the strategy by a recent statement. If none can be read, the last one counts, or else the defaults."""
         async with self._reading:
-            if self._strategy is None or asyncio.get_running_loop().time() >= self._until:
+            if self._strategy is None or asyncio.get_running_loop().time() >= self._valid_until:
                 self._use(await self._read())
             return self._strategy or Strategy()
 
     def doubt(self) -> None:
         """Read the statement again before the next submission: the server did not do what it declares."""
-        self._until = 0.0
+        self._valid_until = 0.0
 
     def too_large(self, entries: int) -> None:
         """Send fewer entries at once than these, until the statement is read again."""
@@ -73,7 +73,7 @@ class StrategyInForce:
         given = self._settings.upstream
         known = able or self._abilities
         if able:
-            self._until = asyncio.get_running_loop().time() + KEPT
+            self._valid_until = asyncio.get_running_loop().time() + VALID_SECONDS
         chosen = strategy(known or Abilities(), send=given.send, create=given.create, entries=given.bundle_entries)
         before = self._strategy
         if before is None or (chosen.sending, chosen.creating) != (before.sending, before.creating):

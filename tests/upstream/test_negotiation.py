@@ -76,7 +76,7 @@ async def test_a_statement_is_believed_for_a_while_and_its_successor_then() -> N
 
 
 async def test_a_server_that_has_learnt_is_believed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(negotiation, "KEPT", 0)
+    monkeypatch.setattr(negotiation, "VALID_SECONDS", 0)
     async with proxying() as world:
         world.fake.script(metadata, UPDATE)
         assert await asked_in_transactions(world, 2) == {"PUT"}
@@ -85,7 +85,7 @@ async def test_a_server_that_has_learnt_is_believed_after_a_while(monkeypatch: p
 
 async def test_what_was_read_is_believed_on_while_nothing_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a server that ignores conditions would be trusted with them, because its statement was away for a moment."""
-    monkeypatch.setattr(negotiation, "KEPT", 0)
+    monkeypatch.setattr(negotiation, "VALID_SECONDS", 0)
     async with proxying() as world:
         world.fake.script(metadata, UPDATE)
         assert await asked_in_transactions(world, 2) == {"PUT"}

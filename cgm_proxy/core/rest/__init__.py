@@ -1,1 +1,1 @@
-"""What is said to a FHIR server and what it answers: create requests, responses, capability statements, strategies."""
+"""Requests to a FHIR server, and the meaning of its responses."""

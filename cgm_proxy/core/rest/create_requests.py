@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from cgm_proxy.core.codec.json_body import decode, encode
 from cgm_proxy.core.json_values import JsonObject
-from cgm_proxy.core.rest.strategy import Strategy, name
+from cgm_proxy.core.rest.strategy import Strategy, logical_id
 from cgm_proxy.core.submission.identity import stamp
 from cgm_proxy.core.submission.plan import AcceptedEntry
 
@@ -42,4 +42,4 @@ def single(
 
 def _resource(entry: AcceptedEntry, locations: Mapping[str, str], strategy: Strategy) -> bytes:
     stamped = stamp(entry.entry, entry.identity, locations)
-    return encode({**decode(stamped), "id": name(entry.identity)}) if strategy.creating.by_id else stamped
+    return encode({**decode(stamped), "id": logical_id(entry.identity)}) if strategy.creating.by_id else stamped

@@ -1,6 +1,6 @@
 """What an upstream can do, and how entries are sent to it and created once: two small tables.
 
-In each table the first row counts that the upstream is able to do, unless a setting names another row. Each row keeps the
+In each table the first row that the upstream is able to do is used, unless a setting names another row. Each row keeps the
 invariants by itself: an entry is created in the way of its row, or not at all.
 """
 
@@ -18,7 +18,7 @@ URN = "urn:uuid:"
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a server declares that it can do. The defaults are FHIR's own way, for a server whose statement can't be read."""
+    """What a server declares that it can do. The defaults are for a server whose statement can't be read."""
 
     transactions: bool = True
     batches: bool = True
@@ -86,8 +86,8 @@ class Creating:
     are not sent again."""
 
 
-def name(identity: str) -> str:
-    """Return the id of the resource whose id is its identity."""
+def logical_id(identity: str) -> str:
+    """Return the id of a resource that is created with its identity as id: the UUID in it."""
     return identity.removeprefix(URN)
 
 
@@ -109,7 +109,7 @@ CREATING = (
         lambda able: able.update_create,
         lambda resource_type, identity, _: {
             "method": "PUT",
-            "url": f"{resource_type}/{name(identity)}",
+            "url": f"{resource_type}/{logical_id(identity)}",
             "ifNoneMatch": "*",
         },
         looks=True,
@@ -158,7 +158,7 @@ def strategy(able: Abilities, *, send: str = "auto", create: str = "auto", entri
     return Strategy(sending, creating, able.hapi, min(limits, default=None))
 
 
-def apart(groups: Collection[Group], plan: Plan) -> tuple[list[tuple[Group, ...]], list[int]]:
+def split_groups(groups: Collection[Group], plan: Plan) -> tuple[list[tuple[Group, ...]], list[int]]:
     """Split groups into single entries: return the waves, each after what it references, and the entries on a circle.
 
     An entry is on a circle if it references the duplicate of an entry that references it.

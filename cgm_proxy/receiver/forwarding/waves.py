@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from cgm_proxy.core.rest.strategy import apart
+from cgm_proxy.core.rest.strategy import split_groups
 from cgm_proxy.core.submission.outcomes import Refused, Stored, refused
 from cgm_proxy.core.submission.plan import Group, Plan
 from cgm_proxy.receiver.forwarding.chunks import Chunks, Delivery
@@ -38,7 +38,7 @@ async def forward(plan: Plan, delivery: Delivery) -> None:
         if plan.atomic:
             ledger.record({index: NOT_WHOLE for group in remaining for index in group})
             continue
-        steps, circular = apart(remaining, plan)
+        steps, circular = split_groups(remaining, plan)
         ledger.record(dict.fromkeys(circular, CIRCULAR))
         for step in steps:
             await _send_wave(step, plan, chunks, delivery)

@@ -19,7 +19,7 @@ from support.submissions import (
 
 from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.rest.create_requests import bundle, single
-from cgm_proxy.core.rest.strategy import CREATING, SENDING, Abilities, Strategy, abilities, apart, strategy
+from cgm_proxy.core.rest.strategy import CREATING, SENDING, Abilities, Strategy, abilities, split_groups, strategy
 from cgm_proxy.core.submission.plan import Plan, Planner
 from cgm_proxy.settings.sections import UpstreamSettings
 
@@ -151,12 +151,12 @@ def test_members_go_before_their_summary_and_that_before_the_report() -> None:
     made = planned(
         entry(report(urn(3)), urn(4)), entry(summary(urn(2)), urn(3)), entry(gmi(), urn(2)), entry(device(), urn(1))
     )
-    assert apart(everything(made), made) == ([((2,), (3,)), ((1,),), ((0,),)], [])
+    assert split_groups(everything(made), made) == ([((2,), (3,)), ((1,),), ((0,),)], [])
 
 
 def test_what_is_stored_by_then_holds_nothing_up() -> None:
     made = planned(entry(summary(urn(2), urn(1)), urn(3)), entry(gmi(), urn(2)), entry(reading(), urn(1)))
-    assert apart([(0,)], made) == ([((0,),)], [])
+    assert split_groups([(0,)], made) == ([((0,),)], [])
 
 
 def test_entries_that_a_repetition_makes_a_circle_of_are_left_out() -> None:
@@ -169,7 +169,7 @@ def test_entries_that_a_repetition_makes_a_circle_of_are_left_out() -> None:
     ]
     made = planned(*circle)
     assert made.same_as == {2: 0}
-    assert apart(everything(made), made) == ([((3,),)], [0, 1])
+    assert split_groups(everything(made), made) == ([((3,),)], [0, 1])
 
 
 # ---- requests
