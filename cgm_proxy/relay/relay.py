@@ -112,7 +112,7 @@ class Relay:
                     raise
                 return await self._exchange(request, upstream_request)
         except web.RequestPayloadError as fault:
-            text = "The request's body ends early or is not framed as its header fields declare; send it again."
+            text = "the body ends early or is not framed as its header fields declare; send it again"
             raise self._count(refuse(400, "malformed-body", text)) from fault
         except _UPSTREAM_FAULTS as fault:
             if request.transport is None or request.transport.is_closing():
@@ -193,11 +193,11 @@ class Relay:
     def _upstream_request(self, request: web.BaseRequest, body: Buffer | None) -> _UpstreamRequest:
         """Write the request for the upstream; raises `RequestRefused` (501) if it can't be relayed."""
         if request.method == "CONNECT" or "websocket" in request.headers.get("Upgrade", "").lower():
-            text = "Tunnels and protocol upgrades are not supported here."
+            text = "tunnels and protocol upgrades are not supported here; send a plain HTTP request"
             raise refuse(501, "no-upgrade", text, code="not-supported")
         coding = request.headers.get("Transfer-Encoding", "")
         if coding and coding.strip().lower() != "chunked":
-            text = "The only Transfer-Encoding that is supported here is `chunked`."
+            text = "the only Transfer-Encoding that is supported here is chunked; send the body with it, or with a Content-Length"
             raise refuse(501, "transfer-encoding", text, code="not-supported")
         streamed = request.body_exists if body is None else len(body) > _PIECE
         chunked = bool(coding) and body is None

@@ -290,8 +290,9 @@ def _require_success(status: int, headers: Mapping[str, str], purpose: str) -> N
             for name, value in _joined(headers).items()
             if name.lower() in {"www-authenticate", "retry-after"}
         }
-        text = f"the server answered {status} to a request to {purpose}; the submitter's token, or the service token, must allow it"
-        code = "login" if status == 401 else "forbidden"
+        cure = "try again later" if status == 429 else "the submitter's token, or the service token, must allow it"
+        text = f"the server answered {status} to a request to {purpose}; {cure}"
+        code = {401: "login", 403: "forbidden", 429: "throttled"}[status]
         raise RequestRefused(status, refuse(status, "upstream-authority", text, code=code).issues, kept)
     if status < 500 and cause_of(status, explained=False, retry_after=False) == "refused":
         raise refuse(502, REJECTED, f"the server answered {status} to a request to {purpose}", code="not-supported")

@@ -56,8 +56,12 @@ async def test_a_service_token_is_for_searches_alone() -> None:
     async with proxying(upstream__token="service-token") as world:
         await curious(world)
         reads = [asked for asked in world.fake.seen if asked.path.endswith("_search")]
-        shown = [asked for asked in reads if str(asked) == "POST Observation/_search" and asked.body.startswith(b"_id=")]
-        assert {authority(asked) for asked in shown} == {MINE}  # for a representation: what the submitter itself may see
+        shown = [
+            asked for asked in reads if str(asked) == "POST Observation/_search" and asked.body.startswith(b"_id=")
+        ]
+        assert {authority(asked) for asked in shown} == {
+            MINE
+        }  # for a representation: what the submitter itself may see
         assert {authority(asked) for asked in reads if asked not in shown} == {SERVICE}
         assert {authority(asked) for asked in world.fake.received(transactions)} == {MINE}
         assert {authority(asked) for asked in world.fake.received(gets("Patient/"))} == {MINE}
@@ -171,8 +175,8 @@ async def test_a_refusal_of_the_first_reads_is_the_whole_requests(about, status:
         assert statuses(await world.submit(world.readings(2))) == [201, 201]
 
 
-@pytest.mark.parametrize(("status", "code"), [(401, "login"), (403, "forbidden")])
-async def test_who_is_not_known_is_told_to_log_in_and_who_may_not_that_it_is_forbidden(status: int, code: str) -> None:
+@pytest.mark.parametrize(("status", "code"), [(401, "login"), (403, "forbidden"), (429, "throttled")])
+async def test_the_reason_why_a_read_is_refused_is_passed_on(status: int, code: str) -> None:
     async with proxying() as world:
         world.fake.script(gets("Patient/"), before(status))
         answer = await world.submit(world.readings(1))
