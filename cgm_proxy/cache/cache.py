@@ -7,7 +7,8 @@ because others can write to a shared backend.
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from weakref import WeakValueDictionary
 
@@ -15,10 +16,7 @@ import msgspec
 
 from cgm_proxy.cache.backends import CacheBackend, LocalBackend, Namespace, PatientLock
 from cgm_proxy.cache.valkey_backend import ValkeyBackend
-from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest.responses import ETAG, LOCATION
-from cgm_proxy.core.submission.detection import path_segments
-from cgm_proxy.core.submission.model import ParsedEntries
 from cgm_proxy.core.submission.orders import LONGEST_PERIOD, StandingOrder
 from cgm_proxy.core.submission.outcomes import Stored
 from cgm_proxy.observability.metrics import ORDER_LOOKUPS
@@ -33,8 +31,12 @@ LOCK_TIMEOUT = 10.0
 #: How long a look-up of orders waits for another replica's look-up of the same orders (seconds) before it starts anyway.
 ORDERS_LOCK_TIMEOUT = 3.0
 
-#: Resource types whose stored entries are cached.
-_CACHED_TYPES = frozenset({"Observation", "DiagnosticReport", "Device"})
+
+@dataclass(slots=True)
+class Invalidation:
+    """The invalidation by one write. `linger` is how long the write may go on after its end was last looked for (seconds)."""
+
+    linger: float = 0.0
 
 
 class Cache:
@@ -45,6 +47,9 @@ class Cache:
         self._backend: CacheBackend = ValkeyBackend(settings, shared) if shared else LocalBackend(settings.cache)
         self._order_lookups: dict[tuple[str, str], asyncio.Task[Orders]] = {}
         self._patient_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._lingering: set[asyncio.Task[None]] = set()
+        self.unseen_seconds = settings.upstream.read_timeout
+        """How long a write may still go on if its end was not seen (seconds): as long again as one that is waited for."""
         self.source = self._backend.source
 
     async def start(self) -> None:
@@ -52,8 +57,11 @@ class Cache:
         await self._backend.start()
 
     async def stop(self) -> None:
-        """Disconnect the backend."""
+        """Disconnect the backend. Writes that may go on are not ended there, as if this replica had died in the middle."""
         await self._backend.stop()
+        for task in self._lingering:
+            task.cancel()
+        await asyncio.gather(*self._lingering, return_exceptions=True)
 
     @property
     def available(self) -> bool:
@@ -132,27 +140,21 @@ class Cache:
 
     # ---- invalidation by writes that pass through
 
-    def invalidating_write(self, methods: Iterable[str], path: Collection[str]) -> AbstractAsyncContextManager[None]:
-        """Invalidate what a streamed write by any of the methods may change; `path` holds its path's segments.
+    @asynccontextmanager
+    async def invalidating(self, affected: Collection[Namespace]) -> AsyncIterator[Invalidation]:
+        """Invalidate what a write may change (`cache.writes`), when the write has ended; until then nothing of it is trusted.
 
-        The context surrounds the write. Several methods are possible because a header may override the request's own.
+        The context surrounds the write. If the write may go on afterwards, the invalidation lingers.
         """
-        return self._backend.invalidating({namespace for method in methods for namespace in _affected(method, path)})
-
-    def invalidating_bundle(self, bundle: JsonObject) -> AbstractAsyncContextManager[None]:
-        """Invalidate what a streamed Bundle may change. The context surrounds the request that carries it."""
-        namespaces: set[Namespace] = set()
-        entries = bundle.get("entry")
-        for entry in objects(entries.outlines if isinstance(entries, ParsedEntries) else entries):
-            resource = entry.get("resource")
-            request = entry.get("request")
-            request = request if isinstance(request, dict) else {}
-            if request.get("method") != "GET":
-                # HAPI creates by the resource's type, whatever the URL says.
-                resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
-                path = [*path_segments(str(request.get("url"))), str(resource_type)]
-                namespaces |= _affected(str(request.get("method")), path)
-        return self._backend.invalidating(namespaces)
+        invalidation = Invalidation()
+        async with AsyncExitStack() as write:
+            await write.enter_async_context(self._backend.invalidating(affected))
+            try:
+                yield invalidation
+            finally:
+                if invalidation.linger:
+                    self._lingering.add(task := asyncio.create_task(_end(write.pop_all(), invalidation.linger)))
+                    task.add_done_callback(self._lingering.discard)
 
     # ---- when a patient last submitted
 
@@ -196,18 +198,10 @@ class Cache:
             yield lock
 
 
-def _affected(method: str, path: Collection[str]) -> frozenset[Namespace]:
-    """Return what a write may change: a create changes no other resource, an operation may change anything."""
-    if "_search" in path:
-        return frozenset()
-    namespaces: set[Namespace] = set()
-    is_operation = any(segment.startswith("$") for segment in path)
-    if is_operation or "ServiceRequest" in path or "Patient" in path:
-        namespaces.add("orders")
-    cascades = method == "DELETE"  # a server can be set up to delete the resources that reference a deleted one, too
-    if is_operation or cascades or (method != "POST" and not _CACHED_TYPES.isdisjoint(path)):
-        namespaces.add("known")
-    return frozenset(namespaces)
+async def _end(write: AsyncExitStack, seconds: float) -> None:
+    """End a write that may have gone on until now."""
+    async with write:
+        await asyncio.sleep(seconds)
 
 
 def _is_plausible(order: StandingOrder) -> bool:

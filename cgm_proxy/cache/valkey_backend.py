@@ -23,7 +23,7 @@ from cgm_proxy.settings.loading import Settings
 #: Values in one call: about 0.1 MB, and less than 10 ms of work for Valkey and for this process.
 VALUES_PER_CALL = 1000
 
-#: How long a write to the upstream may take before its replica is considered dead (seconds).
+#: How long a write to the upstream may take before its replica is considered dead, besides the time that it is silent (seconds).
 WRITE_SECONDS = 900
 
 #: Longest value that is stored, and accepted when it is read (bytes).
@@ -82,6 +82,7 @@ class ValkeyBackend:
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._cache = settings.cache
+        self._silence = 2 * settings.upstream.read_timeout
         # The braces put all keys of an upstream into one slot, in case Valkey is a cluster.
         self._prefix = f"cgm1:{{{_hash(settings.upstream.url)[:16]}}}"
         self._valkey = Valkey(url, settings.cache.shared_timeout, self._recover)
@@ -137,7 +138,7 @@ class ValkeyBackend:
         """See `CacheBackend`; the namespaces have no generation for any replica until the context ends."""
         token = _token()
         for namespace in namespaces:
-            arguments = [token, WRITE_SECONDS]
+            arguments = [token, int(WRITE_SECONDS + self._silence)]
             if not await self._valkey.call(self._begin_write, self._state_keys(namespace), arguments):
                 self._invalidate_later(namespace, token)
         try:

@@ -13,10 +13,11 @@ import msgspec
 
 from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.cache.cache import Cache
+from cgm_proxy.cache.writes import affected_by_bundle
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission.model import Entry, Submission
-from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Refused, Stored
+from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, PassedThrough, Refused, Stored
 from cgm_proxy.core.submission.plan import AcceptedEntry, Plan, Planner
 from cgm_proxy.core.submission.reply import Return
 from cgm_proxy.core.submission.verdicts import JudgingContext, Verdict
@@ -166,8 +167,12 @@ class Storing:
                 if passing and self._begun:  # this may change stored resources, as any batch may
                     batch = batch_of(passing)
                     self._ledger.record(dict.fromkeys((entry.index for entry in passing), unanswered()))
-                    async with self._cache.invalidating_bundle(batch):
-                        self._ledger.record(await pass_through(passing, batch, sender.upstream, sender.requester))
+                    async with self._cache.invalidating(affected_by_bundle(batch)) as invalidation:
+                        invalidation.linger = self._cache.unseen_seconds
+                        outcomes = await pass_through(passing, batch, sender.upstream, sender.requester)
+                        self._ledger.record(outcomes)
+                        if not any(isinstance(o, PassedThrough) and o.status == 503 for o in outcomes.values()):
+                            invalidation.linger = 0.0
         except TimeoutError as error:
             count_fault(error)
 

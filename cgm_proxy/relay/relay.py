@@ -96,11 +96,11 @@ class Relay:
         """Close all connections to the upstream."""
         await self._pool.close()
 
-    async def pass_through(self, request: web.BaseRequest, *, body: Buffer | None = None) -> web.StreamResponse:
+    async def pass_through(self, request: web.BaseRequest, *, body: Buffer | None = None) -> StreamedResponse:
         """Send a request upstream and its response back.
 
         `body` is the raw body if it has been read already; it goes upstream byte for byte. Raises `RequestRefused` before
-        the first byte of a response, and `ConnectionError` when the client has disconnected.
+        the first byte of a response, and `ConnectionError` when the client has disconnected before it.
         """
         upstream_request = self._upstream_request(request, body)
         self.traffic.in_flight += 1

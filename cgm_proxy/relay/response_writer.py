@@ -97,7 +97,8 @@ class ResponseWriter:
     ) -> StreamedResponse:
         """Send a response: in one piece if its body is here already, else as it comes.
 
-        Raises `ConnectionError` if the client has disconnected, and `ValueError` if the head must not be passed on.
+        If the client has disconnected, the response is read to its end all the same, because the upstream may be at work until
+        then; whoever does not wait for that cancels it. Raises `ValueError` if the head must not be passed on.
         """
         message, payload = response
         keep_alive = keep_alive and request.keep_alive
@@ -106,7 +107,12 @@ class ResponseWriter:
             if payload.is_eof():
                 return await self._send_at_once(request, message, fields, payload.read_nowait(), keep_alive=keep_alive)
             with _failing_if_lost(protocol, payload):
-                return await self._send_in_pieces(request, message, fields, payload, keep_alive=keep_alive)
+                try:
+                    return await self._send_in_pieces(request, message, fields, payload, keep_alive=keep_alive)
+                except ConnectionError:
+                    return StreamedResponse(message.code, keep_alive=False, complete=await _read_to_end(payload))
+        except ConnectionError:
+            return StreamedResponse(message.code, keep_alive=False, complete=True)
         finally:
             self._traffic.bytes_down += request.writer.output_size
 
@@ -155,6 +161,8 @@ class ResponseWriter:
             while piece := await payload.readany():
                 await writer.write(rewriter.feed(piece) if rewriter else piece)
             await writer.write_eof(rewriter.finish() if rewriter else b"")
+        except ConnectionError:  # the client's; those of the upstream are other exceptions
+            raise
         except _UPSTREAM_FAULTS:
             if _reset_client(request):
                 self._traffic.faults["upstream-broken"] += 1
@@ -180,6 +188,16 @@ class ResponseWriter:
         if not self._bases.differ or message.code == 206 or "Content-Encoding" in message.headers:
             return False
         return message.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _FHIR_TEXT
+
+
+async def _read_to_end(payload: StreamReader) -> bool:
+    """Read a body for nobody; return whether all of it came."""
+    try:
+        while await payload.readany():
+            pass
+    except _UPSTREAM_FAULTS:
+        return False
+    return True
 
 
 def _sized(message: RawResponseMessage) -> bool:

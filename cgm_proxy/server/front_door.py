@@ -12,9 +12,12 @@ from typing import Final
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from cgm_proxy.cache.backends import Namespace
 from cgm_proxy.cache.cache import Cache
+from cgm_proxy.cache.writes import affected_by_bundle, affected_by_write
 from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.codec.fhir_xml import FhirXml
+from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.http.header_fields import METHOD_OVERRIDES, client_address, submitter_fields
 from cgm_proxy.core.issues import RequestRefused, refuse
@@ -25,6 +28,7 @@ from cgm_proxy.core.submission.detection import MAX_PATH, Endpoint, path_segment
 from cgm_proxy.core.submission.dialects import Dialect
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.observability.logs import log
+from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import Intake, SubmissionRequest, SubmissionResponse
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.server.async_status import AsyncStatus
@@ -130,6 +134,15 @@ _METADATA_FIELDS: Final = (
 )
 
 
+#: Statuses of the relay's own refusals after which the upstream has nothing of the request.
+_NOTHING_SENT: Final = frozenset({501, 503})
+#: How long a write goes on that the upstream has accepted for later (202), since nobody tells when it ends (seconds).
+_LATER_SECONDS: Final = 900.0
+#: Most writes that go on without their clients, and the longest body in memory that one of them may hold (bytes).
+_UNATTENDED_WRITES: Final = 32
+_UNATTENDED_BODY: Final = 2**20
+
+
 class FrontDoor:
     """Handles every request of the public port."""
 
@@ -156,6 +169,7 @@ class FrontDoor:
         self._async_status = async_status
         self._bodies = RequestBodies(settings)
         self._in_flight: set[asyncio.Task[web.StreamResponse]] = set()
+        self._unattended: set[asyncio.Task[web.StreamResponse]] = set()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle one request; a refusal becomes an OperationOutcome."""
@@ -175,8 +189,7 @@ class FrontDoor:
                 case Inspect(endpoint):
                     return await self._inspect(request, endpoint)
                 case StreamWrite(methods, path):
-                    async with self._cache.invalidating_write(methods, path):
-                        return await self._relay.pass_through(request)
+                    return await self._write(request, affected_by_write(methods, path))
                 case AnswerMetadata():
                     return await self._answer_metadata(request)
                 case _:
@@ -187,20 +200,54 @@ class FrontDoor:
             return self._responses.refusal(request, refused, request_id)
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until the submissions in flight are finished; those that are not after `seconds` are cancelled.
+        """Wait until the submissions and unattended writes in flight are finished; after `seconds` the others are cancelled.
 
-        Return whether all were finished. A submission that was cancelled may be sent again safely.
+        Return whether all submissions were finished. One that was cancelled may be sent again safely.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        while self._in_flight:
+        while tasks := self._in_flight | self._unattended:
             remaining = deadline - asyncio.get_running_loop().time()
-            done, unfinished = await asyncio.wait(self._in_flight, timeout=max(remaining, 0))
+            done, unfinished = await asyncio.wait(tasks, timeout=max(remaining, 0))
             if not done:
+                finished = not self._in_flight
                 for task in unfinished:
                     task.cancel()
                 await asyncio.wait(unfinished)
-                return False
+                return finished
         return True
+
+    async def _write(
+        self, request: web.BaseRequest, affected: frozenset[Namespace], *, body: Buffer | None = None
+    ) -> web.StreamResponse:
+        """Pass a write through, to its end even if its client disconnects: until then, what it changes is not trusted."""
+        if not affected:
+            return await self._relay.pass_through(request, body=body)
+        write = asyncio.create_task(self._pass_write(request, affected, body))
+        try:
+            return await asyncio.shield(write)
+        except asyncio.CancelledError:
+            if len(self._unattended) < _UNATTENDED_WRITES and len(body or b"") <= _UNATTENDED_BODY:
+                self._unattended.add(write)
+                write.add_done_callback(self._unattended.discard)
+            else:
+                write.cancel()
+            raise
+
+    async def _pass_write(
+        self, request: web.BaseRequest, affected: frozenset[Namespace], body: Buffer | None
+    ) -> web.StreamResponse:
+        """Pass a write through; if its end is not seen, the upstream may still be at work on it."""
+        async with self._cache.invalidating(affected) as invalidation:
+            invalidation.linger = self._cache.unseen_seconds
+            try:
+                response = await self._relay.pass_through(request, body=body)
+            except RequestRefused as refused:
+                if refused.status in _NOTHING_SENT:
+                    invalidation.linger = 0.0
+                raise
+            if response.complete:
+                invalidation.linger = _LATER_SECONDS if response.status == 202 else 0.0
+            return response
 
     async def _inspect(self, request: web.BaseRequest, endpoint: Endpoint) -> web.StreamResponse:
         """Read a body. A submission is taken in, in a task of its own; anything else passes through as it came."""
@@ -209,8 +256,8 @@ class FrontDoor:
                 return await self._relay.pass_through(request, body=raw)
             document, dialect = await self._intake.open(raw, endpoint, request.headers.get("Content-Encoding", ""))
             if dialect is None:
-                async with self._cache.invalidating_bundle(document):
-                    return await self._relay.pass_through(request, body=raw)
+                affected = await offload(len(raw), affected_by_bundle, document)
+                return await self._write(request, affected, body=raw)
             submission = SubmissionRequest(
                 target=endpoint,
                 request_id=_request_id(request),

@@ -1,13 +1,24 @@
 """The public port under attack: long paths, slow and many connections, clients that leave, and other people's authority."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from aiohttp import web
+from support import servers
+from support.client import Response
+from support.fake_upstream import Act, FakeResponse, PassOn, before, half, reset, silent
 from support.later import raw
-from support.proxying import proxying
+from support.proxying import World, counted, observation, proxying, unprobed
+from support.relaying import TIMEOUT, until
+from support.sharing import replica
 
+from cgm_proxy.cache.writes import affected_by_bundle, affected_by_write
 from cgm_proxy.core.submission.detection import MAX_PATH, spellings
+from cgm_proxy.sandbox.simulation.submissions import standing_orders
 
 # ---- paths
 
@@ -61,3 +72,163 @@ async def test_the_query_does_not_count_as_path(length: int) -> None:
         path = "/fhir/Patient/".ljust(length, "x")
         status = 414 if length > MAX_PATH else 404
         assert (await raw(world.proxy.port, b"GET", f"{path}?_id={'x' * 5_000}")).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_long_url_in_a_bundle_is_not_read() -> None:
+    def entry(url: str) -> dict[str, Any]:
+        return {"entry": [{"request": {"method": "PUT", "url": url}}]}
+
+    assert affected_by_bundle(entry("Encounter/1")) == set()
+    assert affected_by_bundle(entry("Encounter/" + "%41" * 10_000)) == {"known", "orders"}
+    short, long = (seconds(lambda n=n: affected_by_bundle(entry("%2541" * n))) for n in (1_000, 1_000_000))
+    assert long < 50 * short
+
+
+# ---- clients that leave while a write is under way
+
+
+@dataclass
+class GoingOn:
+    """An act that goes on when its client has left: the store gets the request once the test has set `opened`."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, _request: web.BaseRequest, pass_on: PassOn) -> FakeResponse:
+        self.task = asyncio.create_task(self._work(pass_on))
+        self.reached.set()
+        return await asyncio.shield(self.task)
+
+    async def _work(self, pass_on: PassOn) -> FakeResponse:
+        await asyncio.wait_for(self.opened.wait(), TIMEOUT)
+        response = await pass_on()
+        self.done.set()
+        return response
+
+
+async def leave(world: World, act: GoingOn, writing: Coroutine[Any, Any, Response]) -> None:
+    """Send a write, and disconnect when the upstream is at work on it."""
+    world.fake.script(lambda request: request.method in {"DELETE", "PUT", "PATCH"} or bool(request.bundle), act)
+    task = asyncio.create_task(writing)
+    await act.reached.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0.1)  # the proxy notices it
+
+
+#: Writes that make a stored entry disappear: method, path and the entry of a batch.
+REMOVALS = [
+    ("DELETE", "{reference}", None),
+    ("PUT", "{reference}", None),
+    ("DELETE", "Observation?identifier={identity}", None),
+    ("POST", "", {"method": "DELETE", "url": "{reference}"}),
+    ("POST", "", {"method": "delete", "url": "{reference}"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "entry"), REMOVALS, ids=[f"{row[0]} {row[1]} {row[2]}" for row in REMOVALS])
+async def test_stored_entries_are_not_trusted_until_the_upstream_has_ended_a_write_whose_client_has_left(
+    method: str, path: str, entry: dict[str, str] | None
+) -> None:
+    async with proxying() as world:
+        reference = await unprobed(world)
+        identity = (await world.ask_store("GET", reference)).body["identifier"][-1]["value"]
+        names, content = {"reference": reference, "identity": identity}, None
+        if method == "PUT":
+            content = observation(reference.partition("/")[2], world.about, "x")
+        elif entry:
+            request = {name: text.format(**names) for name, text in entry.items()}
+            content = {"resourceType": "Bundle", "type": "batch", "entry": [{"request": request}]}
+        act = GoingOn()
+        await leave(world, act, world.request(method, path.format(**names), content))
+        assert counted(await world.submit(world.readings(40))) == {200: 40}  # true for now
+        act.opened.set()
+        await act.done.wait()
+        if entry and entry["method"] == "delete":  # this store refuses it, another one may not
+            await world.ask_store("DELETE", reference)
+        await asyncio.sleep(0.1)
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+
+
+async def test_orders_are_not_trusted_until_the_upstream_has_ended_a_write_whose_client_has_left() -> None:
+    async with proxying() as world:
+        order, act = standing_orders("argo", world.about)[0], GoingOn()
+        await leave(world, act, world.request("PUT", f"ServiceRequest/{order['id']}", order))
+        assert (await world.submit(world.readings(1))).status == 200  # true for now
+        act.opened.set()
+        await act.done.wait()
+        await asyncio.sleep(0.1)
+        assert (await world.submit(world.readings(1))).status == 422
+
+
+#: Writes of orders whose end the proxy does not see: the request's body, and whether the client leaves before the answer.
+UNSEEN: dict[str, tuple[bytes, Act | None]] = {
+    "the upload breaks off": (b'Content-Length: 1000\r\n\r\n{"resourceType"', None),
+    "a chunk breaks off": (b'Transfer-Encoding: chunked\r\n\r\nff\r\n{"resourceType"', None),
+    "the upstream breaks off": (b"Content-Length: 2\r\n\r\n{}", reset(committed=False)),
+    "the upstream is silent": (b"Content-Length: 2\r\n\r\n{}", silent(committed=False)),
+    "the upstream goes on later": (b"Content-Length: 2\r\n\r\n{}", before(202)),
+    "half of the response comes": (b"Content-Length: 2\r\n\r\n{}", half()),
+}
+
+
+@pytest.mark.parametrize(("rest", "act"), UNSEEN.values(), ids=UNSEEN)
+async def test_orders_are_not_trusted_for_a_while_after_a_write_whose_end_was_not_seen(
+    rest: bytes, act: Act | None
+) -> None:
+    async with proxying(upstream__read_timeout=2) as world:
+        if act:
+            world.fake.script(lambda request: str(request) == "PUT ServiceRequest/x", act)
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.proxy.port)
+        writer.write(
+            b"PUT /fhir/ServiceRequest/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/fhir+json\r\n" + rest
+        )
+        if act:
+            await reader.read(10)
+        else:
+            await asyncio.sleep(0.2)
+        writer.close()
+        await asyncio.sleep(0.1)
+        assert (await world.submit(world.readings(1))).status == 200
+        await world.put(standing_orders("argo", world.about)[0])  # the upstream has done it by now
+        assert (await world.submit(world.readings(2))).status == 422
+
+
+async def test_writes_without_clients_are_bounded_and_what_they_may_change_is_not_trusted() -> None:
+    working = 0
+
+    async def work(_request: web.BaseRequest, _pass_on: PassOn) -> FakeResponse | None:
+        nonlocal working
+        working += 1
+        try:
+            await asyncio.sleep(TIMEOUT)
+        finally:
+            working -= 1
+        return None
+
+    async with proxying(listen__stop_timeout=0.1) as world:
+        reference = await unprobed(world)
+        world.fake.always(lambda request: request.method == "DELETE", work)
+        deletes = [asyncio.create_task(world.request("DELETE", f"Observation/{n}")) for n in range(60)]
+        await until(lambda: working == 60)
+        for task in deletes:
+            task.cancel()
+        await until(lambda: working == 32)
+        await world.ask_store("DELETE", reference)
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+
+
+async def test_all_replicas_wait_for_the_end_of_a_write_whose_end_was_not_seen(valkey: servers.Running) -> None:
+    delete = affected_by_write(["DELETE"], ["Observation", "1"])
+    async with replica(valkey.url) as other:
+        async with replica(valkey.url) as one:
+            async with one.invalidating(delete) as write:
+                write.linger = 0.5
+            assert await other.generation() == ""
+            await asyncio.sleep(0.7)
+            assert await other.generation()
+            async with one.invalidating(delete) as write:
+                write.linger = 0.5
+        await asyncio.sleep(0.7)
+        assert await other.generation() == ""  # the replica stopped in the middle, and has not ended the write

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from support.fake_upstream import Gate, before, gets, searches, transactions
-from support.proxying import World, counted, entry_rules, locations, observation, proxying, statuses
+from support.proxying import World, counted, entry_rules, locations, observation, proxying, statuses, unprobed
 
 from cgm_proxy.sandbox.simulation.submissions import patient, standing_orders
 
@@ -39,19 +39,6 @@ async def test_a_resource_that_a_write_removed_is_stored_again_when_it_is_sent_a
             await world.ask_store("DELETE", reference)
         assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
         assert len([r for r in await world.stored() if "valueQuantity" in r]) == 40
-
-
-async def unprobed(world: World) -> str:
-    """Store 40 readings, and return the reference of one that the proxy does not look up before it trusts the cache."""
-    stored = locations(await world.submit(world.readings(40)))
-    await world.submit(world.readings(40))
-    probed = world.fake.received(searches("Observation"))[-1].form["identifier"]
-    for location in map(str, stored):
-        reference = location.partition("/_history")[0]
-        identity = (await world.ask_store("GET", reference)).body["identifier"][-1]["value"]
-        if identity not in str(probed):
-            return reference
-    raise AssertionError("all were looked up")
 
 
 async def test_a_method_override_that_deletes_invalidates_as_well() -> None:

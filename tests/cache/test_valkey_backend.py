@@ -15,6 +15,7 @@ from support.sharing import ONE, STORED, TWO, finds_stored, found, replica
 
 from cgm_proxy.cache import valkey_backend
 from cgm_proxy.cache.cache import Cache, Orders
+from cgm_proxy.cache.writes import affected_by_write
 from cgm_proxy.core.submission.orders import FIRST, LAST, Schedule, StandingOrder
 from cgm_proxy.core.submission.outcomes import Stored
 
@@ -74,10 +75,13 @@ async def test_proxies_of_different_upstreams_never_mix(valkey: servers.Running)
 
 #: Streamed writes, and whether they invalidate stored entries and orders.
 WRITES = [
-    ("DELETE", ["fhir", "Observation", "7"], True, False),
+    ("DELETE", ["fhir", "Observation", "7"], True, True),
+    ("DELETE", ["fhir", "Practitioner", "7"], True, True),
     ("PUT", ["fhir", "Observation", "7"], True, False),
     ("POST", ["fhir", "Observation"], False, False),
     ("POST", ["fhir", "Observation", "_search"], False, False),
+    ("PATCH", ["fhir", "Observation", "1", "_search"], True, False),
+    ("put", ["fhir", "observation", "7"], True, False),
     ("POST", ["fhir", "$expunge"], True, True),
     ("POST", ["fhir", "ServiceRequest"], False, True),
     ("PUT", ["fhir", "Patient", "1"], False, True),
@@ -91,7 +95,7 @@ async def test_a_write_through_one_replica_invalidates_the_cache_of_all(
 ) -> None:
     await two.other.add_stored_entries(STORED, await two.other.generation())
     await looked_up(two.other)
-    async with two.one.invalidating_write(["POST", method], path):
+    async with two.one.invalidating(affected_by_write(["POST", method], path)):
         pass
     for cache in (two.one, two.other):
         assert bool(await found(cache, [ONE])) is not known
@@ -112,7 +116,7 @@ async def looked_up(cache: Cache, patient: str = "Patient/1", credentials: str =
 
 async def test_nothing_is_cached_while_a_write_is_in_flight(two: Two) -> None:
     await two.other.add_stored_entries(STORED, before := await two.other.generation())
-    async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
+    async with two.one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])):
         during, stored = await two.other.stored_entries([ONE])
         assert (during, stored) == ("", {})
         await two.other.add_stored_entries(STORED, during)
@@ -122,15 +126,15 @@ async def test_nothing_is_cached_while_a_write_is_in_flight(two: Two) -> None:
 
 async def test_a_generation_read_before_a_write_stores_nothing_after_it(two: Two) -> None:
     earlier = await two.other.generation()
-    async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
+    async with two.one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])):
         pass
     await two.other.add_stored_entries(STORED, earlier)
     assert await found(two.other, [ONE]) == {}
 
 
 async def test_there_is_no_generation_until_the_last_overlapping_write_has_ended(two: Two) -> None:
-    async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
-        async with two.other.invalidating_write(["DELETE"], ["Observation", "8"]):
+    async with two.one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])):
+        async with two.other.invalidating(affected_by_write(["DELETE"], ["Observation", "8"])):
             pass
         assert await two.other.generation() == ""
     assert await two.other.generation()
@@ -139,7 +143,7 @@ async def test_there_is_no_generation_until_the_last_overlapping_write_has_ended
 async def test_a_write_whose_replica_died_ends_after_a_while(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valkey_backend, "WRITE_SECONDS", 1)
     await two.other.add_stored_entries(STORED, await two.other.generation())
-    await two.one.invalidating_write(["DELETE"], ["Observation", "7"]).__aenter__()  # and never leaves
+    await two.one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])).__aenter__()  # and never leaves
     assert await two.other.generation() == ""
     await asyncio.sleep(1.1)
     assert await found(two.other, [ONE]) == {}
@@ -149,7 +153,7 @@ async def test_a_write_whose_replica_died_ends_after_a_while(two: Two, monkeypat
 
 async def test_a_cancelled_write_invalidates_all_the_same(two: Two) -> None:
     async def write() -> None:
-        async with two.one.invalidating_write(["DELETE"], ["Observation", "7"]):
+        async with two.one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])):
             await asyncio.sleep(60)
 
     await two.other.add_stored_entries(STORED, await two.other.generation())

@@ -15,6 +15,7 @@ from support import servers
 from support.sharing import ONE, STORED, TWO, finds_stored, found, replica, until
 
 from cgm_proxy.cache.cache import Cache
+from cgm_proxy.cache.writes import affected_by_write
 from cgm_proxy.observability.metrics import REGISTRY
 
 #: The longest that one call may take on a machine that is busy (seconds).
@@ -88,7 +89,7 @@ async def test_the_proxy_continues_without_valkey_and_returns_to_it(valkey: serv
                         await one.add_stored_entries(STORED, await one.generation())
                         async with (
                             one.patient_lock("Patient/1") as lock,
-                            one.invalidating_write(["DELETE"], ["Observation", "1"]),
+                            one.invalidating(affected_by_write(["DELETE"], ["Observation", "1"])),
                         ):
                             assert not lock.held
                 await until(lambda: faults_counted(fault.kind) > before)
@@ -113,7 +114,7 @@ async def test_what_could_not_be_invalidated_is_invalidated_once_valkey_is_back(
             await one.add_stored_entries(STORED, await one.generation())
             assert await finds_stored(other)
             FAULTS[fault].begin(valkey, raw)
-            async with one.invalidating_write(["DELETE"], ["Observation", "7"]):
+            async with one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])):
                 pass
             FAULTS[fault].end(valkey, raw)
             await until(lambda: one.available)
@@ -133,7 +134,7 @@ async def test_a_full_valkey_can_still_be_read_and_invalidated(valkey: servers.R
             assert await found(other, [ONE, TWO]) == {ONE: STORED[ONE]}
             async with one.patient_lock("Patient/1") as lock:
                 assert not lock.held
-            async with one.invalidating_write(["DELETE"], ["Observation", "7"]):
+            async with one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])):
                 assert await other.generation() == ""
             assert not await finds_stored(other)
             assert other.available
@@ -211,7 +212,7 @@ async def test_a_server_that_responds_with_nonsense_is_not_used(nonsense: bytes)
                 assert await one.last_submission("Patient/1") is None
                 async with (
                     one.patient_lock("Patient/1") as lock,
-                    one.invalidating_write(["DELETE"], ["Observation", "7"]),
+                    one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])),
                 ):
                     assert not lock.held
 
@@ -257,7 +258,10 @@ async def test_the_documented_rights_of_a_valkey_user_suffice(valkey: servers.Ru
         )
         async with replica(valkey.url.replace("//", "//cgm:pw@")) as one:
             await one.add_stored_entries(STORED, await one.generation())
-            async with one.patient_lock("Patient/1"), one.invalidating_write(["DELETE"], ["Observation", "7"]):
+            async with (
+                one.patient_lock("Patient/1"),
+                one.invalidating(affected_by_write(["DELETE"], ["Observation", "7"])),
+            ):
                 pass
             assert await one.generation()
             assert one.available

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import aiohttp
 from support.client import JSON, Client, Response
-from support.fake_upstream import FakeUpstream, fake_upstream
+from support.fake_upstream import FakeUpstream, fake_upstream, searches
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.rules.rulebook import RuleBook
@@ -117,6 +117,19 @@ async def proxying(**settings: Any) -> AsyncIterator[World]:
             yield world
         finally:
             await proxy.stop()
+
+
+async def unprobed(world: World) -> str:
+    """Store 40 readings, and return the reference of one that the proxy does not look up before it trusts the cache."""
+    stored = locations(await world.submit(world.readings(40)))
+    await world.submit(world.readings(40))
+    probed = world.fake.received(searches("Observation"))[-1].form["identifier"]
+    for location in map(str, stored):
+        reference = location.partition("/_history")[0]
+        identity = (await world.ask_store("GET", reference)).body["identifier"][-1]["value"]
+        if identity not in str(probed):
+            return reference
+    raise AssertionError("all were looked up")
 
 
 def statuses(answer: Response) -> list[int]:

@@ -21,7 +21,8 @@ async def replica(url: str, upstream: str = "http://hapi/fhir", **settings: Any)
     """Yield a replica's cache. It waits longer than by default, because the machine may be busy with other tests."""
     settings = {"shared": url, "shared_timeout": 2} | settings
     environ = {f"CGM_PROXY_CACHE_{key.upper()}": str(value) for key, value in settings.items()}
-    cache = Cache(load(environ={"CGM_PROXY_UPSTREAM_URL": upstream} | environ))
+    environ |= {"CGM_PROXY_UPSTREAM_URL": upstream, "CGM_PROXY_UPSTREAM_READ_TIMEOUT": "0.01"}  # nothing is read there
+    cache = Cache(load(environ=environ))
     await cache.start()
     try:
         yield cache
