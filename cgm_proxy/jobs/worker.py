@@ -12,7 +12,7 @@ from cgm_proxy.receiver.intake import Intake, SubmissionRequest, SubmissionRespo
 
 
 class Worker:
-    """Gives kept submissions to the receiver, as if they had been received now."""
+    """Hands kept submissions to the intake, as if they had just been sent."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
@@ -25,7 +25,7 @@ class Worker:
 
     async def _response(self, request: SubmissionRequest, body: bytearray) -> SubmissionResponse:
         try:
-            document, dialect = await self._intake.open(body, request.target, request.content_encoding)
+            document, dialect = await self._intake.recognise(body, request.target, request.content_encoding)
         except RequestRefused as refused:
             return SubmissionResponse.refusal(refused)
         if dialect is None:  # the settings have changed since it was stored

@@ -29,13 +29,13 @@ from cgm_proxy.upstream.client import Requester
 #: The message of the cancellation when a submitter deletes its kept submission.
 CANCELLED = "cancelled by its submitter"
 
-#: Statuses that say that the upstream failed, whatever the submission was.
+#: Statuses of a failure of the upstream, for which the submission is not to blame.
 FAILURES = frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class SubmissionRequest:
-    """The request of a submission without its body; `fields` are the header fields that its requests upstream carry."""
+    """The request of a submission without its body; `fields` are the header fields that are sent upstream with it."""
 
     target: Endpoint
     request_id: str
@@ -47,7 +47,7 @@ class SubmissionRequest:
 
     @property
     def requester(self) -> Requester:
-        """On whose behalf the upstream is asked."""
+        """The requester on whose behalf the upstream is asked."""
         return Requester(CIMultiDict([*self.fields, ("X-Request-ID", self.request_id)]))
 
 
@@ -68,22 +68,24 @@ class SubmissionResponse:
         return cls(refused.status, operation_outcome(refused.issues), refused.headers, refused.status in FAILURES)
 
 
-#: Keeps a submission for later and returns the response that says so, or returns None: the submission is answered now.
+#: Keeps a submission for later and returns the response that says so; returns None if it is to be answered now.
 Defer = Callable[[Submission], Awaitable[SubmissionResponse | None]]
 
 
 class Intake:
-    """Takes submissions in, and logs and counts what became of them."""
+    """Takes submissions in, and logs and counts their outcomes."""
 
     def __init__(self, settings: Settings, parser: BodyParser, receiver: Receiver) -> None:
         self._limits = settings.limits
-        self._content = settings.detection == "content"
+        self._by_content = settings.detection == "content"
         self._public = settings.listen.public_url
         self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
         self._parser = parser
         self._receiver = receiver
 
-    async def open(self, raw: Buffer, target: Endpoint, content_encoding: str) -> tuple[JsonObject, Dialect | None]:
+    async def recognise(
+        self, raw: Buffer, target: Endpoint, content_encoding: str
+    ) -> tuple[JsonObject, Dialect | None]:
         """Parse a body and recognise its dialect, None if it is no submission; raises `RequestRefused`."""
         document = await self._parser.parse(raw, content_encoding)
         if target == "operation":
@@ -93,40 +95,40 @@ class Intake:
     async def take(
         self, request: SubmissionRequest, document: JsonObject, dialect: Dialect, raw: bytearray, defer: Defer
     ) -> SubmissionResponse:
-        """Take a submission, or let `defer` keep it for later. A refusal is a response, too.
+        """Receive a submission, or let `defer` keep it for later; return the response, which may be a refusal.
 
         `raw`, the body, is emptied when it is no longer needed: the entries hold their own bytes.
         """
         size = _size(raw, request.content_encoding)
         started = perf_counter()
-        fields: dict[str, Any] = {"request_id": request.request_id, "dialect": dialect.id, "outcome": "failed"}
+        logged: dict[str, Any] = {"request_id": request.request_id, "dialect": dialect.id, "outcome": "failed"}
         with metrics.IN_FLIGHT.track_inprogress(), metrics.SUBMISSION_SECONDS.time():
             try:
                 submission = await offload(size, self._submission, request, document, dialect)
                 if deferred := await defer(submission):
-                    fields |= {"outcome": "kept", "entries": len(submission.entries)}
+                    logged |= {"outcome": "kept", "entries": len(submission.entries)}
                     return deferred
                 raw.clear()
                 receipt = await self._receiver.receive(submission, request.requester, request.preferred)
-                fields |= {"outcome": receipt.outcome, "entries": len(receipt.responses)}
+                logged |= {"outcome": receipt.outcome, "entries": len(receipt.responses)}
                 return await offload(size, self._response, receipt, request.preferred, size)
             except RequestRefused as refused:
                 outcome = "failed" if refused.status >= 500 else "refused"
-                fields |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
+                logged |= {"outcome": outcome, "status": refused.status, "rule": refused.issues[0].rule}
                 return SubmissionResponse.refusal(refused)
             except asyncio.CancelledError as cancelled:
                 if CANCELLED in cancelled.args:
-                    fields["outcome"] = "cancelled"
+                    logged["outcome"] = "cancelled"
                 raise
             finally:
-                metrics.SUBMISSIONS.labels(dialect.id, fields["outcome"]).inc()
-                log("submission", **fields, seconds=round(perf_counter() - started, 3))
+                metrics.SUBMISSIONS.labels(dialect.id, logged["outcome"]).inc()
+                log("submission", **logged, seconds=round(perf_counter() - started, 3))
 
     def _dialect(self, document: JsonObject, target: Endpoint) -> Dialect | None:
         if target == "operation":
             return detection.operation_dialect(document)
         tagged = detection.tagged_dialect(document) if target == "base" else None
-        return tagged or (detection.content_dialect(document) if self._content else None)
+        return tagged or (detection.content_dialect(document) if self._by_content else None)
 
     def _submission(self, request: SubmissionRequest, document: JsonObject, dialect: Dialect) -> Submission:
         if request.format is None:
@@ -138,9 +140,8 @@ class Intake:
 
     def _response(self, receipt: Receipt, preferred: reply.Return, size: int) -> SubmissionResponse:
         judgement, responses = receipt.judgement, receipt.responses
-        passed_through = any(
-            each.passed_through is not None for each in responses
-        )  # sent again, it would be stored again
+        # An entry that was passed through would be stored again if the submission were sent again.
+        passed_through = any(each.passed_through is not None for each in responses)
         failed = receipt.outcome == "failed" and not passed_through
         if judgement.submission.interaction != "create":
             bundle = reply.response_bundle(judgement, responses, preferred)

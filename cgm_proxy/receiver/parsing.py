@@ -1,4 +1,4 @@
-"""From the bytes of a body to a FHIR document, within the limits; large bodies are parsed in a thread."""
+"""Parses a body to a FHIR document, within the limits; large bodies are parsed in a thread."""
 
 import asyncio
 

@@ -48,7 +48,7 @@ class Part:
 
 
 class Storing:
-    """Stores one submission; the arguments of `begin` are what it shares with all others."""
+    """Stores the accepted entries of one submission; `begin` makes it from what all submissions share."""
 
     def __init__(
         self, submission: Submission, context: JudgingContext, planner: Planner, delivery: Delivery, cache: Cache
@@ -60,8 +60,9 @@ class Storing:
         self._ledger = delivery.ledger
         self._cache = cache
         self._deadline = delivery.budget.deadline
+        #: Why the last search for duplicates failed, and whether any has succeeded, so that something may have been sent.
         self._failure: RequestRefused | None = None
-        self._begun = False
+        self._upstream_answered = False
 
     @classmethod
     def begin(
@@ -76,7 +77,7 @@ class Storing:
         upstream: UpstreamClient,
         cache: Cache,
     ) -> "Storing":
-        """Return the storing of a submission, whose time limit begins now."""
+        """Prepare to store a submission; its time limit (`limits.seconds`) begins now."""
         deadline = asyncio.get_running_loop().time() + settings.limits.seconds
         localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
         delivery = Delivery(
@@ -108,15 +109,15 @@ class Storing:
                     task = sending.create_task(self._send(plan, generation, passing, after=after))
                     first = first or task
         postponed = [each for plan in plans for each in plan.postponed]
-        while postponed:  # each of them has a condition that another entry has: they are decided one after another
+        while postponed:  # entries that share a condition: each round decides at least one of them
             plan, generation = await self._plan(postponed)
             if plan:
                 plans.append(plan)
                 await self._send(plan, generation)
             postponed = list(plan.postponed) if plan else []
-        if self._failure and not self._begun:
+        if self._failure and not self._upstream_answered:
             raise self._failure
-        if self._submission.atomic and not plans:  # an entry of it was refused, so that none was sent
+        if self._submission.atomic and not plans:  # one of its entries was refused, so nothing was sent
             return self._ledger.refusals()
         same_as = {index: first_index for plan in plans for index, first_index in plan.same_as.items()}
         outcomes = self._ledger.outcomes(entries, same_as)
@@ -127,9 +128,9 @@ class Storing:
         return await self._with_resources(outcomes) if self._delivery.sender.prefer == "representation" else outcomes
 
     async def _plan(self, accepted: Sequence[AcceptedEntry]) -> tuple[Plan | None, str]:
-        """Find what is stored already, and plan the rest; return the plan and the cache generation that it is based on.
+        """Find duplicates, and plan the rest; return the plan and the cache generation that it is based on.
 
-        There is no plan for an atomic submission of which an entry can't be stored: its outcomes are recorded.
+        For an atomic submission with an entry that can't be stored, record the outcomes and return no plan.
         """
         generation = ""
         try:
@@ -138,7 +139,7 @@ class Storing:
             async with asyncio.timeout_at(self._deadline):
                 generation = await self._cache.generation()
                 settled = await self._delivery.duplicates.find(accepted)
-            self._begun = True
+            self._upstream_answered = True
         except (RequestRefused, TimeoutError) as error:
             self._failure = error if isinstance(error, RequestRefused) else count_fault(error)
             settled = dict.fromkeys((each.entry.index for each in accepted), _not_sent(self._failure))
@@ -156,7 +157,7 @@ class Storing:
         *,
         after: asyncio.Task[None] | None = None,
     ) -> None:
-        """Send a plan's entries, then those that observe mode passes through. What is not done in time stays unknown."""
+        """Send a plan's entries, then those that observe mode passes through; entries not sent in time stay unknown."""
         sender = self._delivery.sender
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -164,7 +165,7 @@ class Storing:
                     await asyncio.wait([after])
                 await forward(plan, self._delivery)
                 await self._cache.add_stored_entries(self._ledger.stored(plan.creates.values()), generation)
-                if passing and self._begun:  # this may change stored resources, as any batch may
+                if passing and self._upstream_answered:  # this may change stored resources, as any batch may
                     batch = batch_of(passing)
                     self._ledger.record(dict.fromkeys((entry.index for entry in passing), unanswered()))
                     async with self._cache.invalidating(affected_by_bundle(batch)) as invalidation:
@@ -194,7 +195,7 @@ class Storing:
 
 
 def _not_sent(refusal: RequestRefused) -> Refused:
-    """Return the outcome of entries that could not be searched for; nothing of them was sent."""
+    """Return the outcome of entries that could not be searched for, and so were not sent."""
     if refusal.status >= 500:
         return Refused(503, UNKNOWN.issues + refusal.issues)
     return Refused(refusal.status, refusal.issues)

@@ -35,7 +35,7 @@ from cgm_proxy.upstream.faults import within
 #: Entries that are judged, and then stored, together.
 PART = 1000
 
-#: Threads that judge: more would only wait for one another, and for the threads that parse bodies.
+#: Threads that judge: more would only wait for one another and for the threads that parse bodies.
 JUDGES = 2
 
 #: Submissions with more entries than this are judged and answered in a thread, so that streamed traffic stays fast.
@@ -69,7 +69,7 @@ class Receipt:
 
 
 class Receiver:
-    """Receives submissions; it holds what all of them share."""
+    """Receives submissions. All of them share one receiver."""
 
     def __init__(
         self, settings: Settings, upstream: UpstreamClient, rules: Rules, cache: Cache, stats: StreamStats
@@ -84,12 +84,12 @@ class Receiver:
         self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
 
     async def receive(self, submission: Submission, requester: Requester, preferred: reply.Return) -> Receipt:
-        """Receive a submission.
+        """Judge a submission and store its accepted entries, part by part.
 
         Raises `RequestRefused` if the whole submission is refused, or if the upstream fails before anything was sent.
         """
         async with within(self._settings.limits.seconds):
-            context = await self._find_orders(submission, requester)
+            context = await self._judging_context(submission, requester)
         judge = IncrementalJudge(submission, context)
         judged = aclosing(_one_ahead(self._judge(judge, context)))
         async with self._cache.patient_lock(submission.patient or "") as lock, judged as parts_in_order:
@@ -108,8 +108,8 @@ class Receiver:
             return await asyncio.to_thread(_reply, judge, outcomes)
         return _reply(judge, outcomes)
 
-    async def _find_orders(self, submission: Submission, requester: Requester) -> JudgingContext:
-        """Collect what the verdicts depend on: the patient's orders, the resources that entries refer to, the last submission."""
+    async def _judging_context(self, submission: Submission, requester: Requester) -> JudgingContext:
+        """Find what the verdicts depend on: the patient's orders, the resources that entries reference, the last submission."""
         rules = self.rules  # a submission is judged by the rules in force when it begins
         orders = await self._orders(submission.patient, requester) if submission.patient else None
         rejecting = self._settings.policies.too_often == "reject"
@@ -154,7 +154,7 @@ class Receiver:
         }
 
     async def _judge(self, judge: IncrementalJudge, context: JudgingContext) -> AsyncGenerator[Part, None]:
-        """Yield the judged parts that may be stored: none before it is certain that the submission is not refused whole."""
+        """Yield the judged parts; none before it is certain that the submission is not refused as a whole."""
         submission = judge.submission
         resolve = reference_resolver(submission, context.stored_resources)
         throttle = Throttle(self._stats)
@@ -184,7 +184,7 @@ class Receiver:
 
 
 async def _one_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yield items; while one of them is used, the next one is being made."""
+    """Yield items, and produce the next one while the caller works on the last."""
     upcoming = asyncio.ensure_future(anext(items, None))
     try:
         while (item := await upcoming) is not None:

@@ -254,7 +254,7 @@ class FrontDoor:
         async with self._bodies.reading(request) as raw:
             if (not raw or raw.isspace()) and endpoint != "operation":
                 return await self._relay.pass_through(request, body=raw)
-            document, dialect = await self._intake.open(raw, endpoint, request.headers.get("Content-Encoding", ""))
+            document, dialect = await self._intake.recognise(raw, endpoint, request.headers.get("Content-Encoding", ""))
             if dialect is None:
                 affected = await offload(len(raw), affected_by_bundle, document)
                 return await self._write(request, affected, body=raw)
