@@ -245,7 +245,7 @@ async def test_no_bad_input_is_an_error_of_the_proxy_in_any_mode(settings: dict[
 
 
 async def outcome(world: World, bundle: dict[str, Any], dialect: str = "argo") -> tuple[Any, list[str]]:
-    """Give the statuses, or the whole request's one, and the rules that are named."""
+    """Return the statuses of the entries, or the one of a refused request, and the rules of the issues."""
     answer = await world.submit(bundle, dialect)
     if answer.status != 200:
         return answer.status, answer.rules

@@ -40,7 +40,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def conditional(bundle: dict[str, Any], start: int) -> dict[str, Any]:
-    """Give the entries from `start` on conditions of their own, which are looked up first."""
+    """Return the bundle; its entries from `start` get conditions of their own, which are looked up first."""
     for entry in bundle["entry"][start:]:
         entry["request"]["ifNoneExist"] = f"identifier=http://x.org|{entry['fullUrl']}"
     return bundle

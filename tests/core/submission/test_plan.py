@@ -46,12 +46,12 @@ def planned(
 
 
 def shape(made: Plan) -> list[list[Group]]:
-    """Give the waves as lists of groups."""
+    """Return the waves as lists of groups."""
     return [[tuple(sorted(group)) for group in wave] for wave in made.waves]
 
 
 def sent(made: Plan, locations: Mapping[str, str] | None = None) -> list[Any]:
-    """Give all entries that go upstream, in the order of waves and transactions."""
+    """Return all entries that go upstream, in the order of waves and transactions."""
     known = {**made.aliases, **(locations or {})}
     waves = [[made.creates[index] for group in wave for index in group] for wave in made.waves]
     return [e for wave in waves for e in decode(bundle(wave, known, Strategy()))["entry"]]

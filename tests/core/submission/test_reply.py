@@ -25,7 +25,7 @@ def judgement(*items: Any, kind: str = "transaction", target: str = "operation",
 
 
 def bundle(judgement: Judgement, made: Sequence[EntryResponse], preferred: reply.Return) -> dict[str, Any]:
-    """Give the response Bundle as it is written."""
+    """Return the response Bundle as it is serialised."""
     return decode(encode(reply.response_bundle(judgement, made, preferred)))
 
 
