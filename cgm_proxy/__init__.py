@@ -40,6 +40,7 @@ first keeps the submission in a file, and a worker later hands it to the same in
 | `observability/`, `settings/` | metrics, logs and statistics of streams; the settings file and the environment |
 | `rulekit/` | rule files: loading, linting, testing, importing |
 | `sandbox/` | the embedded FHIR store behind the demo, and simulated data |
+| `auth`, `submitter` | not there yet: who may submit; the other actor, with its export formats and reports |
 | `core/` | pure code: no I/O, and the time is an argument |
 | `core/http/`, `core/r4/` | header fields and base URLs; FHIR R4 itself |
 | `core/codec/` | JSON and XML, without losing digits |
@@ -82,6 +83,7 @@ A fault of one entry is a value (`Issue` in `core/issues.py`); an exception (`Re
 | a way to send entries, or to create each once | a row in `core/rest/strategy.py` |
 | a reaction to an upstream's answer | a row in `core/rest/reactions.py` |
 | a metric | a row in `observability/metrics.py` |
+| an alert | the chart's templates in `helm/` |
 | a setting | a field in `settings/sections.py` |
 """
 

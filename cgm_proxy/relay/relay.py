@@ -72,12 +72,12 @@ class _UpstreamRequest(NamedTuple):
 class Relay:
     """Passes requests through to the upstream; owns the connections for that."""
 
-    def __init__(self, settings: Settings, traffic: StreamStats | None = None) -> None:
-        self.traffic = traffic or StreamStats()
+    def __init__(self, settings: Settings, stats: StreamStats | None = None) -> None:
+        self.stats = stats or StreamStats()
         self.bases = bases = BaseUrls.of(settings.listen.public_url, settings.upstream.url)
         self._connect_timeout = settings.upstream.connect_timeout
         self._read_timeout = settings.upstream.read_timeout
-        self._response_writer = ResponseWriter(bases, self.traffic)
+        self._response_writer = ResponseWriter(bases, self.stats)
         self._address_fields = header_fields.encode(
             [
                 (b"Host", bases.upstream.authority.encode()),
@@ -103,7 +103,7 @@ class Relay:
         the first byte of a response, and `ConnectionError` when the client has disconnected before it.
         """
         upstream_request = self._upstream_request(request, body)
-        self.traffic.in_flight += 1
+        self.stats.in_flight += 1
         try:
             try:
                 return await self._exchange(request, upstream_request)
@@ -119,10 +119,10 @@ class Relay:
                 raise ConnectionResetError("the client has disconnected") from fault
             raise self._count(refusal_of(fault)) from fault
         finally:
-            self.traffic.in_flight -= 1
+            self.stats.in_flight -= 1
 
     def _count(self, refusal: RequestRefused) -> RequestRefused:
-        self.traffic.faults[refusal.issues[0].rule] += 1
+        self.stats.faults[refusal.issues[0].rule] += 1
         return refusal
 
     async def _exchange(self, request: web.BaseRequest, upstream_request: _UpstreamRequest) -> StreamedResponse:
@@ -133,7 +133,7 @@ class Relay:
         try:
             started = self._loop.time()
             protocol.send(upstream_request.head)
-            self.traffic.bytes_up += len(upstream_request.head)
+            self.stats.bytes_up += len(upstream_request.head)
             response: RawResponse | None = None
             if upstream_request.expects_continue:
                 response = await self._response_before_body(request, protocol)
@@ -142,7 +142,7 @@ class Relay:
             elif response is None:
                 upload = self._loop.create_task(self._upload(request, upstream_request, protocol))
             response = response or await _final_response(protocol)
-            self.traffic.count_response(response[0].code, self._loop.time() - started)
+            self.stats.count_response(response[0].code, self._loop.time() - started)
             uploaded = upload.done() if upload else not upstream_request.streamed
             sent = await self._response_writer.send(request, response, protocol, keep_alive=uploaded)
             reusable = sent.complete and uploaded
@@ -188,7 +188,7 @@ class Relay:
         except (ConnectionError, TimeoutError, web.RequestPayloadError) as fault:
             protocol.set_exception(fault)
         finally:
-            self.traffic.bytes_up += writer.output_size
+            self.stats.bytes_up += writer.output_size
 
     def _upstream_request(self, request: web.BaseRequest, body: Buffer | None) -> _UpstreamRequest:
         """Write the request for the upstream; raises `RequestRefused` (501) if it can't be relayed."""

@@ -86,9 +86,9 @@ class Framing(NamedTuple):
 class ResponseWriter:
     """Sends responses to clients."""
 
-    def __init__(self, bases: BaseUrls, traffic: StreamStats) -> None:
+    def __init__(self, bases: BaseUrls, stats: StreamStats) -> None:
         self._bases = bases
-        self._traffic = traffic
+        self._stats = stats
         #: Whether the upstream was seen to link to its own base in spite of X-Forwarded-*.
         self.upstream_links = False
 
@@ -114,7 +114,7 @@ class ResponseWriter:
         except ConnectionError:
             return StreamedResponse(message.code, keep_alive=False, complete=True)
         finally:
-            self._traffic.bytes_down += request.writer.output_size
+            self._stats.bytes_down += request.writer.output_size
 
     async def _send_at_once(
         self,
@@ -165,7 +165,7 @@ class ResponseWriter:
             raise
         except _UPSTREAM_FAULTS:
             if _reset_client(request):
-                self._traffic.faults["upstream-broken"] += 1
+                self._stats.faults["upstream-broken"] += 1
             return StreamedResponse(message.code, keep_alive=False, complete=False)
         self.upstream_links = self.upstream_links or (rewriter is not None and rewriter.found)
         return StreamedResponse(message.code, keep_alive=framing.keep_alive, complete=True)

@@ -59,14 +59,14 @@ class Proxy:
         self._jobs = JobQueue.open(settings.jobs)
         self._relay = relay = Relay(settings)
         await relay.start()
-        metrics.expose_stream_stats(relay.traffic)
+        metrics.expose_stream_stats(relay.stats)
         self._session = _session(relay.bases)
-        upstream = UpstreamClient(settings, self._session, relay.traffic)
+        upstream = UpstreamClient(settings, self._session, relay.stats)
         self._cache = Cache(settings)
         await self._cache.start()
-        self._receiver = Receiver(settings, upstream, self._rules, self._cache, relay.traffic)
+        self._receiver = Receiver(settings, upstream, self._rules, self._cache, relay.stats)
         xml = FhirXml(self._rules.model(None), settings.limits.depth)
-        intake = Intake(settings, BodyParser(settings, xml, relay.traffic), self._receiver)
+        intake = Intake(settings, BodyParser(settings, xml, relay.stats), self._receiver)
         responses = FhirResponses(xml)
         async_status = None
         if self._jobs:

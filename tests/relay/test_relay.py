@@ -312,8 +312,8 @@ async def test_requests_of_all_kinds_share_the_connections_and_are_counted(reque
         world.upstream.answers = [b"HTTP/1.1 200 OK\r\n\r\n" if request_.startswith(b"HEAD") else OK]
         assert (await talk(reader, writer, request_)).status == 200
         assert world.upstream.connections == 1
-        assert world.relay.traffic.responses == {200: 4}
-        assert world.relay.traffic.in_flight == 0
+        assert world.relay.stats.responses == {200: 4}
+        assert world.relay.stats.in_flight == 0
 
 
 async def slow_pieces(_message, _reader, writer):

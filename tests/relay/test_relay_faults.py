@@ -70,8 +70,8 @@ async def test_a_fault_before_the_response_is_an_operation_outcome(script, statu
         (issue,) = answer.json()["issue"]
         assert issue["details"]["coding"][0]["code"] == rule
         assert b"Doe" not in answer.body
-        assert world.relay.traffic.faults == {rule: 1}
-        assert world.relay.traffic.in_flight == 0
+        assert world.relay.stats.faults == {rule: 1}
+        assert world.relay.stats.in_flight == 0
 
 
 LATER_FAULTS = {
@@ -88,14 +88,14 @@ async def test_a_fault_on_a_connection_in_use_is_one_as_well(answers, status, re
         await talk(reader, writer, GET)
         assert (await talk(reader, writer, GET)).status == status
         assert len(world.upstream.seen) == requests
-        assert world.relay.traffic.in_flight == 0
+        assert world.relay.stats.in_flight == 0
 
 
 async def test_an_upstream_that_refuses_connections_is_unavailable():
     async with between(OK, url="http://127.0.0.1:1/fhir") as world:
         answer = await world.ask(GET)
         assert (answer.status, answer.json()["issue"][0]["code"]) == (503, "transient")
-        assert world.relay.traffic.faults == {"upstream-unreachable": 1}
+        assert world.relay.stats.faults == {"upstream-unreachable": 1}
 
 
 async def test_an_upstream_that_does_not_accept_in_time_is_unavailable():
@@ -121,7 +121,7 @@ async def test_an_upstream_without_tls_where_tls_is_expected_is_a_bad_gateway():
     port = server.sockets[0].getsockname()[1]
     async with between(OK, url=f"https://127.0.0.1:{port}/fhir") as world:
         assert (await world.ask(GET)).status == 502
-        assert world.relay.traffic.faults == {"upstream-tls": 1}
+        assert world.relay.stats.faults == {"upstream-tls": 1}
     server.close()
 
 
@@ -214,7 +214,7 @@ async def test_half_a_response_never_looks_complete(reply, ending, version, toge
             if head.status != 502:  # the fault was seen before the head had gone out
                 with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
                     await read_body(reader, head)
-        await until(lambda: not world.relay.traffic.in_flight)
+        await until(lambda: not world.relay.stats.in_flight)
 
 
 LEAVING = {
@@ -246,8 +246,8 @@ async def test_a_client_that_leaves_ends_the_upstreams_work(request_, begun):
                 await read_head(reader)
         async with asyncio.timeout(TIMEOUT):
             await left.wait()
-        await until(lambda: not world.relay.traffic.in_flight)
-        assert not world.relay.traffic.faults
+        await until(lambda: not world.relay.stats.in_flight)
+        assert not world.relay.stats.faults
 
 
 async def test_an_upstream_that_stops_reading_an_upload_times_out():
