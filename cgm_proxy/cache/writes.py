@@ -13,6 +13,9 @@ from cgm_proxy.core.submission.model import ParsedEntries
 _KNOWN_TYPES: Final = frozenset({"observation", "diagnosticreport", "device"})
 _ORDER_TYPES: Final = frozenset({"servicerequest", "patient"})
 
+#: Methods that change nothing.
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
 _EVERYTHING: Final[frozenset[Namespace]] = frozenset({"known", "orders"})
 
 
@@ -32,18 +35,17 @@ def affected_by_bundle(bundle: JsonObject) -> frozenset[Namespace]:
         request, resource = entry.get("request"), entry.get("resource")
         request = request if isinstance(request, dict) else {}
         method, url = str(request.get("method")).upper(), str(request.get("url"))
-        if method != "GET":
-            # HAPI creates by the resource's type, whatever the URL says.
-            resource_type = str(resource.get("resourceType")) if isinstance(resource, dict) else ""
-            path = [resource_type, *path_segments(url[:MAX_PATH])]
-            affected |= _EVERYTHING if len(url) > MAX_PATH else _affected(method, path)
+        # HAPI creates by the resource's type, whatever the URL says.
+        resource_type = str(resource.get("resourceType")) if isinstance(resource, dict) else ""
+        path = [resource_type, *path_segments(url[:MAX_PATH])]
+        affected |= _EVERYTHING if len(url) > MAX_PATH and method != "GET" else _affected(method, path)
         if affected == _EVERYTHING:
             break
     return affected
 
 
 def _affected(method: str, path: Sequence[str]) -> frozenset[Namespace]:
-    if method == "POST" and [*path[-1:]] == ["_search"]:
+    if method in _READS or (method == "POST" and [*path[-1:]] == ["_search"]):
         return frozenset()
     # A server can be set up to delete the resources that reference a deleted one, too.
     if method == "DELETE" or any(segment.startswith("$") for segment in path):

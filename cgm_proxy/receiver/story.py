@@ -129,9 +129,15 @@ class Receiver:
         )
 
     async def _orders(self, patient: str, requester: Requester) -> Orders:
+        """Return the patient's orders, or None if there is no such patient.
+
+        The patient is read each time, however long the orders are cached: a submitter whose token was revoked is refused, also if
+        nothing of the submission would go upstream because all of it is known.
+        """
+        if not await self._upstream.patient(patient, requester):
+            return None
+
         async def search() -> Orders:
-            if not await self._upstream.patient(patient, requester):
-                return None
             query = {"subject": patient, "status": "active", "code": ",".join(ORDER_TOKENS), "_count": "100"}
             return read_orders(await self._upstream.search("ServiceRequest", query, requester))
 

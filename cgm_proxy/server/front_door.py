@@ -8,6 +8,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote_plus
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -39,6 +40,8 @@ from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Methods that can change what is stored.
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+#: A parameter with which some servers let a client use another method, in a query or in a form.
+_METHOD_PARAMETER: Final = re.compile(r"(?:^|[&;])_method=([^&;#]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +109,22 @@ def decide(
     if keeps_submissions and (submission_id := async_pattern.status_id(target, bases.upstream_target, base)):
         return AnswerStatus(submission_id)
     overrides = [value for name in METHOD_OVERRIDES for value in headers.getall(name, ())]
+    query = target.partition("?")[2]
+    if query and ("%" in query or "_method" in query.lower()):
+        overrides += _METHOD_PARAMETER.findall(unquote_plus(query))
     if overrides or method.upper() in WRITES:  # lenient servers accept lower case
         upstream_target = bases.upstream_target(target)
         methods = frozenset(name.strip().upper() for name in ",".join([method, *overrides]).split(","))
         if "POST" in methods and (endpoint := submission_endpoint(upstream_target, (base,), content=by_content)):
             return Inspect(endpoint)
-        return StreamWrite(methods, tuple(path_segments(upstream_target)))
+        path = tuple(path_segments(upstream_target))
+        is_form = "form-urlencoded" in headers.get("Content-Type", "").lower()
+        if is_form and path[-1:] != ("_search",):
+            methods |= {"PUT"}  # the form may name another method
+        return StreamWrite(methods, path)
     if method == "GET" and "metadata" in target:
-        path = path_segments(bases.upstream_target(target))
-        if path == [*path_segments(base), "metadata"]:
+        segments = path_segments(bases.upstream_target(target))
+        if segments == [*path_segments(base), "metadata"]:
             return AnswerMetadata()
     return Stream()
 

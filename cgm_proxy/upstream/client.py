@@ -16,6 +16,7 @@ from yarl import URL
 
 from cgm_proxy.core.codec.json_body import encode
 from cgm_proxy.core.http.base_urls import BaseUrls
+from cgm_proxy.core.http.header_fields import ANONYMOUS
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.rest import responses
@@ -35,9 +36,6 @@ JSON = "application/fhir+json"
 
 #: The largest number of pages of one search that are followed.
 MOST_PAGES = 1000
-
-#: Header fields by which submitters prove who they are.
-CREDENTIALS = ("Authorization", "Cookie", "X-API-Key")
 
 #: Statuses of a submitter who may create but not search: the proxy goes on without the search.
 NOT_ALLOWED = frozenset({401, 403})
@@ -68,7 +66,8 @@ class Requester:
     @property
     def credentials(self) -> str:
         """Everything by which an upstream may tell submitters apart: what one may see is not cached for another."""
-        return "\n".join(f"{name}: {self.headers.get(name, '')}" for name in CREDENTIALS)
+        fields = ((name.lower(), value) for name, value in self.headers.items())
+        return "\n".join(f"{name}: {value}" for name, value in sorted(fields) if name not in ANONYMOUS)
 
 
 class UpstreamClient:

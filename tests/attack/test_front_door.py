@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 from support import servers
 from support.client import Response
-from support.fake_upstream import Act, FakeResponse, PassOn, before, half, reset, silent
+from support.fake_upstream import Act, FakeResponse, PassOn, before, half, reset, searches, silent
 from support.later import raw
 from support.proxying import World, counted, observation, proxying, unprobed
 from support.relaying import TIMEOUT, until
 from support.sharing import replica
 
 from cgm_proxy.cache.writes import affected_by_bundle, affected_by_write
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.submission.detection import MAX_PATH, spellings
 from cgm_proxy.sandbox.simulation.submissions import standing_orders
+from cgm_proxy.server.front_door import Inspect, decide
+from cgm_proxy.upstream.client import Requester
 
 # ---- paths
 
@@ -232,3 +236,86 @@ async def test_all_replicas_wait_for_the_end_of_a_write_whose_end_was_not_seen(v
                 write.linger = 0.5
         await asyncio.sleep(0.7)
         assert await other.generation() == ""  # the replica stopped in the middle, and has not ended the write
+
+
+# ---- other people's authority
+
+#: Header fields by which an upstream may tell users apart.
+IDENTITIES = [
+    ("X-Auth-User", "nurse", "visitor"),
+    ("X-Forwarded-Client-Cert", "Hash=1", "Hash=2"),
+    ("X-Forwarded-User", "nurse", "visitor"),
+    ("X-SSL-Client-S-DN", "CN=nurse", "CN=visitor"),
+    ("Remote-User", "nurse", "visitor"),
+    ("X-Whatever-They-Invent", "nurse", "visitor"),
+    ("Cookie", "a=1", "a=2"),
+]
+
+
+@pytest.mark.parametrize(("name", "one", "other"), IDENTITIES, ids=[row[0] for row in IDENTITIES])
+async def test_orders_are_not_shared_between_users_whom_any_field_tells_apart(name: str, one: str, other: str) -> None:
+    async with proxying() as world:
+        for value in (one, other, one, other):
+            await world.submit(world.readings(1), **{name: value})
+        asked = [request.headers[name] for request in world.fake.received(searches("ServiceRequest"))]
+        assert asked == [one, other]
+
+
+async def test_a_repeated_field_tells_users_apart_by_all_of_its_values() -> None:
+    one, other = (Requester(CIMultiDict([("Cookie", "a"), ("Cookie", value)])) for value in "bc")
+    assert one.credentials != other.credentials
+    assert Requester(CIMultiDict(a="1", b="2")).credentials == Requester(CIMultiDict(B="2", A="1")).credentials
+
+
+async def test_fields_that_tell_nobody_apart_do_not_divide_the_cache() -> None:
+    async with proxying() as world:
+        for number in range(3):
+            fields = {
+                "User-Agent": f"app/{number}",
+                "X-Request-ID": f"r{number}",
+                "X-Forwarded-For": f"10.0.0.{number}",
+            }
+            await world.submit(world.readings(1), **fields, Proxy_Authorization=f"Basic {number}")
+        (search,) = world.fake.received(searches("ServiceRequest"))
+        assert "Proxy-Authorization" not in search.headers  # it is for the proxy, and reaches nobody
+
+
+@pytest.mark.parametrize("token", ["", "service"])
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_revoked_token_is_not_answered_from_the_cache(status: int, token: str) -> None:
+    async with proxying(**({"upstream__token": token} if token else {})) as world:
+        assert counted(await world.submit(world.readings(40), Authorization="Bearer mine")) == {201: 40}
+        assert counted(await world.submit(world.readings(40), Authorization="Bearer mine")) == {200: 40}
+        world.fake.always(lambda request: request.headers.get("Authorization") == "Bearer mine", before(status))
+        answer = await world.submit(world.readings(40), Authorization="Bearer mine")
+        assert (answer.status, answer.rules) == (status, ["upstream-authority"])
+
+
+#: Requests with which some servers delete or change a resource: method, target, and header fields.
+OVERRIDES = [
+    ("GET", "Observation/1", {"X-HTTP-Method-Override": "DELETE"}),
+    ("GET", "Observation/1", {"x-http-method": "PUT"}),
+    ("GET", "Observation/1?_method=DELETE", {}),
+    ("POST", "Observation/1?_method=delete", {}),
+    ("POST", "Observation/1?a=b&_method=DELETE", {}),
+    ("POST", "Observation/1?%5fmethod=DELETE", {}),
+    ("POST", "Observation/1?_METHOD=PUT", {}),
+    ("POST", "Observation/1", {"Content-Type": "application/x-www-form-urlencoded"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "fields"), OVERRIDES, ids=[f"{r[0]} {r[1]} {r[2]}" for r in OVERRIDES])
+async def test_a_write_in_disguise_invalidates_the_cache(method: str, path: str, fields: dict[str, str]) -> None:
+    async with proxying() as world:
+        reference = await unprobed(world)
+        await world.request(method, path, b"" if method == "POST" else None, **fields)
+        await world.ask_store("DELETE", reference)  # this store does not know of the disguise, another one may
+        assert counted(await world.submit(world.readings(40))) == {200: 39, 201: 1}
+
+
+@pytest.mark.parametrize("query", ["_method=POST", "%5Fmethod=post", "a=b;_method=POST"])
+def test_a_disguised_post_to_the_base_is_inspected(query: str) -> None:
+    bases = BaseUrls.of("http://public.example/fhir", "http://up/fhir")
+    headers = CIMultiDictProxy(CIMultiDict[str]())
+    decision = decide("GET", f"/fhir?{query}", headers, bases, by_content=False, keeps_submissions=False)
+    assert decision == Inspect("base")

@@ -63,6 +63,66 @@ _OF_ONE_REQUEST = (
 #: The beginnings of more such names, about content and conditions.
 _OF_ONE_REQUEST_PREFIXES = (b"content-", b"if-")
 
+#: Fields by which no server tells users apart, in lower case: languages, traces, and what the proxy writes itself. A field that is
+#: not among them may carry someone's identity, such as a client certificate that a load balancer has checked.
+ANONYMOUS = frozenset(
+    {
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "b3",
+        "baggage",
+        "cache-control",
+        "correlation-id",
+        "date",
+        "dnt",
+        "forwarded",
+        "max-forwards",
+        "newrelic",
+        "origin",
+        "pragma",
+        "priority",
+        "referer",
+        "request-id",
+        "save-data",
+        "sec-ch-ua",
+        "sec-ch-ua-mobile",
+        "sec-ch-ua-platform",
+        "sec-fetch-dest",
+        "sec-fetch-mode",
+        "sec-fetch-site",
+        "sec-fetch-user",
+        "sec-gpc",
+        "sentry-trace",
+        "traceparent",
+        "tracestate",
+        "uber-trace-id",
+        "upgrade-insecure-requests",
+        "user-agent",
+        "via",
+        "x-amzn-trace-id",
+        "x-b3-flags",
+        "x-b3-parentspanid",
+        "x-b3-sampled",
+        "x-b3-spanid",
+        "x-b3-traceid",
+        "x-client-request-id",
+        "x-cloud-trace-context",
+        "x-correlation-id",
+        "x-datadog-origin",
+        "x-datadog-parent-id",
+        "x-datadog-sampling-priority",
+        "x-datadog-tags",
+        "x-datadog-trace-id",
+        "x-forwarded-for",
+        "x-real-ip",
+        "x-request-id",
+        "x-requested-with",
+        "x-request-start",
+    }
+)
+
 #: Fields that `Connection` can't remove: without them the message would mean something else.
 _NEVER_HOP_BY_HOP = frozenset({b"content-length", b"content-type", b"content-encoding", b"authorization", b"host"})
 _CONNECTION_OPTIONS = frozenset({b"keep-alive", b"close", b""})
