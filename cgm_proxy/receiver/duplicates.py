@@ -1,7 +1,8 @@
-"""Find the entries that are stored already: in the cache, by searches of the server, and by the submitter's own conditions.
+"""Finds the entries that are stored already: in the cache, by searching the server, and by the submitter's own conditions.
 
-A new submission is not searched for reading by reading: a few probes tell it from one that is sent again. Whatever is
-missed here is found by the conditional create of the entry.
+Not every reading of a new submission is searched for: a few probes show whether the submission is sent again. A duplicate
+that is missed here is found by the conditional create of the entry. Duplicates within a submission are found by the plan
+(`core/submission/plan.py`), and `core/submission/identity.py` says which entries are the same.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from cgm_proxy.core.submission.plan import AcceptedEntry, forged
 from cgm_proxy.observability.metrics import DUPLICATES
 from cgm_proxy.upstream.client import NOT_ALLOWED, REJECTED, SEARCHED, Requester, UpstreamClient
 
-#: How many entries of a submission are searched for, to tell one that is sent again from a new one.
+#: How many entries of a submission are searched for, to find out whether it is sent again.
 PROBES = 32
 
 #: Searches of one submission that run at the same time.
@@ -84,7 +85,7 @@ class DuplicateFinder:
     async def find(self, accepted: Sequence[AcceptedEntry]) -> dict[int, Outcome]:
         """Return the outcome of entries, by index, that are stored already or can't be stored.
 
-        Entries without an outcome may be stored all the same.
+        An entry without an outcome may still be stored already.
         """
         outcomes: dict[int, Outcome] = dict(await self._by_condition(accepted))
         outcomes |= forged(accepted)
@@ -93,12 +94,12 @@ class DuplicateFinder:
         return outcomes | {each.entry.index: known[each.identity] for each in remaining if each.identity in known}
 
     async def look_up(
-        self, entries: Sequence[AcceptedEntry], *, by_id: bool, must: bool
+        self, entries: Sequence[AcceptedEntry], *, by_id: bool, required: bool
     ) -> tuple[dict[int, Outcome], dict[int, Retry]]:
         """Search for entries before they are sent: return the outcomes of the entries found, and why others are not known.
 
-        `by_id` is whether an identity may also be a resource's id. `must` is whether an entry that can't be searched for is
-        refused: without conditional creates, nobody could tell whether it is stored twice.
+        `by_id` is whether an identity may also be a resource's id. `required` is whether an entry that can't be searched for
+        is refused: without conditional creates, it might be stored twice.
         """
         outcomes: dict[int, Outcome] = {}
         retries: dict[int, Retry] = {}
@@ -114,20 +115,21 @@ class DuplicateFinder:
                         wait = retry_after(refusal.headers.get("Retry-After", ""), datetime.now(UTC))
                         retries |= {each.entry.index: Retry("busy", wait or 0.0) for each in batch}
                         continue
-                    if must:
+                    if required:
                         header = refusal.headers.get("WWW-Authenticate")
                         outcome = Refused(refusal.status, refusal.issues, header)
                         outcomes |= {each.entry.index: outcome for each in batch}
                         continue
                 for each in batch:
                     if each.identity in holders:
-                        outcomes[each.entry.index] = self._where(holders[each.identity])
+                        outcomes[each.entry.index] = self._outcome(holders[each.identity])
         return outcomes, retries
 
     async def not_confirmed(self, entries: Sequence[AcceptedEntry]) -> dict[int, Refused]:
-        """Refuse the entries that the server says it had before, if the resource it has is not about the patient.
+        """Return refusals for entries that the server reports as existing, if the existing resource is not about the patient.
 
-        Somebody who may write other data could have given it this identity; the entry would be lost silently.
+        Somebody who may write other patients' data could have given that resource the identity. The entry would be lost
+        silently.
         """
         try:
             places = await self._stored(entries)
@@ -182,7 +184,7 @@ class DuplicateFinder:
         )
         return {identity: stored for batch in found for identity, stored in batch.items()}
 
-    def _where(self, holders: Sequence[JsonObject]) -> Outcome:
+    def _outcome(self, holders: Sequence[JsonObject]) -> Outcome:
         """Return the outcome of an entry whose identity these resources have; only those about the patient count."""
         mine = [each for each in holders if self._upstream.about(each) in {None, self._patient}]
         places = [place for each in mine if (place := location_of(each))]
@@ -256,7 +258,7 @@ class DuplicateFinder:
         matches = {key: list(by_token.get((key[0], token), {}).values()) for key, token in tokens.items()}
         matched = {resource["id"] for listed in matches.values() for resource in listed}
         if any(resource["id"] not in matched for batch in found for resource in batch):
-            # the server compares tokens in a way of its own (case, white space): let it decide on each that seems unmatched
+            # The server compares tokens differently (case, white space): let it decide on each that seems unmatched.
             unmatched = [key for key, listed in matches.items() if not listed]
             again = await self._all(partial(self._match, *key) for key in unmatched)
             matches |= {key: listed for key, listed in zip(unmatched, again, strict=True) if isinstance(listed, list)}

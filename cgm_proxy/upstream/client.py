@@ -59,7 +59,7 @@ CODING = "gzip"
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """On whose behalf the upstream is asked: the header fields to send along, which are never logged."""
+    """The submitter on whose behalf the upstream is asked: the header fields to send along, which are never logged."""
 
     headers: Mapping[str, str]
 
@@ -109,7 +109,7 @@ class UpstreamClient:
         pages: int = MOST_PAGES,
         own: bool = False,
     ) -> list[JsonObject]:
-        """Search with the parameters in the body, which keeps them out of logs, and never in the server's own cache.
+        """Search with the parameters in the body, which keeps them out of logs, and bypass the server's own cache.
 
         With `own`, the submitter's Authorization is used even if there is a service token.
         """
@@ -185,7 +185,7 @@ class UpstreamClient:
         return found
 
     def about(self, resource: JsonObject) -> str | None:
-        """Return whom a stored resource is about, as `Patient/id`."""
+        """Return the patient whom a stored resource is about, as `Patient/id`."""
         reference = responses.subject_of(resource)
         return reference and self._localize(reference).partition("/_history/")[0]
 
@@ -211,7 +211,7 @@ class UpstreamClient:
     async def write(
         self, method: str, path: str, body: bytes, requester: Requester, fields: Mapping[str, str]
     ) -> UpstreamResponse:
-        """Send what creates entries, once. If this raises, it may have been carried out, except with status 503."""
+        """Send a request that creates entries, once. If this raises, it may have been carried out, except with status 503."""
         status, headers, data = await self._request(method, path, requester, body, fields)
         return UpstreamResponse(status, headers, data, datetime.now(UTC))
 

@@ -1,4 +1,4 @@
-"""Plan what goes upstream: which entries to create, which belong together, in which order, and which are duplicates.
+"""Plans what goes upstream: which entries to create, which belong together, in which order, and which are duplicates.
 
 An entry comes after the entries that it references, so that its references can be replaced by the locations of stored
 resources. The entries of a group (a summary, its members and the report on it) stay in one transaction: all of them are
@@ -47,9 +47,10 @@ class AcceptedEntry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def url(self) -> str:
-        """What other entries of its transaction call it.
+        """The fullUrl by which other entries of its transaction reference it.
 
-        Servers replace only a `urn:uuid:` by the location of the new resource: HAPI takes any other URL for an external one.
+        It is a `urn:uuid:`, because servers replace only that by the location of the new resource: HAPI takes any other URL
+        for an external one.
         """
         given = self.entry.full_url or ""
         return given if given.startswith("urn:uuid:") else self.identity
@@ -57,7 +58,7 @@ class AcceptedEntry(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with the accepted entries of one part of a submission, by index."""
+    """What to do with the accepted entries of one part of a submission; entries are named by their index."""
 
     creates: Mapping[int, AcceptedEntry]
     same_as: Mapping[int, int]
@@ -65,7 +66,8 @@ class Plan:
     waves: tuple[tuple[Group, ...], ...]
     """Sent one after another; the groups of one wave may be sent in any order and in any transaction."""
     aliases: Mapping[str, str]
-    """References that are written differently upstream: to stored resources, to entries, and to this server."""
+    """References that change on the way upstream, each with its replacement: to stored resources, to entries, and absolute
+    ones to this server."""
     links: Mapping[str, int]
     """The references that mean an entry, each with the index of that entry, or of the first entry that it duplicates."""
     settled: Mapping[int, Outcome]
@@ -73,8 +75,8 @@ class Plan:
     earlier: frozenset[int] = frozenset()
     """Entries of earlier parts that entries of this part reference: they must be stored first."""
     postponed: tuple[AcceptedEntry, ...] = ()
-    """Entries whose condition another entry has as well, and entries that reference them: whether they are stored already can
-    be decided only when the other entry is stored."""
+    """Entries with the same condition as an earlier entry, and entries that reference them. Whether they are stored already
+    can be decided only when the earlier entry is stored."""
     atomic: bool = False
     """Whether everything must be stored, or nothing."""
 
@@ -104,7 +106,7 @@ def identify(
 
 
 def forged(accepted: Iterable[AcceptedEntry]) -> dict[int, Refused]:
-    """Refuse entries that carry the identity of another entry, or are called by it: they would be taken for that one."""
+    """Refuse entries that have another identity than their own as identifier or fullUrl: they would be taken for that entry."""
     found = {}
     for each in accepted:
         full_url = (each.entry.full_url or "").strip().lower()
@@ -168,9 +170,9 @@ class Planner:
         )
 
     def _postpone(self, accepted: Sequence[AcceptedEntry]) -> set[int]:
-        """Return the entries with a condition that an earlier entry of other content has, and those that reference them.
+        """Return the entries with the same condition as an earlier entry of other content, and those that reference them.
 
-        When they are planned again, all earlier entries have been sent.
+        They are planned again when all other entries have been sent.
         """
         indices = {each.entry.index for each in accepted}
         if not self._postponed.isdisjoint(indices):
@@ -196,7 +198,7 @@ class Planner:
         return postponed
 
     def _duplicates(self, accepted: Iterable[AcceptedEntry]) -> dict[int, int]:
-        """Map entries to earlier ones that have the same identity."""
+        """Map entries to the first ones with the same identity, also of earlier parts."""
         same_as: dict[int, int] = {}
         for each in accepted:
             first = self._first.setdefault(each.identity, each.entry.index)
@@ -223,7 +225,7 @@ def _aliases(
 
 def _waves(groups: Sequence[Group], edges: Mapping[int, set[int]]) -> Iterator[tuple[Group, ...]]:
     """Yield the groups wave by wave: first those that reference nothing new, then those that reference them."""
-    if not any(edges.values()):  # usually there are readings alone
+    if not any(edges.values()):  # usually there are only readings
         yield from [tuple(groups)] if groups else ()
         return
     order = TopologicalSorter(_dependencies(groups, edges))

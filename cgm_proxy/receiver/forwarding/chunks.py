@@ -115,7 +115,7 @@ class Chunks:
         """Search for entries: record those that are stored; return why some can't be sent now, and which are to be sent."""
         creating = self._strategy.creating
         entries = [self._plan.creates[index] for index in indices]
-        found, retries = await self._delivery.duplicates.look_up(entries, by_id=creating.by_id, must=creating.looks)
+        found, retries = await self._delivery.duplicates.look_up(entries, by_id=creating.by_id, required=creating.looks)
         self._ledger.record(found)
         remaining = [index for index in indices if index not in found and index not in retries]
         late = {index: Retry("lost") for index in remaining if index in self._may_arrive_late}
