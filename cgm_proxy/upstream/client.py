@@ -94,7 +94,7 @@ class UpstreamClient:
 
         Raises `RequestRefused` with the upstream's 401 or 403 if the submitter may not know.
         """
-        status, headers, _ = await self._read("GET", f"/{reference}?_elements=id", requester)
+        status, headers, _ = await self._request("GET", f"/{reference}?_elements=id", requester, repeatable=True)
         if status in {404, 410}:
             return False
         _require_success(status, headers, "read the Patient (SMART scope patient/Patient.r)")
@@ -116,7 +116,9 @@ class UpstreamClient:
         form = urlencode(parameters, safe="|:/,").encode()
         fields = {"Content-Type": "application/x-www-form-urlencoded", "Cache-Control": "no-cache"}
         reader = requester if own else self._reader(requester)
-        status, headers, body = await self._read("POST", f"/{resource_type}/_search", reader, form, fields)
+        status, headers, body = await self._request(
+            "POST", f"/{resource_type}/_search", reader, form, fields, repeatable=True
+        )
         resources: list[JsonObject] = []
         for _ in range(pages):
             _require_success(status, headers, f"search {resource_type} (SMART scope patient/{resource_type}.rs)")
@@ -125,7 +127,7 @@ class UpstreamClient:
             following = responses.next_page(page, resource_type)
             if following is None or pages == 1:
                 break
-            status, headers, body = await self._read("GET", following, reader)
+            status, headers, body = await self._request("GET", following, reader, repeatable=True)
         return resources
 
     async def read(
@@ -203,7 +205,7 @@ class UpstreamClient:
         return status < 500
 
     async def _statement(self, path: str) -> JsonObject | None:
-        status, _, body = await self._read("GET", path, Requester({}))
+        status, _, body = await self._request("GET", path, Requester({}), repeatable=True)
         return responses.document(body) if status == 200 else None
 
     # Writes ----------------------------------------------------------------------------------------------------------
@@ -231,22 +233,6 @@ class UpstreamClient:
         headers["Authorization"] = f"Bearer {self._token}"
         return Requester(headers)
 
-    async def _read(
-        self,
-        method: str,
-        path: str,
-        requester: Requester,
-        body: bytes | None = None,
-        fields: Mapping[str, str] | None = None,
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Send a request that changes nothing; once more if the connection broke, since a pooled one may just have been closed."""
-        try:
-            return await self._request(method, path, requester, body, fields)
-        except RequestRefused as refused:
-            if refused.status != 502:
-                raise
-            return await self._request(method, path, requester, body, fields)
-
     async def _request(
         self,
         method: str,
@@ -254,7 +240,10 @@ class UpstreamClient:
         requester: Requester,
         body: bytes | None = None,
         fields: Mapping[str, str] | None = None,
+        *,
+        repeatable: bool = False,
     ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request, a `repeatable` one once more if the connection broke: a pooled one may just have been closed."""
         headers = CIMultiDict(requester.headers)
         headers.update({"Accept": JSON, "Accept-Encoding": CODING, **(fields or {})})
         clock = asyncio.get_running_loop().time
@@ -274,7 +263,10 @@ class UpstreamClient:
                     if len(data) > self._largest:
                         raise aiohttp.ClientPayloadError("the response is too long")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise count_fault(error) from error
+            refusal = count_fault(error)
+            if repeatable and refusal.status == 502:
+                return await self._request(method, path, requester, body, fields)
+            raise refusal from error
         UPSTREAM_SECONDS.observe(clock() - started)
         return response.status, response.headers, bytes(data)
 
