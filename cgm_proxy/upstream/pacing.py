@@ -1,14 +1,14 @@
 """The rate limiter: how many transactions run upstream at once, and how many entries each has (AIMD).
 
-All submissions share one limiter. It allows more as long as that costs the server no time, and half as much when the server
+All submissions share one limiter. It admits more as long as the server does not slow down, and half as much when the server
 fails. Measured on HAPI 8.8 with 2 cores, on H2 and on PostgreSQL alike: two transactions at once with about 80 entries each
 are best. HAPI compares each condition with each resource of the transaction
 (BaseTransactionProcessor.validateNoDuplicates), so more of either only makes each transaction slower, and the limiter
 notices that. A larger server answers as fast to more transactions at once, and gets more.
 
 While other requests stream through, submissions are throttled (`forward.beside`), so that interactive reads stay fast: fewer
-transactions run at once, or one with pauses. Two at once fill both cores of such a server, and the more is stored a second,
-the more often its garbage collector stops all requests.
+transactions run at once, or one with pauses. Two at once fill both cores of such a server, and its garbage collector stops
+all requests more often, the more is stored per second.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ FIRST = 2
 #: The smallest size of a transaction (entries), unless the setting is lower.
 LEAST = 10
 
-#: Transactions from which the limiter learns, with few at once, what an entry usually costs.
+#: The number of transactions, with few at once, from which the limiter learns what an entry usually costs.
 LEARNING = 10
 
-#: Transactions after which it learns that again: a server may become slower, or faster, for reasons of its own.
+#: The number of transactions after which it learns that again: a server may become slower or faster for other reasons.
 ROUND = 200
 
 #: How much more than usual an entry may cost, among several transactions, before fewer run at once.
@@ -39,7 +39,7 @@ TOLERANCE = 1.3
 #: Weight of the newest transaction in the recent cost of an entry.
 NEWEST = 0.2
 
-#: Longest pause after a transaction: one that took longer failed, or will be smaller (seconds).
+#: Longest pause after a transaction (seconds): one that took longer failed, or the next ones will be smaller.
 LONGEST_PAUSE = 1.0
 
 #: How long one transaction should take at most; a longer one makes the next ones smaller (seconds).

@@ -12,14 +12,14 @@ from cgm_proxy.receiver.forwarding.chunks import Chunks, Delivery
 NOT_WHOLE = refused(
     501,
     "atomic-not-supported",
-    "the server can't store so many entries all or nothing; send a batch, which is stored entry by entry",
+    "the server can't store this many entries all or nothing; send a batch, which is stored entry by entry",
     code="not-supported",
 )
 
 CIRCULAR = refused(
     422,
     "reference-circular",
-    "with an entry that it repeats, the entry's references form a circle; leave the repeated entry out",
+    "the entry references a duplicate of an entry that references it, so neither can be stored first; leave the duplicate out",
     code="business-rule",
 )
 
