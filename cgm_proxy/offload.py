@@ -29,7 +29,7 @@ async def offload(size: int, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
 
 
 class StoppedError(Exception):
-    """The work was stopped, because nobody waits for its result any longer."""
+    """The work was stopped, because its result is no longer needed."""
 
 
 class Throttle:

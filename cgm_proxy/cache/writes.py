@@ -1,4 +1,4 @@
-"""Which cached values a write that passes through may make untrue: a create changes no other resource, an operation anything."""
+"""Which cached values a streamed write may invalidate: a create changes no other resource, an operation may change any."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final

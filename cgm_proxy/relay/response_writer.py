@@ -1,6 +1,6 @@
 """Sends the upstream's response to the client: first the head, then the body as it comes, with its links made public.
 
-An upstream that heeds X-Forwarded-* links to the public base by itself; then no byte of a body changes, and its framing
+An upstream that honours X-Forwarded-* links to the public base by itself; then no byte of a body changes, and its framing
 stays. Where a FHIR body still links to the upstream's own base, the links are rewritten while the body streams through.
 Compressed and partial (206) bodies pass as they are. Therefore an upstream that was seen to ignore X-Forwarded-* is asked
 for uncompressed responses (`ResponseWriter.upstream_links`), and its FHIR bodies lose their Content-Length.
@@ -97,8 +97,8 @@ class ResponseWriter:
     ) -> StreamedResponse:
         """Send a response: in one piece if its body is here already, else as it comes.
 
-        If the client has disconnected, the response is read to its end all the same, because the upstream may be at work until
-        then; whoever does not wait for that cancels it. Raises `ValueError` if the head must not be passed on.
+        If the client has disconnected, the response is still read to its end, because the upstream may be at work until then; a
+        caller that need not wait for that cancels the task. Raises `ValueError` if the head must not be passed on.
         """
         message, payload = response
         keep_alive = keep_alive and request.keep_alive
@@ -191,7 +191,7 @@ class ResponseWriter:
 
 
 async def _read_to_end(payload: StreamReader) -> bool:
-    """Read a body for nobody; return whether all of it came."""
+    """Read a body and discard it; return whether all of it came."""
     try:
         while await payload.readany():
             pass

@@ -146,7 +146,7 @@ _METADATA_FIELDS: Final = (
 
 #: Statuses of the relay's own refusals after which the upstream has nothing of the request.
 _NOTHING_SENT: Final = frozenset({501, 503})
-#: How long a write goes on that the upstream has accepted for later (202), since nobody tells when it ends (seconds).
+#: How long a write that the upstream accepted for later (202) is taken to go on: its end is not reported (seconds).
 _LATER_SECONDS: Final = 900.0
 #: Most writes that go on without their clients, and the longest body in memory that one of them may hold (bytes).
 _UNATTENDED_WRITES: Final = 32

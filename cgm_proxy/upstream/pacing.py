@@ -114,7 +114,7 @@ class RateLimiter:
 
     def stored(self, entries: int, seconds: float) -> None:
         """Learn from a transaction that the server carried out in `seconds`."""
-        if entries * 2 >= self.chunk and not self._stats.streaming:  # an entry of a small one costs more at any rate
+        if entries * 2 >= self.chunk and not self._stats.streaming:  # in a smaller one each entry always costs more
             self._compare(seconds / entries)
         if seconds > LONGEST:
             self._resize(int(entries * LONGEST / seconds))

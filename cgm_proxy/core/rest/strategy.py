@@ -80,7 +80,7 @@ class Creating:
     """Whether the upstream is searched for all identities before entries are sent, and before they are sent again."""
     by_id: bool = False
     """Whether the identity is the resource's id, and is searched for as an id as well. It is an identifier in any case, which
-    finds resources that were created in another way; but whoever amends a resource may drop an identifier."""
+    finds resources that were created in another way; but an update of a resource may drop an identifier."""
     alone: bool = False
     """Whether it relies on the patient's lock, and on earlier requests being over: entries of a request that may still arrive
     are not sent again."""
@@ -97,7 +97,7 @@ SENDING = (
     Sending("single", lambda _: True, bundled=False, most=10),
 )
 
-#: `If-None-Match: *` (RFC 9110, 13.1.2) keeps a resource that exists by then, if the server heeds it on a PUT.
+#: `If-None-Match: *` (RFC 9110, 13.1.2) keeps a resource that exists by then, if the server honours it on a PUT.
 CREATING = (
     Creating(
         "conditional",
