@@ -109,6 +109,13 @@ JOBS = _counter(
     "end",
 )
 JOBS_WAITING = Gauge("cgm_proxy_jobs_waiting", "Kept submissions that are waiting or in progress", registry=REGISTRY)
+CONNECTIONS = Gauge("cgm_proxy_connections", "Open connections to the public port", registry=REGISTRY)
+CONNECTIONS_CLOSED = _counter(
+    "connections_closed",
+    "Connections that the proxy ended: refused (too many, all in use), idle (too many, this one waited for a request), head (a "
+    "request head that was too slow or too long), slow (a body or a reader)",
+    "reason",
+)
 LOOP_LAG = Gauge(
     "cgm_proxy_event_loop_lag_seconds", "Delay of the event loop at the last measurement", registry=REGISTRY
 )

@@ -24,10 +24,10 @@ from cgm_proxy.observability.logs import log
 from cgm_proxy.receiver.intake import Intake
 from cgm_proxy.receiver.parsing import BodyParser
 from cgm_proxy.receiver.story import Receiver
-from cgm_proxy.relay.http_options import SERVER_OPTIONS
 from cgm_proxy.relay.relay import Relay
 from cgm_proxy.rulekit.lint import load_rules
 from cgm_proxy.server.async_status import AsyncStatus
+from cgm_proxy.server.connections import PublicServer, connection_limit
 from cgm_proxy.server.fhir_responses import FhirResponses
 from cgm_proxy.server.front_door import FrontDoor
 from cgm_proxy.server.operations import ops_application, watch_lag
@@ -56,6 +56,7 @@ class Proxy:
     async def start(self) -> None:
         """Listen on both ports; raises `SettingsError`, with everything closed again, if one can't be used."""
         settings, listen = self._settings, self._settings.listen
+        limit = connection_limit(listen.connections)
         self._jobs = JobQueue.open(settings.jobs)
         self._relay = relay = Relay(settings)
         await relay.start()
@@ -73,10 +74,10 @@ class Proxy:
             replicas = Replicas(settings.jobs, self._session)
             async_status = AsyncStatus(self._jobs, replicas, upstream, responses, relay.bases.public.url)
         self._front_door = FrontDoor(settings, relay, upstream, intake, self._cache, xml, responses, async_status)
-        self._server = web.Server(self._front_door, **SERVER_OPTIONS)
+        self._server = PublicServer(self._front_door, listen, limit)
         shutdown_timeout = max(listen.stop_timeout, 0.01)  # aiohttp waits without limit for 0
         self._public = web.ServerRunner(self._server, shutdown_timeout=shutdown_timeout)
-        self._ops = web.AppRunner(ops_application(upstream, self._cache), access_log=None)
+        self._ops = web.AppRunner(ops_application(upstream, self._cache), access_log=None, keepalive_timeout=75)
         try:
             self.port = await _listen(self._public, "", listen.host, listen.port)
             self.ops_port = await _listen(self._ops, "ops_", listen.ops_host, listen.ops_port)
@@ -87,6 +88,7 @@ class Proxy:
         if self._jobs:
             await self._jobs.start(Worker(intake).work)
         self._lag = asyncio.create_task(watch_lag())
+        self._sweeping = asyncio.create_task(self._server.sweep())
         self.use(self._rules)
         profiles, rules = self._rules.size()
         log(
@@ -117,6 +119,7 @@ class Proxy:
             log("stopped before all submissions were answered", logging.WARNING)
         aborting.cancel()
         self._lag.cancel()
+        self._sweeping.cancel()
         await self._close()
 
     async def _close(self) -> None:

@@ -100,6 +100,32 @@ class ListenSettings(Section, frozen=True):
     ops_port: Annotated[
         int, Meta(ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; never expose it publicly")
     ] = 9090
+    connections: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Most connections to the public port; above it, one that waits for a request is closed, or else the new "
+            "one gets 503; 0 takes 1024, or fewer if the process may not open enough files",
+        ),
+    ] = 0
+    idle_timeout: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=86_400,
+            description="Seconds after which a connection without a request is closed; longer than the load balancer's own",
+        ),
+    ] = 620.0
+    client_timeout: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=3600,
+            description="Seconds to wait for a client that has begun a request head, or that neither sends its body nor reads the "
+            "response at 1 kB per second",
+        ),
+    ] = 60.0
     stop_timeout: Annotated[
         float, Meta(ge=0, le=3600, description="Seconds that a stopping proxy waits for requests in flight")
     ] = 30.0

@@ -1,19 +1,24 @@
 """The public port under attack: long paths, slow and many connections, clients that leave, and other people's authority."""
 
 import asyncio
+import socket
+import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from support import servers
 from support.client import Response
-from support.fake_upstream import Act, FakeResponse, PassOn, before, half, reset, searches, silent
+from support.fake_upstream import Act, FakeResponse, Gate, PassOn, before, gets, half, reset, searches, silent
 from support.later import raw
-from support.proxying import World, counted, observation, proxying, unprobed
+from support.proxying import World, counted, metric, observation, proxying, unprobed
 from support.relaying import TIMEOUT, until
 from support.sharing import replica
 
@@ -21,7 +26,9 @@ from cgm_proxy.cache.writes import affected_by_bundle, affected_by_write
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.submission.detection import MAX_PATH, spellings
 from cgm_proxy.sandbox.simulation.submissions import standing_orders
+from cgm_proxy.server.connections import connection_limit
 from cgm_proxy.server.front_door import Inspect, decide
+from cgm_proxy.settings.schema import SettingsError
 from cgm_proxy.upstream.client import Requester
 
 # ---- paths
@@ -319,3 +326,147 @@ def test_a_disguised_post_to_the_base_is_inspected(query: str) -> None:
     headers = CIMultiDictProxy(CIMultiDict[str]())
     decision = decide("GET", f"/fhir?{query}", headers, bases, by_content=False, keeps_submissions=False)
     assert decision == Inspect("base")
+
+
+# ---- connections
+
+
+@asynccontextmanager
+async def connected(port: int, sent: bytes = b"") -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect, and send the first bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """Return what is received until the proxy ends the connection."""
+    async with asyncio.timeout(TIMEOUT):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+
+
+#: What a client sends before it falls silent, and how the proxy's answer begins.
+SILENT: dict[str, tuple[bytes, bytes]] = {
+    "nothing": (b"", b""),
+    "white space": (b"\r\n\r\n", b"HTTP/1.1 408 "),
+    "half a head": (b"GET /fhir/Patient/x HTTP/1.1\r\nHost: x\r\nX: ", b"HTTP/1.1 408 "),
+    "half a second head": (b"GET /fhir/Patient/x HTTP/1.1\r\nHost: x\r\n\r\nGET /fh", b"HTTP/1.1 404 "),
+    "one request": (b"GET /fhir/Patient/x HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 404 "),
+    "half a body": (b"PUT /fhir/Patient/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b""),
+    "half a chunk": (b"PUT /fhir/Patient/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", b""),
+}
+
+
+@pytest.mark.parametrize(("sent", "answer"), SILENT.values(), ids=SILENT)
+async def test_a_silent_client_is_disconnected(sent: bytes, answer: bytes) -> None:
+    async with proxying(listen__client_timeout=0.5, listen__idle_timeout=2) as world:
+        async with connected(world.proxy.port, sent) as (reader, _):
+            assert (await ended(reader)).startswith(answer)
+        await until(lambda: not world.proxy._server.connections)
+
+
+async def test_a_client_that_trickles_its_head_is_disconnected() -> None:
+    async with (
+        proxying(listen__client_timeout=1) as world,
+        connected(world.proxy.port, b"GET /fhir HTTP/1.1\r\n") as (reader, writer),
+    ):
+        end = asyncio.create_task(ended(reader))
+        while not end.done():
+            writer.write(b"X: y\r\n")
+            await asyncio.sleep(0.1)
+        assert (await end).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_client_that_does_not_read_is_disconnected_and_one_that_reads_slowly_is_not() -> None:
+    async with proxying(listen__client_timeout=1) as world:
+        await world.put(observation("large", world.about, "x") | {"note": [{"text": "x" * 30_000_000}]})
+        get = b"GET /fhir/Observation/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        async with connected(world.proxy.port, get) as (reader, writer):
+            writer.transport.pause_reading()
+            await until(lambda: not world.proxy._server.connections)
+        async with connected(world.proxy.port, get) as (reader, _):
+            received = 0
+            while piece := await reader.read(2**20):
+                received += len(piece)
+                await asyncio.sleep(0.1)
+            assert received > 30_000_000
+
+
+#: Heads that are too long as a whole, in a part, or ahead of their turn; and the status that is answered.
+LARGE_HEADS: dict[str, tuple[bytes, int]] = {
+    "many fields": (b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %b\r\n" % (n, b"y" * 100_000) for n in range(50)), 431),
+    "white space before": (b"\r\n\r\nGET / HTTP/1.1\r\n" + (b"X: " + b"y" * 100_000 + b"\r\n") * 50, 431),
+    "one field": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200_000, 431),
+    "the target": (b"GET /?" + b"y" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n", 414),
+}
+
+
+@pytest.mark.parametrize(("head", "status"), LARGE_HEADS.values(), ids=LARGE_HEADS)
+async def test_a_head_that_is_too_long_is_refused_before_it_ends(head: bytes, status: int) -> None:
+    async with proxying() as world, connected(world.proxy.port, head) as (reader, _):
+        async with asyncio.timeout(TIMEOUT):
+            assert (await reader.read(13))[9:12] == b"%d" % status
+
+
+async def test_requests_ahead_of_their_turn_are_bounded() -> None:
+    gate = Gate()
+    async with proxying() as world:
+        world.fake.script(gets("Patient/x"), gate)
+        get = b"GET /fhir/Patient/x HTTP/1.1\r\nHost: x\r\n\r\n"
+        async with connected(world.proxy.port, get) as (reader, writer):
+            await gate.reached.wait()
+            for number in range(100):
+                writer.write(b"GET /fhir/Patient/%d HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (number, b"y" * 100_000))
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.3)
+            gate.opened.set()
+            answers = await ended(reader)
+        assert answers.startswith(b"HTTP/1.1 404 ")
+        assert answers.count(b"HTTP/1.1 ") <= 3
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /fhir HTTP/1.1\r\nHost: x\r\nX: "], ids=["idle", "half a head"])
+async def test_a_new_client_takes_the_place_of_one_that_waits(sent: bytes) -> None:
+    async with proxying(listen__connections=20) as world, AsyncExitStack() as stack:
+        used, _ = await stack.enter_async_context(connected(world.proxy.port, SILENT["one request"][0]))
+        assert (await used.read(13)) == b"HTTP/1.1 404 "
+        for _ in range(100):
+            await stack.enter_async_context(connected(world.proxy.port, sent))
+        assert (await raw(world.proxy.port, b"GET", "/fhir/Patient/x")).startswith(b"HTTP/1.1 404 ")
+        assert await metric(world, "connections ") <= 20
+        assert await metric(world, "connections_closed_total", reason="idle") >= 80
+        assert not used.at_eof()  # those that never had a request go first
+
+
+async def test_a_new_client_is_refused_if_all_connections_are_in_use() -> None:
+    async with proxying(listen__connections=16, listen__stop_timeout=0.1) as world, AsyncExitStack() as stack:
+        world.fake.always(gets("Patient/x"), silent(committed=False))
+        for _ in range(16):
+            await stack.enter_async_context(connected(world.proxy.port, SILENT["one request"][0]))
+        await until(lambda: len(world.fake.received(gets("Patient/x"))) == 16)
+        assert (await raw(world.proxy.port, b"GET", "/fhir/Patient/y")).startswith(b"HTTP/1.1 503 ")
+        assert await metric(world, "connections_closed_total", reason="refused") == 1
+
+
+def test_more_connections_than_files_are_refused_at_the_start() -> None:
+    with pytest.raises(SettingsError, match=r"listen.connections: .* set at most \d+, or raise the limit"):
+        connection_limit(2**30)
+
+
+def test_the_operations_port_answers_while_clients_hold_all_connections(sandbox: str, tmp_path: Path) -> None:
+    program = ("bash", "-c", 'ulimit -n 300; exec "$0" "$@"', str(Path(sys.executable).parent / "cgm-proxy"))
+    with servers.proxy(sandbox, tmp_path, program=program) as server, ExitStack() as stack:
+        port = urlsplit(server.url).port
+        for number in range(400):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            client.sendall(b"GET /fhir HTTP/1.1\r\nX: " if number % 2 else b"")
+        for _ in range(5):
+            assert servers.answers(f"{server.ops}/healthz")
+            assert servers.answers(f"{server.url}/metadata")
+        assert "too many connections" in server.log.read_text()
