@@ -168,7 +168,7 @@ class Receiver:
 
         def judge_part(entries: Iterable[Entry], earlier: Mapping[int, AcceptedEntry]) -> Part:
             verdicts = judge.judge(entries)
-            return Part(verdicts, identify(verdicts, submission, resolve, earlier))
+            return Part(verdicts, identify(verdicts, submission, resolve, self._localize, earlier))
 
         waiting = Part()
         try:

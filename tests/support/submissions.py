@@ -169,4 +169,4 @@ def rules_found(judgement: Judgement) -> list[list[str]]:
 
 def identified_entries(submission: Submission, *, observe: bool = False) -> tuple[AcceptedEntry, ...]:
     judgement = judge(submission, context(rules=FakeRules(always="http://x/any"), observe=observe))
-    return identify(judgement.verdicts, submission, reference_resolver(submission))
+    return identify(judgement.verdicts, submission, reference_resolver(submission), localize)

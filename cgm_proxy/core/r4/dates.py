@@ -122,18 +122,22 @@ def _in_calendar(found: re.Match[str]) -> bool:
 def utc(text: str) -> str:
     """Return an instant in UTC, so that equal instants have equal texts; any other text comes back as it is.
 
-    Fractions of a second lose trailing zeros: `10:15:00.000+02:00` and `08:15:00Z` are one instant. A leap second stays as
-    it is.
+    Fractions of a second lose trailing zeros: `10:15:00.000+02:00` and `08:15:00Z` are one instant. A leap second stays one:
+    `01:59:60+02:00` is `23:59:60Z`.
     """
     if len(text) == 20 and text[-1] == "Z":  # nothing to change without an offset and a fraction
         return text
     found = _GRAMMAR.fullmatch(text)
     if found is None or not _is_complete(found):
         return text
+    leap_second = found[6] == "60"  # which `datetime` does not have
+    seconds = "59" if leap_second else found[6]
     try:
-        whole = datetime.fromisoformat(text[:19] + found[8]).astimezone(UTC).isoformat()[:19]
+        whole = datetime.fromisoformat(f"{text[:17]}{seconds}{found[8]}").astimezone(UTC).isoformat()[:19]
     except (ValueError, OverflowError):
         return text
+    if leap_second:
+        whole = f"{whole[:17]}60"
     fraction = (found[7] or "").rstrip("0")
     return f"{whole}.{fraction}Z" if fraction else f"{whole}Z"
 

@@ -13,7 +13,13 @@ from types import MappingProxyType
 import msgspec
 
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver
-from cgm_proxy.core.submission.identity import IDENTITY_PATTERN, compute_identity, has_foreign_identity, reading_code
+from cgm_proxy.core.submission.identity import (
+    IDENTITY_PATTERN,
+    IdentityScope,
+    compute_identity,
+    has_foreign_identity,
+    reading_code,
+)
 from cgm_proxy.core.submission.if_none_exist import Parameters, parameters
 from cgm_proxy.core.submission.judge import referenced_first
 from cgm_proxy.core.submission.model import Entry, Submission
@@ -85,23 +91,24 @@ def identify(
     verdicts: Iterable[Verdict],
     submission: Submission,
     resolve: ReferenceResolver,
+    localize: Callable[[str], str],
     earlier: Mapping[int, AcceptedEntry] = MappingProxyType({}),
 ) -> tuple[AcceptedEntry, ...]:
     """Return the accepted entries with their identities; an entry on a circle of references has none and is left out.
 
-    `earlier` are the entries of an earlier part that these may reference, by index.
+    `localize` makes references to this server relative. `earlier` are the entries of an earlier part that these may
+    reference, by index.
     """
     accepted = {v.entry.index: v.entry for v in verdicts if v.accepted and v.profiles}
     edges = {entry.index: submission.referenced_entries(entry) for entry in accepted.values()}
     identities = {i: earlier[i].identity for targets in edges.values() for i in targets if i in earlier}
+
+    def identity_of(reference: str) -> str | None:
+        return identities.get(submission.internal_references.get(reference, -1))
+
+    scope = IdentityScope(submission.patient or "", identity_of, resolve, localize)
     for index in referenced_first({index: targets & accepted.keys() for index, targets in edges.items()}):
-        entry = accepted[index]
-        inner = {
-            r: identities[submission.internal_references[r]]
-            for r in entry.references
-            if submission.internal_references.get(r) in identities
-        }
-        identities[index] = compute_identity(entry, submission.patient or "", resolve, inner)
+        identities[index] = compute_identity(accepted[index], scope)
     return tuple(AcceptedEntry(entry, identities[index]) for index, entry in accepted.items() if index in identities)
 
 

@@ -293,7 +293,7 @@ def process(submission: Submission, noise: Any, observe: bool) -> None:
     judgement = judge(
         submission, context(rules=FakeRules(always="http://x/any"), observe=observe, stored_resources=stored)
     )
-    accepted = identify(judgement.verdicts, submission, reference_resolver(submission, stored))
+    accepted = identify(judgement.verdicts, submission, reference_resolver(submission, stored), localize)
     planned = Planner(submission, 4, localize).plan(accepted, forged(accepted))
     for wave in planned.waves:
         creates = [planned.creates[index] for group in wave for index in group]

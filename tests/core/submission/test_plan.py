@@ -334,7 +334,7 @@ def test_a_submission_that_is_cut_into_parts_is_identified_as_in_one_piece(items
     cut = list(parts(taken, size))
     found: dict[int, AcceptedEntry] = {}
     for part in cut:
-        made = identify([verdicts[entry.index] for entry in part], taken, reference_resolver(taken), found)
+        made = identify([verdicts[entry.index] for entry in part], taken, reference_resolver(taken), localize, found)
         leaning = {index for one in made for index in taken.referenced_entries(one.entry)}
         assert leaning <= {one.index for one in (*cut[0], *part)}
         found |= {one.entry.index: one for one in made}
