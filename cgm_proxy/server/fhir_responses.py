@@ -24,6 +24,8 @@ _FORMAT_NAMES: Final[Mapping[str, Format]] = {"json": "json", "xml": "xml"}
 
 #: Media ranges that leave the choice to the server.
 _ANY_TYPE: Final = frozenset({"*/*", "application/*"})
+#: How many media ranges of a request are read; browsers send about ten.
+_MEDIA_RANGES: Final = 64
 _WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 
@@ -47,7 +49,7 @@ def response_format(request: web.BaseRequest, default: Format) -> Format:
         if named := _FORMAT_NAMES.get(value) or bodies.media_type(value.replace(" ", "+")):
             return named
     best: tuple[float, bool, Format] = (0.0, False, default)
-    for media_range in ",".join(request.headers.getall("Accept", ())).split(","):
+    for media_range in ",".join(request.headers.getall("Accept", ())).split(",", _MEDIA_RANGES)[:_MEDIA_RANGES]:
         accepted = bodies.media_type(media_range)
         if accepted or media_range.partition(";")[0].strip() in _ANY_TYPE:
             best = max(best, (_weight(media_range), accepted is not None, accepted or default), key=lambda row: row[:2])

@@ -40,8 +40,11 @@ from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Methods that can change what is stored.
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-#: A parameter with which some servers let a client use another method, in a query or in a form.
-_METHOD_PARAMETER: Final = re.compile(r"(?:^|[&;])_method=([^&;#]*)", re.IGNORECASE)
+#: A parameter with which some servers let a client use another method, in a query or in a form; any of its letters may be escaped.
+_METHOD_PARAMETER: Final = re.compile(
+    r"(?:^|[?&;])(?:_|%5f)(?:m|%[46]d)(?:e|%[46]5)(?:t|%[57]4)(?:h|%[46]8)(?:o|%[46]f)(?:d|%[46]4)=([^&;#]*)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +112,8 @@ def decide(
     if keeps_submissions and (submission_id := async_pattern.status_id(target, bases.upstream_target, base)):
         return AnswerStatus(submission_id)
     overrides = [value for name in METHOD_OVERRIDES for value in headers.getall(name, ())]
-    query = target.partition("?")[2]
-    if query and ("%" in query or "_method" in query.lower()):
-        overrides += _METHOD_PARAMETER.findall(unquote_plus(query))
+    if "?" in target:
+        overrides += map(unquote_plus, _METHOD_PARAMETER.findall(target))
     if overrides or method.upper() in WRITES:  # lenient servers accept lower case
         upstream_target = bases.upstream_target(target)
         methods = frozenset(name.strip().upper() for name in ",".join([method, *overrides]).split(","))

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,6 +28,7 @@ from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.submission.detection import MAX_PATH, spellings
 from cgm_proxy.sandbox.simulation.submissions import standing_orders
 from cgm_proxy.server.connections import connection_limit
+from cgm_proxy.server.fhir_responses import response_format
 from cgm_proxy.server.front_door import Inspect, decide
 from cgm_proxy.settings.schema import SettingsError
 from cgm_proxy.upstream.client import Requester
@@ -306,6 +308,7 @@ OVERRIDES = [
     ("POST", "Observation/1?_method=delete", {}),
     ("POST", "Observation/1?a=b&_method=DELETE", {}),
     ("POST", "Observation/1?%5fmethod=DELETE", {}),
+    ("POST", "Observation/1?%5F%6d%45th%6Fd=%44ELETE", {}),
     ("POST", "Observation/1?_METHOD=PUT", {}),
     ("POST", "Observation/1", {"Content-Type": "application/x-www-form-urlencoded"}),
 ]
@@ -470,3 +473,11 @@ def test_the_operations_port_answers_while_clients_hold_all_connections(sandbox:
             assert servers.answers(f"{server.ops}/healthz")
             assert servers.answers(f"{server.url}/metadata")
         assert "too many connections" in server.log.read_text()
+
+
+def test_a_long_list_of_media_ranges_is_not_read_to_its_end() -> None:
+    def choose(ranges: int) -> str:
+        headers = CIMultiDict(Accept=",".join(["text/x"] * ranges))
+        return response_format(cast("Any", SimpleNamespace(raw_path="/", headers=headers)), "json")
+
+    assert seconds(lambda: choose(20_000)) < 30 * seconds(lambda: choose(64))
