@@ -10,7 +10,6 @@ from multidict import CIMultiDict
 
 from cgm_proxy.core.codec.bodies import Format
 from cgm_proxy.core.codec.json_body import Buffer, encode
-from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.responses import stored_by_transaction
@@ -79,7 +78,7 @@ class Intake:
         self._limits = settings.limits
         self._by_content = settings.detection == "content"
         self._public = settings.listen.public_url
-        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
+        self._localize = settings.bases.localize
         self._parser = parser
         self._receiver = receiver
 

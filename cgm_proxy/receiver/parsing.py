@@ -5,7 +5,6 @@ import asyncio
 from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import Buffer
-from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reader
 from cgm_proxy.observability.stream_stats import StreamStats
@@ -20,7 +19,7 @@ class BodyParser:
         self._limits = settings.limits
         self._xml = xml
         self._stats = stats
-        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
+        self._localize = settings.bases.localize
 
     async def parse(self, raw: Buffer, content_encoding: str) -> JsonObject:
         """Return the document; raises `RequestRefused` as `reader.read_document` does."""

@@ -14,7 +14,6 @@ import msgspec
 from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.cache.writes import affected_by_bundle
-from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, PassedThrough, Refused, Stored
@@ -79,7 +78,7 @@ class Storing:
     ) -> "Storing":
         """Prepare to store a submission; its time limit (`limits.seconds`) begins now."""
         deadline = asyncio.get_running_loop().time() + settings.limits.seconds
-        localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
+        localize = settings.bases.localize
         delivery = Delivery(
             Sender(upstream, requester, preferred),
             DuplicateFinder(upstream, cache, requester, submission.patient or ""),

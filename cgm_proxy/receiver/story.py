@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from cgm_proxy.cache.cache import Cache, Orders
-from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
@@ -81,7 +80,7 @@ class Receiver:
         self._cache = cache
         self._stats = stats
         self._judges = ThreadPoolExecutor(JUDGES, "judge")
-        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
+        self._localize = settings.bases.localize
 
     async def receive(self, submission: Submission, requester: Requester, preferred: reply.Return) -> Receipt:
         """Judge a submission and store its accepted entries, part by part.

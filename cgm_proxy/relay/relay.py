@@ -30,7 +30,6 @@ from aiohttp.streams import EofStream, StreamReader
 
 from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http import header_fields
-from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import ConnectionPool, GatheringProtocol, RawResponse
@@ -74,7 +73,7 @@ class Relay:
 
     def __init__(self, settings: Settings, stats: StreamStats | None = None) -> None:
         self.stats = stats or StreamStats()
-        self.bases = bases = BaseUrls.of(settings.listen.public_url, settings.upstream.url)
+        self.bases = bases = settings.bases
         self._connect_timeout = settings.upstream.connect_timeout
         self._read_timeout = settings.upstream.read_timeout
         self._response_writer = ResponseWriter(bases, self.stats)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
+from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.settings.formats import (
     BaseUrl,
     DirectoryPath,
@@ -320,3 +321,8 @@ class Settings(Section, frozen=True):
     forward: ForwardSettings = ForwardSettings()
     cache: CacheSettings = CacheSettings()
     jobs: JobSettings = JobSettings()
+
+    @property
+    def bases(self) -> BaseUrls:
+        """The public base URL and the upstream's, and the mapping between them."""
+        return BaseUrls.of(self.listen.public_url, self.upstream.url)

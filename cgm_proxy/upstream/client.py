@@ -15,7 +15,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from cgm_proxy.core.codec.json_body import encode
-from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.http.header_fields import ANONYMOUS
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.json_values import JsonObject, objects
@@ -78,7 +77,7 @@ class UpstreamClient:
         self._token = settings.upstream.token
         self._session = session
         self.limiter = RateLimiter(settings.forward, stats)
-        self._localize = BaseUrls.of(settings.listen.public_url, settings.upstream.url).localize
+        self._localize = settings.bases.localize
         self.strategy = StrategyInForce(settings, self.limiter, self._statement)
         self._largest = max(LARGEST * settings.limits.body_bytes, LARGEST_AT_LEAST)
         self._timeout = aiohttp.ClientTimeout(
