@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from urllib.parse import urlencode
 
 import aiohttp
@@ -50,6 +51,9 @@ LARGEST_AT_LEAST = 16 * 2**20
 
 #: The rule id of a search that the upstream refuses because of its parameters.
 REJECTED = "upstream-rejected"
+
+#: Bodies from this size on are given to aiohttp as a stream (bytes): it warns that larger ones could block the event loop.
+LARGE_BODY = 2**20
 
 #: The content coding that is asked for. HAPI 8.8 writes an uncompressed response in pieces of some 40 bytes and sends each
 #: piece by itself: a response to 64 creates is 650 of them (60 kB), and reading it takes five times as long as inflating 3 kB.
@@ -251,7 +255,7 @@ class UpstreamClient:
             async with self._session.request(
                 method,
                 URL(self._base + path, encoded=True),
-                data=body,
+                data=body if body is None or len(body) < LARGE_BODY else BytesIO(body),
                 headers=headers,
                 timeout=self._timeout,
                 allow_redirects=False,
