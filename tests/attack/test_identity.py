@@ -480,6 +480,20 @@ async def test_no_status_of_a_reading_is_dropped(apart: bool) -> None:
         assert await world.count() == 2 * len(STATUSES)
 
 
+async def test_no_single_reading_is_dropped_for_its_status_or_device() -> None:
+    async with proxying(detection="content") as world:
+        plain = world.readings(1)["entry"][0]["resource"]
+        changes = [{"status": status} for status in STATUSES] + [
+            logical("1"),
+            logical("2"),
+            contained(serialNumber="3"),
+        ]
+        for expected in (201, 200):
+            answers = [await world.request("POST", "Observation", plain | change) for change in changes]
+            assert [answer.status for answer in answers] == [expected] * len(changes)
+        assert await world.count() == len(changes)
+
+
 @pytest.mark.parametrize(
     ("sent", "fields", "expected"),
     [
