@@ -67,8 +67,10 @@ class ClientConnection(web.RequestHandler):
         self.since = loop.time()
         """When it was opened, or its last request ended."""
         self.served = False
+        self.busy = False
+        """Whether a request is in progress."""
         self.content: StreamReader | None = None
-        """The body of the request in progress, None between requests."""
+        """The body of the last request; the rest of it may come after its response."""
         self.writer: AbstractStreamWriter | None = None
         self.head_began: float | None = None
         """When the first byte of a head came that is not complete."""
@@ -82,12 +84,12 @@ class ClientConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Count what comes, and pass it to the parser unless it is too much."""
-        if self.content is not None:
-            if self.content.is_eof():
-                self._ahead += len(data)
-                if self._ahead > MAX_AHEAD:
-                    self.close()  # after the current response; whatever else comes is dropped
-        elif data and not self._head_complete and self._head_is_too_long(data):
+        in_head = self.content is None or self.content.is_eof()
+        if in_head and self.busy:
+            self._ahead += len(data)
+            if self._ahead > MAX_AHEAD:
+                self.close()  # after the current response; whatever else comes is dropped
+        elif in_head and data and not self._head_complete and self._head_is_too_long(data):
             self.end(_LARGE, "head")
             return
         super().data_received(data)
@@ -104,13 +106,14 @@ class ClientConnection(web.RequestHandler):
 
     def begin(self, request: web.BaseRequest) -> None:
         """Note that a request has begun, whose head is complete."""
-        self.content, self.writer, self.served = request.content, request.writer, True
+        self.busy, self.served = True, True
+        self.content, self.writer = request.content, request.writer
         self.head_began, self._head_complete, self._head_bytes, self._head_tail = None, False, 0, b""
         self.waited, self._moved, self._ahead = 0.0, 0, 0
 
     def finish(self) -> None:
         """Note that the request has been handled; the response may still be on its way."""
-        self.content, self.since = None, self._clock()
+        self.busy, self.since = False, self._clock()
         if self._ahead:  # a part of the next head, which is not counted twice
             self.head_began = self.since
 
@@ -192,7 +195,7 @@ class PublicServer(web.Server):
             now = clock()
             for connection, transport in list(self._open.items()):
                 began = connection.head_began
-                if connection.content is None and began is not None and now - began > self._patience:
+                if not connection.busy and began is not None and now - began > self._patience:
                     connection.end(_LATE, "head")
                 elif connection.keeps_waiting(transport, now - before, self._patience):
                     CONNECTIONS_CLOSED.labels("slow").inc()
@@ -201,9 +204,7 @@ class PublicServer(web.Server):
 
     def _make_room(self, newest: ClientConnection) -> None:
         """End the connection that has waited longest for a request, first among those that never had one."""
-        idle = [
-            c for c, t in self._open.items() if c.content is None and c is not newest and not t.get_write_buffer_size()
-        ]
+        idle = [c for c, t in self._open.items() if not c.busy and c is not newest and not t.get_write_buffer_size()]
         victim = min(idle, key=lambda c: (c.served, c.since), default=None)
         if victim:
             CONNECTIONS_CLOSED.labels("idle").inc()
