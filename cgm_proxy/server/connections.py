@@ -105,14 +105,14 @@ class ClientConnection(web.RequestHandler):
         return self._head_bytes > MAX_HEAD
 
     def begin(self, request: web.BaseRequest) -> None:
-        """Note that a request has begun, whose head is complete."""
+        """Record that a request has begun: its head is complete."""
         self.busy, self.served = True, True
         self.content, self.writer = request.content, request.writer
         self.head_began, self._head_complete, self._head_bytes, self._head_tail = None, False, 0, b""
         self.waited, self._moved, self._ahead = 0.0, 0, 0
 
     def finish(self) -> None:
-        """Note that the request has been handled; the response may still be on its way."""
+        """Record that the request has been handled; the response may still be on its way."""
         self.busy, self.since = False, self._clock()
         if self._ahead:  # a part of the next head, which is not counted twice
             self.head_began = self.since
