@@ -142,9 +142,12 @@ class DuplicateFinder:
     async def _by_identity(self, entries: Sequence[AcceptedEntry]) -> dict[str, Stored]:
         """Return where entries are stored, by identity."""
         generation, known = await self._cache.stored_entries(each.identity for each in entries)
-        if not await self._still_stored([each for each in entries if each.identity in known]):
+        still_stored = await self._still_stored([each for each in entries if each.identity in known])
+        if not still_stored:
+            known = {}
+        if still_stored is False:
             await self._cache.invalidate_stored_entries()
-            generation, known = await self._cache.generation(), {}
+            generation = await self._cache.generation()
         DUPLICATES.labels(self._cache.source).inc(len(known))
         unknown = [each for each in entries if each.identity not in known]
         if len(unknown) > PROBES:
@@ -157,15 +160,19 @@ class DuplicateFinder:
             known |= found
         return known
 
-    async def _still_stored(self, cached: Sequence[AcceptedEntry]) -> bool:
-        """Search for a few cached entries: others than this proxy may have deleted them, or restored a backup."""
+    async def _still_stored(self, cached: Sequence[AcceptedEntry]) -> bool | None:
+        """Search for a few cached entries: others than this proxy may have deleted them, or restored a backup.
+
+        Return None for a submitter who may not search. It is not answered from the cache, which would tell it what others have
+        stored: its entries are sent, and the upstream decides on them.
+        """
         probes = cached[:: -(-len(cached) // PROBES) or 1]
         try:
             return (await self._stored(probes)).keys() >= {each.identity for each in probes}
         except RequestRefused as refusal:
             if refusal.status not in NOT_ALLOWED:
                 raise
-            return True  # a submitter who may not search is answered from the cache
+            return None
 
     async def _stored_if_allowed(self, entries: Sequence[AcceptedEntry]) -> dict[str, Stored]:
         try:

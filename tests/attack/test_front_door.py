@@ -17,7 +17,19 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from support import servers
 from support.client import Response
-from support.fake_upstream import Act, FakeResponse, Gate, PassOn, before, gets, half, reset, searches, silent
+from support.fake_upstream import (
+    Act,
+    FakeResponse,
+    Gate,
+    PassOn,
+    ReceivedRequest,
+    before,
+    gets,
+    half,
+    reset,
+    searches,
+    silent,
+)
 from support.later import raw
 from support.proxying import World, counted, metric, observation, proxying, unprobed
 from support.relaying import TIMEOUT, read_body, read_head, until
@@ -494,3 +506,19 @@ async def test_a_client_that_goes_on_sending_a_refused_body_gets_the_refusal_and
             await writer.drain()
         writer.write(SILENT["one request"][0])
         assert (await read_head(reader)).status == 404
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_who_may_neither_search_nor_create_is_not_told_what_is_stored(status: int) -> None:
+    async with proxying() as world:
+        await world.submit(world.readings(40), Authorization="Bearer mine")
+
+        def of_another(request: ReceivedRequest) -> bool:
+            return request.headers.get("Authorization") == "Bearer other" and not request.path.startswith("Patient/")
+
+        searching = before(200, {"resourceType": "Bundle", "type": "searchset"}, Content_Type="application/fhir+json")
+        world.fake.always(lambda r: of_another(r) and r.path == "ServiceRequest/_search", searching)
+        world.fake.always(of_another, before(status))
+        for _ in range(2):
+            assert counted(await world.submit(world.readings(40), Authorization="Bearer other")) == {status: 40}
+        assert counted(await world.submit(world.readings(40), Authorization="Bearer mine")) == {200: 40}
