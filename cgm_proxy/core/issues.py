@@ -69,6 +69,18 @@ def refuse(status: int, rule: str, text: str, *, code: str = "invalid", **header
     return RequestRefused(status, (issue,), {name.replace("_", "-"): value for name, value in headers.items()})
 
 
+def release_frames(error: BaseException | None) -> None:
+    """Drop the traceback of an exception that has been dealt with, and the exceptions that led to it.
+
+    A traceback holds the local variables of all functions that the exception went through, such as a body. As long as
+    one of them refers to the exception, only a full garbage collection could free them, and that seldom runs.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        cause, error.__cause__, error.__context__ = error.__cause__ or error.__context__, None, None
+        error = cause
+
+
 def operation_outcome(issues: Iterable[Issue]) -> JsonObject:
     """Return an OperationOutcome with `issues`; without any it says "All OK", because R4 requires at least one issue."""
     elements = [issue.as_json() for issue in issues]

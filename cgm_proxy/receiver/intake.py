@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 
 from cgm_proxy.core.codec.bodies import Format
 from cgm_proxy.core.codec.json_body import Buffer, encode
-from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse, release_frames
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.responses import stored_by_transaction
 from cgm_proxy.core.submission import detection, model, reply
@@ -64,6 +64,7 @@ class SubmissionResponse:
     @classmethod
     def refusal(cls, refused: RequestRefused) -> "SubmissionResponse":
         """Return the response to a refused submission."""
+        release_frames(refused)
         return cls(refused.status, operation_outcome(refused.issues), refused.headers, refused.status in FAILURES)
 
 

@@ -21,6 +21,7 @@ from aiohttp.streams import StreamReader
 from cgm_proxy.core.http import header_fields
 from cgm_proxy.core.http.base_urls import BaseUrls, LinkRewriter
 from cgm_proxy.core.http.header_fields import Field
+from cgm_proxy.core.issues import release_frames
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.relay.connection_pool import GatheringProtocol, RawResponse
 
@@ -115,6 +116,7 @@ class ResponseWriter:
             return StreamedResponse(message.code, keep_alive=False, complete=True)
         finally:
             self._stats.bytes_down += request.writer.output_size
+            release_frames(payload.exception())
 
     async def _send_at_once(
         self,

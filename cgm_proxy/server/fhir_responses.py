@@ -11,7 +11,7 @@ from aiohttp import web
 from cgm_proxy.core.codec import bodies, json_body
 from cgm_proxy.core.codec.bodies import CONTENT_TYPES, Format
 from cgm_proxy.core.codec.fhir_xml import FhirXml
-from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse
+from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse, release_frames
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionResponse
@@ -92,6 +92,7 @@ class FhirResponses:
 
     def refusal(self, request: web.BaseRequest, refused: RequestRefused, request_id: str) -> web.Response:
         """Return the response to a refused request: an OperationOutcome."""
+        release_frames(refused)
         headers = {"X-Request-ID": request_id, **refused.headers}
         return self.resource(request, refused.status, operation_outcome(refused.issues), headers)
 

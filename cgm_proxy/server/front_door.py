@@ -21,7 +21,7 @@ from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import Buffer
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.http.header_fields import METHOD_OVERRIDES, client_address, submitter_fields
-from cgm_proxy.core.issues import RequestRefused, refuse
+from cgm_proxy.core.issues import RequestRefused, refuse, release_frames
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rest.capability_statement import add_receiver, publish
 from cgm_proxy.core.submission import async_pattern, reply
@@ -210,6 +210,8 @@ class FrontDoor:
             request_id = _request_id(request)
             log("refused", request_id=request_id, status=refused.status, rule=refused.issues[0].rule)
             return self._responses.refusal(request, refused, request_id)
+        finally:
+            release_frames(request.content.exception())  # aiohttp keeps it if the client disconnects or breaks off
 
     async def drain(self, seconds: float) -> bool:
         """Wait until the submissions and unattended writes in flight are finished; after `seconds` the others are cancelled.

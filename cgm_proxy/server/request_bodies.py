@@ -53,7 +53,8 @@ class RequestBodies:
         """Wait for the next bytes, until the read timeout or the deadline of the whole body, whichever is earlier."""
         remaining = deadline - asyncio.get_running_loop().time()
         try:
-            return await asyncio.wait_for(request.content.readany(), min(remaining, self._read_timeout))
+            async with asyncio.timeout(min(remaining, self._read_timeout)):
+                return await request.content.readany()
         except TimeoutError as error:
             text = "the body did not arrive in time; send it again"
             raise refuse(408, "body-timeout", text, code="timeout") from error

@@ -66,8 +66,9 @@ class FhirXml:
         # that does no harm, because there are no entities without a document type and the reader limits nesting.
         # resolve_entities keeps its default (XML's own and internal entities): without it libxml2 returns "&#38;" for
         # the "&amp;" of an attribute.
+        reader = ResourceReader(self._schema, self._depth, pack)
         parser = etree.XMLParser(
-            target=cast(Any, ResourceReader(self._schema, self._depth, pack)),
+            target=cast(Any, reader),
             encoding="utf-8",
             load_dtd=False,
             no_network=True,
@@ -78,6 +79,8 @@ class FhirXml:
         except etree.XMLSyntaxError as error:
             text = f"the body is not well-formed XML: {error.msg}"
             raise refuse(400, "xml-malformed", text, code="structure") from error
+        finally:
+            reader.release()
 
 
 def _refuse_other_encodings(body: bytes) -> None:

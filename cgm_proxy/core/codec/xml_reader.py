@@ -120,6 +120,11 @@ class ResourceReader:
         """Return the document's resource; None if the parser failed before the resource was complete."""
         return self._open[0].content.get("resource")
 
+    def release(self) -> None:
+        """Release what was read: lxml's parser and its target refer to each other, so both stay for a while."""
+        self._open.clear()
+        self._div = None
+
     def _unlisted(self, parent: _OpenElement, tag: str) -> XmlElement:
         """Return a definition for a resource, or for an element that its parent's type does not have.
 

@@ -4,9 +4,10 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
+from weakref import WeakMethod
 
 from cgm_proxy.core.issues import Issue, Severity
 from cgm_proxy.core.json_values import JsonObject, objects
@@ -43,7 +44,8 @@ class BaseVerdict:
     resource: JsonObject
     issues: tuple[Issue, ...]
     nodes: list[Node]
-    examination: "Examination"
+    plain: "Examination | None"
+    """The examination of the resource without companions, if it has any: its profiles are checked there."""
 
 
 class Examination:
@@ -63,7 +65,11 @@ class Examination:
         #: The resources that are being examined, the innermost last: references are resolved from there.
         self._within: list[JsonObject] = [scope.root]
         self._functions = fhirpath.functions(
-            self._resolve, self._target_type, self._conforms_to, self._member_of, self._known_codes
+            _weak(self._resolve),
+            _weak(self._target_type),
+            _weak(self._conforms_to),
+            _weak(self._member_of),
+            _weak(self._known_codes),
         )
 
     def examine(self, resource: JsonObject, profiles: Sequence[str]) -> Iterator[Issue]:
@@ -72,23 +78,23 @@ class Examination:
         yield from base.issues
         for node in base.nodes:
             demanded = profiles if node is base.nodes[0] else ()
-            yield from base.examination._profiles(node, demanded)  # noqa: SLF001 -- the same class
+            yield from (base.plain or self)._profiles(node, demanded)  # noqa: SLF001 -- the same class
 
     def _base_verdict(self, resource: JsonObject) -> "BaseVerdict":
         path = str(resource.get("resourceType", "resource"))
         found = validate(self.model, self.scope, resource, path)
         issues = list(found.issues)
         nodes: list[Node] = []
-        examination = self
+        examination, plain = self, None
         if not any(issue.rule in MALFORMED for issue in issues):
             for node in found.extensions:
                 issues.extend(self._extension(node))
-            if (plain := without_companions(resource)) is not resource:
-                examination = Examination(self.book, self.scope.with_root(plain), self.dialect)
-                found = validate(self.model, examination.scope, plain, path)
+            if (root := without_companions(resource)) is not resource:
+                examination = plain = Examination(self.book, self.scope.with_root(root), self.dialect)
+                found = validate(self.model, examination.scope, root, path)
             issues.extend(examination._invariants(found))
             nodes = found.resources
-        verdict = BaseVerdict(resource, tuple(issues), nodes, examination)
+        verdict = BaseVerdict(resource, tuple(issues), nodes, plain)
         self._base_verdicts[id(resource)] = verdict
         return verdict
 
@@ -243,6 +249,20 @@ class Examination:
         codings = item.get("coding", [item] if "code" in item or "system" in item else [])
         listed = [c for c in codings if isinstance(c, dict)]
         return any(_in(allowed, c.get("system"), c.get("code")) for c in listed)
+
+
+def _weak(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a method without keeping its object alive.
+
+    An object that kept itself alive would keep the resources that it examined until a full garbage collection.
+    """
+    living = WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        bound = living()
+        return bound(*arguments) if bound else None
+
+    return call
 
 
 def _in(allowed: Mapping[str, frozenset[str] | None], system: Any, code: Any) -> bool:
