@@ -11,24 +11,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cgm_proxy.cache.backends import PatientLock
+from cgm_proxy.cache.backends import NO_GENERATION
 from cgm_proxy.cache.cache import Cache
 from cgm_proxy.cache.writes import affected_by_bundle
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, PassedThrough, Refused, Stored
 from cgm_proxy.core.submission.plan import AcceptedEntry, Plan, Planner
-from cgm_proxy.core.submission.reply import Return
 from cgm_proxy.core.submission.verdicts import JudgingContext, Verdict
-from cgm_proxy.receiver.duplicates import DuplicateFinder
 from cgm_proxy.receiver.forwarding.chunks import Delivery
-from cgm_proxy.receiver.forwarding.ledger import Ledger
-from cgm_proxy.receiver.forwarding.retry_budget import RetryBudget
-from cgm_proxy.receiver.forwarding.send import Sender
 from cgm_proxy.receiver.forwarding.waves import forward
 from cgm_proxy.receiver.pass_through import batch_of, pass_through, unanswered, unjudged
-from cgm_proxy.settings.loading import Settings
-from cgm_proxy.upstream.client import Requester, UpstreamClient
 from cgm_proxy.upstream.faults import count_fault
 
 #: Statuses of a search after which later parts are not searched for: the server did not answer at all.
@@ -46,8 +39,18 @@ class Part:
         return Part([*self.verdicts, *other.verdicts], [*self.accepted, *other.accepted])
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search for duplicates found: outcomes of entries by index, and the cache generation they are based on."""
+
+    settled: Mapping[int, Outcome]
+    generation: str = NO_GENERATION
+    failure: RequestRefused | None = None
+    """Why the search failed; then no entry of the part is sent."""
+
+
 class Storing:
-    """Stores the accepted entries of one submission; `begin` makes it from what all submissions share."""
+    """Stores the accepted entries of one submission."""
 
     def __init__(
         self, submission: Submission, context: JudgingContext, planner: Planner, delivery: Delivery, cache: Cache
@@ -59,35 +62,6 @@ class Storing:
         self._ledger = delivery.ledger
         self._cache = cache
         self._deadline = delivery.budget.deadline
-        #: Why the last search for duplicates failed, and whether any has succeeded, so that something may have been sent.
-        self._failure: RequestRefused | None = None
-        self._upstream_answered = False
-
-    @classmethod
-    def begin(
-        cls,
-        submission: Submission,
-        context: JudgingContext,
-        requester: Requester,
-        preferred: Return,
-        lock: PatientLock,
-        *,
-        settings: Settings,
-        upstream: UpstreamClient,
-        cache: Cache,
-    ) -> "Storing":
-        """Prepare to store a submission; its time limit (`limits.seconds`) begins now."""
-        deadline = asyncio.get_running_loop().time() + settings.limits.seconds
-        localize = settings.bases.localize
-        delivery = Delivery(
-            Sender(upstream, requester, preferred),
-            DuplicateFinder(upstream, cache, requester, submission.patient or ""),
-            lock,
-            RetryBudget(settings.upstream.retries, deadline),
-            Ledger(),
-        )
-        planner = Planner(submission, settings.limits.atomic_entries, localize)
-        return cls(submission, context, planner, delivery, cache)
 
     async def store(self, parts: AsyncIterator[Part]) -> Mapping[int, Outcome]:
         """Store the accepted entries of all parts, and return the outcome of each, by index.
@@ -96,26 +70,33 @@ class Storing:
         """
         entries: list[int] = []
         plans: list[Plan] = []
+        failures: list[RequestRefused] = []
+        searches = 0
         first: asyncio.Task[None] | None = None
         async with asyncio.TaskGroup() as sending:
             async for part in parts:
                 passing = unjudged(part.verdicts, part.accepted)
                 entries += [each.entry.index for each in part.accepted] + [entry.index for entry in passing]
-                plan, generation = await self._plan(part.accepted)
-                if plan:
+                search = await self._search(part.accepted, failures)
+                searches += 1
+                if search.failure:
+                    failures.append(search.failure)
+                    passing = []
+                if plan := self._plan(part.accepted, search):
                     plans.append(plan)
                     after = first if plan.earlier else None
-                    task = sending.create_task(self._send(plan, generation, passing, after=after))
+                    task = sending.create_task(self._send(plan, search.generation, passing, after=after))
                     first = first or task
+        if failures and len(failures) == searches:
+            raise failures[0]
         postponed = [each for plan in plans for each in plan.postponed]
         while postponed:  # entries that share a condition: each round decides at least one of them
-            plan, generation = await self._plan(postponed)
-            if plan:
+            search = await self._search(postponed, failures)
+            failures += [search.failure] if search.failure else []
+            if plan := self._plan(postponed, search):
                 plans.append(plan)
-                await self._send(plan, generation)
+                await self._send(plan, search.generation)
             postponed = list(plan.postponed) if plan else []
-        if self._failure and not self._upstream_answered:
-            raise self._failure
         if self._submission.atomic and not plans:  # one of its entries was refused, so nothing was sent
             return self._ledger.refusals()
         same_as = {index: first_index for plan in plans for index, first_index in plan.same_as.items()}
@@ -126,27 +107,26 @@ class Storing:
             await self._cache.record_submission(self._submission.patient, context.now, context.fingerprint)
         return await self._with_resources(outcomes) if self._delivery.sender.prefer == "representation" else outcomes
 
-    async def _plan(self, accepted: Sequence[AcceptedEntry]) -> tuple[Plan | None, str]:
-        """Find duplicates, and plan the rest; return the plan and the cache generation that it is based on.
-
-        For an atomic submission with an entry that can't be stored, record the outcomes and return no plan.
-        """
-        generation = ""
+    async def _search(self, accepted: Sequence[AcceptedEntry], failures: Sequence[RequestRefused]) -> Search:
+        """Search for duplicates, unless the server was out of reach in an earlier search."""
         try:
-            if self._failure and self._failure.status in OUT_OF_REACH:
-                raise self._failure
+            if failures and failures[-1].status in OUT_OF_REACH:
+                raise failures[-1]
             async with asyncio.timeout_at(self._deadline):
                 generation = await self._cache.generation()
-                settled = await self._delivery.duplicates.find(accepted)
-            self._upstream_answered = True
+                return Search(await self._delivery.duplicates.find(accepted), generation)
         except (RequestRefused, TimeoutError) as error:
-            self._failure = error if isinstance(error, RequestRefused) else count_fault(error)
-            settled = dict.fromkeys((each.entry.index for each in accepted), _not_sent(self._failure))
-        plan = self._planner.plan(accepted, settled)
+            failure = error if isinstance(error, RequestRefused) else count_fault(error)
+            settled = dict.fromkeys((each.entry.index for each in accepted), _not_sent(failure))
+            return Search(settled, failure=RequestRefused(failure.status, failure.issues, failure.headers))
+
+    def _plan(self, accepted: Sequence[AcceptedEntry], search: Search) -> Plan | None:
+        """Plan the entries that are not settled; an atomic submission with a refused entry has no plan."""
+        plan = self._planner.plan(accepted, search.settled)
         if self._submission.atomic and any(isinstance(outcome, Refused) for outcome in plan.settled.values()):
             self._ledger.record(plan.settled)
-            return None, generation
-        return plan, generation
+            return None
+        return plan
 
     async def _send(
         self,
@@ -164,7 +144,7 @@ class Storing:
                     await asyncio.wait([after])
                 await forward(plan, self._delivery)
                 await self._cache.add_stored_entries(self._ledger.stored(plan.creates.values()), generation)
-                if passing and self._upstream_answered:  # this may change stored resources, as any batch may
+                if passing:  # this may change stored resources, as any batch may
                     batch = batch_of(passing)
                     self._ledger.record(dict.fromkeys((entry.index for entry in passing), unanswered()))
                     async with self._cache.invalidating(affected_by_bundle(batch)) as invalidation:

@@ -21,11 +21,16 @@ from cgm_proxy.core.submission.judge import IncrementalJudge, reference_resolver
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import read_orders
 from cgm_proxy.core.submission.outcomes import Outcome
-from cgm_proxy.core.submission.plan import AcceptedEntry, identify
+from cgm_proxy.core.submission.plan import AcceptedEntry, Planner, identify
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import Throttle
+from cgm_proxy.receiver.duplicates import DuplicateFinder
+from cgm_proxy.receiver.forwarding.chunks import Delivery
+from cgm_proxy.receiver.forwarding.ledger import Ledger
+from cgm_proxy.receiver.forwarding.retry_budget import RetryBudget
+from cgm_proxy.receiver.forwarding.send import Sender
 from cgm_proxy.receiver.storing import Part, Storing
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester, UpstreamClient
@@ -92,16 +97,17 @@ class Receiver:
         judge = IncrementalJudge(submission, context)
         judged = aclosing(_one_ahead(self._judge(judge, context)))
         async with self._cache.patient_lock(submission.patient or "") as lock, judged as parts_in_order:
-            storing = Storing.begin(
-                submission,
-                context,
-                requester,
-                preferred,
+            settings, upstream, cache = self._settings, self._upstream, self._cache
+            deadline = asyncio.get_running_loop().time() + settings.limits.seconds
+            delivery = Delivery(
+                Sender(upstream, requester, preferred),
+                DuplicateFinder(upstream, cache, requester, submission.patient or ""),
                 lock,
-                settings=self._settings,
-                upstream=self._upstream,
-                cache=self._cache,
+                RetryBudget(settings.upstream.retries, deadline),
+                Ledger(),
             )
+            planner = Planner(submission, settings.limits.atomic_entries, self._localize)
+            storing = Storing(submission, context, planner, delivery, cache)
             outcomes = await storing.store(parts_in_order)
         if len(submission.entries) > JUDGED_IN_THREAD:
             return await asyncio.to_thread(_reply, judge, outcomes)
