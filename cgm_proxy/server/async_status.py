@@ -19,7 +19,7 @@ from cgm_proxy.jobs.sqlite_store import JobStatus, StoreFailed, StoreFull
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse
 from cgm_proxy.server.fhir_responses import FhirResponses, content_type, response_format, unavailable
-from cgm_proxy.server.replicas import Replicas
+from cgm_proxy.server.peers import Replicas
 from cgm_proxy.upstream.client import Requester, UpstreamClient
 
 #: Responses depend on the requester, and change.

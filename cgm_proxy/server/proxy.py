@@ -31,7 +31,7 @@ from cgm_proxy.server.connections import PublicServer, connection_limit
 from cgm_proxy.server.fhir_responses import FhirResponses
 from cgm_proxy.server.front_door import FrontDoor
 from cgm_proxy.server.operations import ops_application, watch_lag
-from cgm_proxy.server.replicas import Replicas
+from cgm_proxy.server.peers import Replicas
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.settings.schema import SettingsError
 from cgm_proxy.upstream.client import UpstreamClient
