@@ -27,6 +27,9 @@ PROBES = 32
 #: Searches of one submission that run at the same time.
 CONCURRENT_SEARCHES = 4
 
+#: The elements that a search for a condition asks for.
+SHOWN = "identifier,subject,patient"
+
 #: The stored resources that a condition matches, or why that is not known.
 Matches = list[JsonObject] | Refused
 
@@ -42,6 +45,14 @@ IDENTITY_AMBIGUOUS = refused(
     "identity-ambiguous",
     "several stored resources carry this entry's identity; the server's operator must correct that",
     code="multiple-matches",
+)
+
+CONDITION_OF_ANOTHER = refused(
+    409,
+    "condition-other-patient",
+    "request.ifNoneExist matches a stored resource that is not about this entry's patient; make it more specific",
+    "request.ifNoneExist",
+    code="conflict",
 )
 
 CONDITION_AMBIGUOUS = refused(
@@ -215,6 +226,8 @@ class DuplicateFinder:
             match matches[resource_type, condition] if condition else CONDITION_INVALID:
                 case Refused() as refusal:
                     outcomes[index] = refusal
+                case [only] if self._upstream.about(only) not in {None, self._patient}:
+                    outcomes[index] = CONDITION_OF_ANOTHER
                 case [only] if place := location_of(only):
                     outcomes[index] = place
                 case [_, _, *_]:
@@ -250,7 +263,7 @@ class DuplicateFinder:
             partial(
                 self._upstream.search,
                 resource_type,
-                {"identifier": ",".join(batch), "_elements": "identifier", "_count": str(2 * len(batch))},
+                {"identifier": ",".join(batch), "_elements": SHOWN, "_count": str(2 * len(batch))},
                 self._requester,
                 own=True,
             )
@@ -272,7 +285,7 @@ class DuplicateFinder:
         return matches
 
     async def _match(self, resource_type: str, condition: Parameters) -> Matches:
-        query = (*condition, ("_elements", "identifier"), ("_count", "2"))
+        query = (*condition, ("_elements", SHOWN), ("_count", "2"))
         try:
             return await self._upstream.search(resource_type, query, self._requester, pages=1, own=True)
         except RequestRefused as refusal:

@@ -4,7 +4,6 @@ Judging, planning and replying are pure; finding orders, finding duplicates and 
 """
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -13,7 +12,6 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from cgm_proxy.cache.cache import Cache, Orders
-from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.dialects import ORDER_TOKENS
@@ -22,15 +20,18 @@ from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.orders import read_orders
 from cgm_proxy.core.submission.outcomes import Outcome
 from cgm_proxy.core.submission.plan import AcceptedEntry, Planner, identify
+from cgm_proxy.core.submission.references import as_stored
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import Throttle
 from cgm_proxy.receiver.duplicates import DuplicateFinder
 from cgm_proxy.receiver.forwarding.chunks import Delivery
+from cgm_proxy.receiver.forwarding.gone import GoneReferences
 from cgm_proxy.receiver.forwarding.ledger import Ledger
 from cgm_proxy.receiver.forwarding.retry_budget import RetryBudget
 from cgm_proxy.receiver.forwarding.send import Sender
+from cgm_proxy.receiver.referenced import look_up
 from cgm_proxy.receiver.storing import Part, Storing
 from cgm_proxy.settings.loading import Settings
 from cgm_proxy.upstream.client import Requester, UpstreamClient
@@ -44,12 +45,6 @@ JUDGES = 2
 
 #: Submissions with more entries than this are judged and answered in a thread, so that streamed traffic stays fast.
 JUDGED_IN_THREAD = 250
-
-#: The number of stored resources that one submission may refer to; they are read before judging.
-REFERENCED = 200
-
-#: The types of stored resources that a verdict or an identity depends on when an entry refers to them.
-STORED_REFERENCE = re.compile(r"(?:Observation|Device|DiagnosticReport)/[A-Za-z0-9\-.]{1,64}")
 
 T = TypeVar("T")
 
@@ -105,8 +100,10 @@ class Receiver:
                 lock,
                 RetryBudget(settings.upstream.retries, deadline),
                 Ledger(),
+                GoneReferences(upstream, requester),
             )
-            planner = Planner(submission, settings.limits.atomic_entries, self._localize)
+            stored_form = as_stored(context.resolved_references, self._localize)
+            planner = Planner(submission, settings.limits.atomic_entries, stored_form)
             storing = Storing(submission, context, planner, delivery, cache)
             outcomes = await storing.store(parts_in_order)
         if len(submission.entries) > JUDGED_IN_THREAD:
@@ -119,6 +116,7 @@ class Receiver:
         orders = await self._orders(submission.patient, requester) if submission.patient else None
         rejecting = self._settings.policies.too_often == "reject"
         fingerprint = await asyncio.to_thread(submission.fingerprint) if rejecting else ""
+        referenced = await look_up(submission, self._upstream, requester, self._localize)
         return JudgingContext(
             rules=rules,
             policies=self._settings.policies,
@@ -127,7 +125,10 @@ class Receiver:
             max_depth=self._settings.limits.depth,
             patient_known=orders is not None,
             orders=orders or (),
-            stored_resources=await self._referenced(submission, requester),
+            stored_resources=referenced.resources,
+            allowed_references=referenced.allowed,
+            resolved_references=referenced.resolved,
+            excess_references=referenced.excess,
             last_submission=await self._cache.last_submission(submission.patient, fingerprint),
             fingerprint=fingerprint,
             observe=self._settings.mode == "observe",
@@ -139,7 +140,7 @@ class Receiver:
         The patient is read each time, however long the orders are cached: a submitter whose token was revoked is refused, also if
         nothing of the submission would go upstream because all of it is known.
         """
-        if not await self._upstream.patient(patient, requester):
+        if not await self._upstream.exists(patient, requester):
             return None
 
         async def search() -> Orders:
@@ -148,32 +149,17 @@ class Receiver:
 
         return await self._cache.orders(patient, requester.credentials, search)
 
-    async def _referenced(self, submission: Submission, requester: Requester) -> dict[str, JsonObject]:
-        """Read the stored resources that entries refer to, each of them once."""
-        inside = submission.internal_references
-        spellings: dict[str, list[str]] = {}
-        for reference in {r for entry in submission.entries for r in entry.references if r not in inside}:
-            relative = self._localize(reference).partition("/_history/")[0]
-            if STORED_REFERENCE.fullmatch(relative):
-                spellings.setdefault(relative, []).append(reference)
-        found = await self._upstream.read(sorted(spellings)[:REFERENCED], requester) if spellings else {}
-        return {
-            reference: found[relative]
-            for relative, references in spellings.items()
-            if relative in found
-            for reference in references
-        }
-
     async def _judge(self, judge: IncrementalJudge, context: JudgingContext) -> AsyncGenerator[Part, None]:
         """Yield the judged parts; none before it is certain that the submission is not refused as a whole."""
         submission = judge.submission
         resolve = reference_resolver(submission, context.stored_resources)
+        stored_form = as_stored(context.resolved_references, self._localize)
         throttle = Throttle(self._stats)
         first: Mapping[int, AcceptedEntry] | None = None
 
         def judge_part(entries: Iterable[Entry], earlier: Mapping[int, AcceptedEntry]) -> Part:
             verdicts = judge.judge(entries)
-            return Part(verdicts, identify(verdicts, submission, resolve, self._localize, earlier))
+            return Part(verdicts, identify(verdicts, submission, resolve, stored_form, earlier))
 
         waiting = Part()
         try:

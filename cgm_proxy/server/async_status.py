@@ -48,7 +48,7 @@ class AsyncStatus:
         no room.
         """
         async_pattern.refuse_files(request.query)
-        if not await self._upstream.patient(patient, submission.requester):
+        if not await self._upstream.exists(patient, submission.requester):
             return None
         result_format = response_format(request, submission.format or "json")
         try:
@@ -72,7 +72,7 @@ class AsyncStatus:
             return await self._replicas.forward(request, url, requester)
         try:
             status = await self._jobs.find(submission_id)
-            if status is None or not await self._upstream.patient(status.patient, requester):
+            if status is None or not await self._upstream.exists(status.patient, requester):
                 raise async_pattern.unknown_status()
             if request.method == "DELETE":
                 await self._jobs.delete(submission_id)

@@ -92,15 +92,16 @@ class UpstreamClient:
 
     # Reads -----------------------------------------------------------------------------------------------------------
 
-    async def patient(self, reference: str, requester: Requester) -> bool:
-        """Whether the patient exists, as far as the submitter may know.
+    async def exists(self, reference: str, requester: Requester) -> bool:
+        """Whether a resource exists, by `Type/id`, as far as the submitter may know.
 
         Raises `RequestRefused` with the upstream's 401 or 403 if the submitter may not know.
         """
+        resource_type = reference.partition("/")[0]
         status, headers, _ = await self._request("GET", f"/{reference}?_elements=id", requester, repeatable=True)
         if status in {404, 410}:
             return False
-        _require_success(status, headers, "read the Patient (SMART scope patient/Patient.r)")
+        _require_success(status, headers, f"read the {resource_type} (SMART scope patient/{resource_type}.r)")
         return True
 
     async def search(
@@ -146,16 +147,23 @@ class UpstreamClient:
             resource_type, _, resource_id = reference.partition("/")
             by_type.setdefault(resource_type, []).append(resource_id)
         for resource_type, ids in by_type.items():
-            for start in range(0, len(ids), SEARCHED):
-                batch = ids[start : start + SEARCHED]
-                try:
-                    query = {"_id": ",".join(batch), "_count": str(len(batch))}
-                    resources = await self.search(resource_type, query, requester, own=own)
-                except RequestRefused as refused:
-                    if refused.status not in NOT_ALLOWED:
-                        raise
-                    break
-                found |= {f"{resource_type}/{resource['id']}": resource for resource in resources}
+            try:
+                found |= await self.read_type(resource_type, ids, requester, own=own)
+            except RequestRefused as refused:
+                if refused.status not in NOT_ALLOWED:
+                    raise
+        return found
+
+    async def read_type(
+        self, resource_type: str, ids: Sequence[str], requester: Requester, elements: str = "", *, own: bool = False
+    ) -> dict[str, JsonObject]:
+        """Read stored resources of one type by `Type/id`, whole or some of their elements; missing ones are left out."""
+        found: dict[str, JsonObject] = {}
+        for start in range(0, len(ids), SEARCHED):
+            batch = ids[start : start + SEARCHED]
+            query = {"_id": ",".join(batch), "_count": str(len(batch))} | ({"_elements": elements} if elements else {})
+            resources = await self.search(resource_type, query, requester, own=own)
+            found |= {f"{resource_type}/{resource['id']}": resource for resource in resources}
         return found
 
     async def stored(

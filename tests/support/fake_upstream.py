@@ -88,8 +88,8 @@ def gets(path: str) -> About:
 
 
 def holding(*texts: str) -> About:
-    """Return a predicate for transactions that contain all of the texts."""
-    return lambda request: transactions(request) and all(text in request.body.decode() for text in texts)
+    """Return a predicate for transactions and batches that contain all of the texts."""
+    return lambda request: bool(request.bundle) and all(text in request.body.decode() for text in texts)
 
 
 def before(status: int, content: Any = None, **headers: str) -> Act:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -46,6 +47,7 @@ LONGEST_NUMBER = 300
 _IN_QUERY = "!$%&'()*+,-./:;=?@_~|"
 
 _STATUSES = frozenset(map(int, HTTPStatus))
+_RESOURCE = re.compile(r"\b[A-Z][A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 _ENTRY = re.compile(r"\bentry\[(\d{1,6})\]")
 
 
@@ -88,14 +90,28 @@ class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
         status = self.status if self.status in _STATUSES else 400 if self.status < 500 else 502
         return Refused(502 if self.status < 400 else status, tuple(issues), self.authenticate)
 
-    def named(self, entries: Sequence[AcceptedEntry]) -> set[int]:
+    @property
+    def mentioned(self) -> set[str]:
+        """The resources that its texts mention, as `Type/id`."""
+        return {found.rstrip(".") for text in self._texts() for found in _RESOURCE.findall(text)}
+
+    def named(self, entries: Sequence[AcceptedEntry], written: Mapping[str, str] = MappingProxyType({})) -> set[int]:
         """Return the positions of the entries that the outcome names: by FHIRPath, by identity, or by what they reference.
 
-        HAPI 8.8 gives no path; it quotes the condition, which holds the identity, or the reference.
+        HAPI 8.8 gives no path; it quotes the condition, which holds the identity, or the reference. `written` are the
+        references that were sent differently.
         """
-        text = "\n".join(self._texts())
+        text, mentioned = "\n".join(self._texts()), self.mentioned
         positions = {int(position) for position in _ENTRY.findall(text)} & set(range(len(entries)))
-        quoted = (i for i, e in enumerate(entries) if any(t in text for t in (e.identity, *e.entry.references)))
+
+        def quotes(reference: str) -> bool:
+            return reference in mentioned if _RESOURCE.fullmatch(reference) else reference in text
+
+        quoted = (
+            position
+            for position, each in enumerate(entries)
+            if each.identity in text or any(quotes(written.get(r, r)) for r in each.entry.references)
+        )
         return positions or set(quoted)
 
     def _texts(self) -> Iterator[str]:

@@ -91,9 +91,11 @@ def logical_id(identity: str) -> str:
     return identity.removeprefix(URN)
 
 
+BATCH = Sending("batch", lambda able: able.batches)
+
 SENDING = (
     Sending("transaction", lambda able: able.transactions, whole=True),
-    Sending("batch", lambda able: able.batches),
+    BATCH,
     Sending("single", lambda _: True, bundled=False, most=10),
 )
 
@@ -133,6 +135,8 @@ class Strategy:
     creating: Creating = CREATING[0]
     hapi: bool = False
     entries: int | None = None
+    batches: bool = True
+    """Whether the entries of a refused transaction may be sent as a batch, which is answered entry by entry."""
 
     def request(self, resource_type: str, identity: str) -> JsonObject:
         """Return `Bundle.entry.request` of an entry."""
@@ -155,7 +159,8 @@ def strategy(able: Abilities, *, send: str = "auto", create: str = "auto", entri
     sending = next(row for row in SENDING if chosen(row, send))
     creating = next(row for row in CREATING if chosen(row, create))
     limits = [limit for limit in (entries, sending.most) if limit]
-    return Strategy(sending, creating, able.hapi, min(limits, default=None))
+    batches = send == "auto" and BATCH.available(able)
+    return Strategy(sending, creating, able.hapi, min(limits, default=None), batches)
 
 
 def split_groups(groups: Collection[Group], plan: Plan) -> tuple[list[tuple[Group, ...]], list[int]]:

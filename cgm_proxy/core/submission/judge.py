@@ -6,14 +6,14 @@ is an issue of its verdict; `Judgement.issues` are faults of the whole submissio
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import msgspec
 
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver
-from cgm_proxy.core.submission import order_policies
+from cgm_proxy.core.submission import order_policies, references
 from cgm_proxy.core.submission.model import Entry, Submission, preview, reference_paths
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules, Verdict
 
@@ -59,7 +59,8 @@ class IncrementalJudge:
     def judge(self, entries: Iterable[Entry]) -> list[Verdict]:
         """Return the verdicts on the next part's entries."""
         context = self._context
-        verdicts = [_judge_entry(entry, self.submission, context, self._resolve) for entry in entries]
+        faults = self._reference_faults
+        verdicts = [_judge_entry(entry, self.submission, context, self._resolve, faults) for entry in entries]
         if self._schedules:
             verdicts = list(order_policies.check_entries(verdicts, self._schedules, context))
         verdicts = self._refuse_by_references(verdicts)
@@ -70,6 +71,10 @@ class IncrementalJudge:
             verdicts = [msgspec.structs.replace(v, issues=_as_warnings(v.issues)) if v.issues else v for v in verdicts]
         self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
         return verdicts
+
+    @cached_property
+    def _reference_faults(self) -> Mapping[str, Issue]:
+        return references.faults(self.submission, self._context)
 
     @property
     def acceptance_is_final(self) -> bool:
@@ -130,7 +135,13 @@ class IncrementalJudge:
         return checked
 
 
-def _judge_entry(entry: Entry, submission: Submission, context: JudgingContext, resolve: ReferenceResolver) -> Verdict:
+def _judge_entry(
+    entry: Entry,
+    submission: Submission,
+    context: JudgingContext,
+    resolve: ReferenceResolver,
+    reference_faults: Mapping[str, Issue],
+) -> Verdict:
     """Judge an entry on its own; a structural fault or the allow-list refuses it before its profiles are looked at."""
     refusals = entry.issues or tuple(_allow_list_issues(entry, submission, context))
     if refusals:
@@ -144,7 +155,7 @@ def _judge_entry(entry: Entry, submission: Submission, context: JudgingContext, 
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
     issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
-    return Verdict(entry, profiles, (*issues, *_reference_issues(entry, submission, resolve)))
+    return Verdict(entry, profiles, (*issues, *_reference_issues(entry, reference_faults)))
 
 
 def _profiles(resource: JsonObject, dialect: str, rules: Rules) -> tuple[str, ...]:
@@ -176,6 +187,9 @@ def _allow_list_issues(entry: Entry, submission: Submission, context: JudgingCon
     elif not isinstance(condition := entry.request.get("ifNoneExist", ""), str):
         text = f"request.ifNoneExist is {preview(condition)}; it must be a string"
         yield Issue("allow-condition", text, "request.ifNoneExist", code="value")
+    if context.stored_resources and entry.full_url in context.stored_resources:
+        text = f"fullUrl is {preview(entry.full_url)}, a stored resource; give the new entry a urn:uuid of its own"
+        yield Issue("entry-full-url", text, "fullUrl", code="value")
     yield from _subject_issues(entry, submission, context)
     if _is_nested_deeper(entry, context.max_depth):
         text = f"the resource is nested more than {context.max_depth} levels deep; flatten it"
@@ -219,31 +233,13 @@ def _is_nested_deeper(entry: Entry, limit: int) -> bool:
     return True
 
 
-def _reference_issues(entry: Entry, submission: Submission, resolve: ReferenceResolver) -> Iterator[Issue]:
-    """Check that the entry's references lead to existing entries, and to data of the submission's patient only."""
-    faults: list[tuple[str, Issue]] = []
-    for reference in entry.references:
-        target = resolve(reference)
-        if target is None:
-            if reference.startswith("urn:"):
-                text = (
-                    f"no entry has the fullUrl {preview(reference)}; add that entry, "
-                    "or reference a stored resource as Type/id"
-                )
-                faults.append((reference, Issue("reference-unknown", text, code="not-found")))
-            continue
-        subject = target.get("patient" if target.get("resourceType") == "Device" else "subject")
-        patient = subject.get("reference") if isinstance(subject, dict) else None
-        if isinstance(patient, str) and patient.startswith("Patient/") and patient != submission.patient:
-            text = (
-                f"{preview(reference)} is about another patient than {submission.patient}; "
-                "reference only this patient's data"
-            )
-            faults.append((reference, Issue("reference-other-patient", text, code="forbidden")))
-    if faults:
+def _reference_issues(entry: Entry, faults: Mapping[str, Issue]) -> Iterator[Issue]:
+    """Yield the faults of the entry's references, each with the path of its first occurrence."""
+    faulty = [reference for reference in entry.references if reference in faults] if faults else ()
+    if faulty:
         paths = reference_paths(entry)
-        for reference, issue in faults:
-            yield replace(issue, expression=paths.get(reference, entry.type))
+        for reference in faulty:
+            yield replace(faults[reference], expression=paths.get(reference, entry.type))
 
 
 def referenced_first(edges: Mapping[int, set[int]]) -> list[int]:

@@ -16,6 +16,7 @@ import msgspec
 from cgm_proxy.core.codec.json_body import decode, decode_text, encode
 from cgm_proxy.core.issues import Issue, refuse
 from cgm_proxy.core.json_values import JsonObject, objects
+from cgm_proxy.core.r4.reference_scope import literal_type
 from cgm_proxy.core.submission.dialects import Dialect
 
 T = TypeVar("T")
@@ -31,6 +32,9 @@ REFERENCE_MEMBER = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 #: Names of JSON members that may appear in an issue's path; a submitter's made-up name is not echoed in a response.
 ELEMENT_NAME = re.compile(r"[A-Za-z]{1,64}")
+
+#: The form of a resource type's name in a RESTful URL.
+RESOURCE_TYPE = re.compile(r"[A-Z][a-z][A-Za-z]+")
 
 #: A relative reference to a patient, with R4's logical id (https://hl7.org/fhir/R4/datatypes.html#id).
 PATIENT_REFERENCE = re.compile(r"Patient/[A-Za-z0-9\-.]{1,64}")
@@ -90,6 +94,8 @@ class Submission:
     """The patient whom most entries are about, as `Patient/id`."""
     internal_references: Mapping[str, int]
     """The references between entries: each with the index of the entry that it means."""
+    outer_references: Mapping[str, str]
+    """The other references: each with its form relative to this server, if it leads to this server."""
 
     @property
     def atomic(self) -> bool:
@@ -180,7 +186,7 @@ def submission_from_bundle(
     subjects = Counter(entry.subject for entry in entries if entry.subject)
     patient = subjects.most_common(1)[0][0] if subjects else None
     unique = _refuse_repeated_full_urls(entries)
-    return Submission(dialect, interaction, unique, patient, internal_references(unique))
+    return Submission(dialect, interaction, unique, patient, *divide_references(unique, localize))
 
 
 def submission_from_resource(
@@ -191,7 +197,7 @@ def submission_from_resource(
     if if_none_exist is not None:
         request["ifNoneExist"] = if_none_exist
     entry = parse_entry(0, {"resource": resource, "request": request}, localize)
-    return Submission(dialect, "create", (entry,), entry.subject, internal_references([entry]))
+    return Submission(dialect, "create", (entry,), entry.subject, *divide_references([entry], localize))
 
 
 def parse_entry(index: int, item: Any, localize: Callable[[str], str], previous: Entry | None = None) -> Entry:
@@ -205,7 +211,9 @@ def parse_entry(index: int, item: Any, localize: Callable[[str], str], previous:
     resource_type, resource_id = members.get("resourceType"), members.get("id")
     encoded = encode(members)
     sound = (
-        isinstance(resource_type, str) and isinstance(request, dict) and (full_url is None or isinstance(full_url, str))
+        isinstance(resource_type, str)
+        and isinstance(request, dict)
+        and (full_url is None or (isinstance(full_url, str) and not _names_another_type(full_url, resource_type)))
     )
     return Entry(
         index=index,
@@ -245,6 +253,17 @@ def _structural_issues(item: Any, resource: Any, request: Any, full_url: Any) ->
     if full_url is not None and not isinstance(full_url, str):
         text = f"fullUrl is {preview(full_url)}; it must be a string"
         yield Issue("entry-full-url", text, "fullUrl", code="value")
+    elif full_url and isinstance(resource, dict) and _names_another_type(full_url, resource.get("resourceType")):
+        text = f"fullUrl is {preview(full_url)}, the URL of a resource of another type; give the entry a urn:uuid of its own"
+        yield Issue("entry-full-url", text, "fullUrl", code="value")
+
+
+def _names_another_type(full_url: str, resource_type: Any) -> bool:
+    """Whether a fullUrl is a RESTful URL, absolute or relative, of another type of resource."""
+    if full_url.startswith("urn:"):
+        return False
+    named = literal_type(full_url)
+    return named is not None and named != resource_type and RESOURCE_TYPE.fullmatch(named) is not None
 
 
 def _refuse_repeated_full_urls(entries: Collection[Entry]) -> tuple[Entry, ...]:
@@ -281,24 +300,38 @@ def index_by_reference(entries: Iterable[Entry]) -> dict[str, int]:
     """Map each reference that can mean an entry to the entry's index.
 
     These are its fullUrl, the `Type/id` at the end of its fullUrl, and its type and id in the submission. A reference in a
-    Bundle means an entry before it means a stored resource (https://hl7.org/fhir/R4/bundle.html#references).
+    Bundle means an entry before it means a stored resource (https://hl7.org/fhir/R4/bundle.html#references). A fullUrl of
+    another type of resource is no name of the entry: above all, no entry is called like a patient.
     """
     found: dict[str, int] = {}
     for entry in entries:
         if entry.id is not None:
             found.setdefault(f"{entry.type}/{entry.id}", entry.index)
-        if entry.full_url:
+        if entry.full_url and not _names_another_type(entry.full_url, entry.type):
             found[entry.full_url] = entry.index
             if (relative := "/".join(entry.full_url.rsplit("/", 2)[1:])).startswith(f"{entry.type}/"):
                 found.setdefault(relative, entry.index)
     return found
 
 
-def internal_references(entries: Collection[Entry]) -> dict[str, int]:
-    """Map the references that occur in entries and mean an entry to that entry's index."""
+def divide_references(
+    entries: Collection[Entry], localize: Callable[[str], str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Map the references that mean an entry to that entry's index, and the others to their form relative to this server.
+
+    An absolute reference to this server means what the relative one means.
+    """
     indices = index_by_reference(entries)
-    occurring = {reference for entry in entries for reference in entry.references}
-    return {reference: indices[reference] for reference in occurring if reference in indices}
+    internal: dict[str, int] = {}
+    outer: dict[str, str] = {}
+    for reference in dict.fromkeys(reference for entry in entries for reference in entry.references):
+        relative = localize(reference)
+        index = indices.get(reference, indices.get(relative))
+        if index is None:
+            outer[reference] = relative
+        else:
+            internal[reference] = index
+    return internal, outer
 
 
 def reference_paths(entry: Entry) -> dict[str, str]:

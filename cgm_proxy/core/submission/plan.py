@@ -222,7 +222,9 @@ def _aliases(
     localize: Callable[[str], str],
 ) -> dict[str, str]:
     by_index = {each.entry.index: each for each in accepted}
-    aliases = {r: localize(r) for each in accepted for r in each.entry.references if r[:4].lower() == "http"}
+    aliases = {
+        r: localize(r) for each in accepted for r in each.entry.references if r[:4].lower() == "http" or "?" in r
+    }
     for name, index in links.items():
         if target := by_index.get(index):
             outcome = settled.get(index)

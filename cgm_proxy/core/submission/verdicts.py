@@ -4,8 +4,8 @@
 submission, `Verdict` is the result for an entry, and `Judgement` the result for a submission.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
@@ -93,7 +93,14 @@ class JudgingContext:
     orders: tuple[StandingOrder, ...] = ()
     """The patient's active orders, of any dialect."""
     stored_resources: Mapping[str, JsonObject] | None = None
-    """Resources that entries reference and the upstream has, by reference."""
+    """Stored resources of the patient that entries reference, by reference; None if nothing was looked up."""
+    allowed_references: Collection[str] = ()
+    """References to other stored resources that may be stored: to those of the patient whose content does not matter, and those
+    that the submitter may not look up, about which the upstream decides."""
+    resolved_references: Mapping[str, str] = field(default_factory=dict)
+    """Conditional references that lead to a resource of the patient, each with the reference to that resource."""
+    excess_references: Collection[str] = ()
+    """References that were not looked up because there are too many."""
     last_submission: datetime | None = None
     """When an entry of another submission was last stored for the patient."""
     fingerprint: str = ""

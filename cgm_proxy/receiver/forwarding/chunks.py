@@ -1,4 +1,4 @@
-"""Delivers one chunk: look up, send, settle, and send again or halve, until the outcome of each entry is known.
+"""Delivers one chunk: look up, send, settle, and send again or in parts, until the outcome of each entry is known.
 
 The tables in `core/rest/reactions.py` decide what each answer of the server leads to, and `retry_budget.py` how often and
 after which pauses a chunk is sent again. This module carries it out.
@@ -6,16 +6,18 @@ after which pauses a chunk is sent again. This module carries it out.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.core.rest.reactions import REACTIONS
 from cgm_proxy.core.rest.responses import EntryResult, Retry, UpstreamRefusal
-from cgm_proxy.core.rest.strategy import Strategy
+from cgm_proxy.core.rest.strategy import BATCH, Strategy
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Refused, Stored, refused
 from cgm_proxy.core.submission.plan import Group, Plan
 from cgm_proxy.observability.metrics import CHUNKS
 from cgm_proxy.receiver.duplicates import DuplicateFinder
+from cgm_proxy.receiver.forwarding.gone import GoneReferences
 from cgm_proxy.receiver.forwarding.ledger import Ledger
 from cgm_proxy.receiver.forwarding.retry_budget import Attempts, RetryBudget
 from cgm_proxy.receiver.forwarding.send import Sender
@@ -42,6 +44,7 @@ class Delivery:
     lock: PatientLock
     budget: RetryBudget
     ledger: Ledger
+    gone: GoneReferences
 
 
 class Chunks:
@@ -55,13 +58,15 @@ class Chunks:
         self._ledger = delivery.ledger
         self._budget = delivery.budget
         self._may_arrive_late: set[int] = set()
+        self._batches_tell = strategy.sending.whole and strategy.batches
 
-    async def deliver(self, groups: Sequence[Group], *, half: bool = False) -> None:
-        """Send groups as one chunk, again while that may help, and in halves if the server refuses it or fails at it.
+    async def deliver(self, groups: Sequence[Group], *, half: bool = False, cleared: bool = False) -> None:
+        """Send groups in one chunk, again while that may help, and in parts if the server refuses it or fails at it.
 
-        `half` is whether they are half of a chunk that was given up. A group that is too large for the server is left
-        without an outcome.
+        `half` is whether they are half of a chunk that was given up, `cleared` whether they are those of a refused chunk that
+        the refusal did not name. A group that is too large for the server is left without an outcome.
         """
+        self._refuse_gone(groups)
         attempts = Attempts(self._budget, half=half)
         look, condition_failed = self._strategy.creating.looks, False
         remaining = self._ledger.unsettled(groups)
@@ -69,7 +74,7 @@ class Chunks:
             answer = await self._attempt(_indices(remaining), look=look)
             remaining = self._ledger.unsettled(remaining)
             if isinstance(answer, UpstreamRefusal):
-                return await self._refused(remaining, answer)
+                return await self._refused(remaining, answer, cleared=cleared)
             causes = {retry.cause for retry in answer.values()}
             if condition_failed and causes == {"unclear"}:
                 return await self._condition_failed_again(remaining, answer)
@@ -128,12 +133,13 @@ class Chunks:
         if stored:
             CHUNKS.labels("stored").inc()
         self._ledger.record({index: result for index, result in stored.items() if result.created})
-        self._ledger.record(
-            {i: result.as_refused() for i, result in results.items() if isinstance(result, UpstreamRefusal)}
-        )
+        refusals = {index: result for index, result in results.items() if isinstance(result, UpstreamRefusal)}
+        self._ledger.record({index: refusal.as_refused() for index, refusal in refusals.items()})
         if existing:
             not_confirmed = await self._delivery.duplicates.not_confirmed([self._plan.creates[i] for i in existing])
             self._ledger.record({**existing, **not_confirmed})
+        for index, refusal in islice(refusals.items(), 1):
+            await self._delivery.gone.learn(refusal, self._sent_references([index]))
 
     def _report(self, retries: Mapping[int, Retry], began: float) -> None:
         """Report the attempt to the retry budget."""
@@ -146,31 +152,69 @@ class Chunks:
 
     # When sending the same again does not help -----------------------------------------------------------------------
 
-    async def _refused(self, groups: Sequence[Group], refusal: UpstreamRefusal) -> None:
-        """Find the guilty groups of a refused chunk: those that the refusal names, or else by halving the chunk."""
+    async def _refused(self, groups: Sequence[Group], refusal: UpstreamRefusal, *, cleared: bool = False) -> None:
+        """Record the refusal of a chunk of one group; of a larger chunk, find the guilty groups."""
         negotiation, indices = self._upstream.strategy, _indices(groups)
         if refusal.too_large and len(indices) > 1:
             negotiation.too_large(len(indices))
             if len(groups) == 1 and not self._plan.atomic:
                 return
-        if len(groups) > 1 and not refusal.refuses_all:
-            positions = refusal.named([self._plan.creates[index] for index in indices])
-            named = {indices[position] for position in positions}
-            guilty = [group for group in groups if not named.isdisjoint(group)]
-            innocent = [group for group in groups if named.isdisjoint(group)]
-            half = len(groups) // 2
-            for smaller in (innocent, guilty) if guilty and innocent else (groups[:half], groups[half:]):
-                await self.deliver(smaller)
-            return
+        if not cleared:
+            await self._delivery.gone.learn(refusal, self._sent_references(indices))
         if refusal.refuses_all and refusal.status not in NOT_ALLOWED:
             negotiation.doubt()
-        self._ledger.record(dict.fromkeys(indices, refusal.as_refused()))
+        if len(groups) > 1 and not refusal.refuses_all:
+            await self._narrow(groups, refusal, cleared=cleared)
+        else:
+            self._ledger.record(dict.fromkeys(indices, refusal.as_refused()))
+
+    async def _narrow(self, groups: Sequence[Group], refusal: UpstreamRefusal, *, cleared: bool) -> None:
+        """Find the guilty groups of a refused chunk with few requests, however many there are.
+
+        Those that share a reference to what does not exist are refused at once. Those that the refusal names are sent apart
+        from the others, once. Then a batch shows which entries are guilty, and halving shows it of whatever a batch does not.
+        """
+        self._refuse_gone(groups)
+        remaining = self._ledger.unsettled(groups)
+        if len(remaining) < len(groups):
+            return await self.deliver(remaining, cleared=True)
+        by_batch = self._batches_tell and not refusal.too_large
+        if not (by_batch and cleared):
+            entries = [self._plan.creates[index] for index in _indices(groups)]
+            positions = refusal.named(entries, self._ledger.locations(self._plan, entries))
+            named = {entries[position].entry.index for position in positions}
+            guilty = [group for group in groups if not named.isdisjoint(group)]
+            innocent = [group for group in groups if named.isdisjoint(group)]
+            if guilty and innocent:
+                await self.deliver(innocent, cleared=True)
+                return await self.deliver(guilty)
+        if by_batch and len(single := [group for group in groups if len(group) == 1]) > 1:
+            await _StandIns(self._plan, self._strategy, self._delivery, self._may_arrive_late).deliver(single)
+            groups = self._ledger.unsettled(groups)
+            self._batches_tell = not self._ledger.unsettled(single)
+        half = len(groups) // 2
+        for part in (groups[:half], groups[half:]):
+            await self.deliver(part, cleared=cleared)
+        return None
+
+    def _refuse_gone(self, groups: Iterable[Group]) -> None:
+        """Refuse the groups with a reference that the server turned out not to have."""
+        for group in self._ledger.unsettled(groups) if self._delivery.gone else ():
+            if refusal := self._delivery.gone.refusal(self._sent_references(group)):
+                self._ledger.record(dict.fromkeys(group, refusal))
+
+    def _sent_references(self, indices: Iterable[int]) -> set[str]:
+        """Return the references of entries as they are sent, without versions."""
+        entries = [self._plan.creates[index] for index in indices]
+        written = self._ledger.locations(self._plan, entries)
+        references = {written.get(r, r) for each in entries for r in each.entry.references}
+        return {reference.partition("/_history/")[0] for reference in references}
 
     async def _condition_failed_again(self, groups: Sequence[Group], answer: Mapping[int, Retry]) -> None:
         """Treat a condition that failed again as a refusal: the search in between did not find what it matches."""
         refusals = {index: retry.refusal for index, retry in answer.items()}
         refusal = next((each for each in refusals.values() if each), None)
-        if refusal and self._strategy.sending.whole:
+        if refusal and len({id(retry) for retry in answer.values()}) == 1:  # one answer for all
             await self._refused(groups, refusal)
         else:
             self._ledger.record({i: each.as_refused() if each else UNKNOWN for i, each in refusals.items()})
@@ -189,6 +233,17 @@ class Chunks:
             why = FAILED if retry.cause == "failed" else UNAVAILABLE
             issues = retry.refusal.as_refused().issues if retry.refusal else why.issues
             self._ledger.record({index: Refused(503, UNKNOWN.issues + issues)})
+
+
+class _StandIns(Chunks):
+    """Sends the entries of a refused transaction as a batch, whose answer tells which of them are guilty."""
+
+    def __init__(self, plan: Plan, strategy: Strategy, delivery: Delivery, may_arrive_late: set[int]) -> None:
+        super().__init__(plan, replace(strategy, sending=BATCH), delivery)
+        self._may_arrive_late = may_arrive_late
+
+    async def _refused(self, groups: Sequence[Group], refusal: UpstreamRefusal, *, cleared: bool = False) -> None:
+        """Leave the entries without an outcome: a batch that is refused whole tells nothing about them."""
 
 
 def _indices(groups: Iterable[Group]) -> list[int]:

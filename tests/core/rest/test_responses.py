@@ -173,6 +173,11 @@ NAMED = [
     (refusal({"expression": ["Bundle.entry[3]"]}), set()),
     (refusal({"diagnostics": "HAPI-1094: Resource Device/d2 not found, specified in path: Observation.device"}), {2}),
     (
+        refusal({"diagnostics": "HAPI-1094: Resource Device/d22 not found, specified in path: Observation.device"}),
+        set(),
+    ),
+    (refusal({"diagnostics": "there is no http://x.org/fhir/Device/d2."}), {2}),
+    (
         refusal(
             {
                 "diagnostics": f'HAPI-2207: Invalid match URL "Observation?identifier=urn:ietf:rfc:3986|{ONES[1].identity}" - '

@@ -192,35 +192,19 @@ def test_one_refused_entry_refuses_an_atomic_submission(kind: str, endpoint: str
 # -- references -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
-        observation("x", subject={"reference": "Patient/2"}),
-        observation("x", subject={"reference": "Patient/12"}),
-        report(subject={"reference": "Patient/2"}),
-        device(patient={"reference": "Patient/2"}),
-    ],
-)
-def test_a_reference_to_another_patients_data_is_refused(stored: Any) -> None:
-    known = {"Observation/9": stored}
-    judgement = judged(entry(summary("Observation/8", "Observation/9")), stored_resources=known)
+def test_a_fault_of_a_reference_names_the_element() -> None:
+    known = {"Observation/9": observation("x")}
+    judgement = judged(entry(summary("Observation/9", "Observation/8")), stored_resources=known)
     (issue,) = judgement.verdicts[0].issues
-    assert (issue.rule, issue.expression) == ("reference-other-patient", "Observation.hasMember[1].reference")
+    assert (issue.rule, issue.expression) == ("reference-unknown", "Observation.hasMember[1].reference")
+    assert rules_for(entry(summary("Observation/9")), stored_resources=known) == []
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
-        observation("x"),
-        device(),
-        {"resourceType": "Device"},
-        {"resourceType": "Observation", "subject": 5},
-        {"subject": {"reference": 5}},
-        {},
-    ],
-)
-def test_a_reference_to_the_patients_own_data_is_accepted(stored: Any) -> None:
-    assert rules_for(entry(summary("Observation/9")), stored_resources={"Observation/9": stored}) == []
+def test_an_entry_that_has_the_name_of_a_stored_resource_is_refused() -> None:
+    items = entry(gmi(), "Observation/9"), entry(summary("Observation/9"))
+    judgement = judged(*items, stored_resources={"Observation/9": gmi()})
+    assert rules_found(judgement) == [["entry-full-url"], ["reference-refused"]]
+    assert rules_found(judged(*items, stored_resources={})) == [[], []]
 
 
 def test_an_entry_of_another_patient_is_refused_and_so_is_an_entry_that_references_it() -> None:
@@ -230,7 +214,7 @@ def test_an_entry_of_another_patient_is_refused_and_so_is_an_entry_that_referenc
         entry(reading(1)),
         entry(gmi()),
     )
-    assert rules_found(judgement) == [["subject-other"], ["reference-other-patient"], [], []]
+    assert rules_found(judgement) == [["subject-other"], ["reference-refused"], [], []]
 
 
 def test_a_reference_means_an_entry_before_it_means_a_stored_resource() -> None:
@@ -335,7 +319,7 @@ def test_a_large_submission_is_judged() -> None:
     assert not any(verdict.issues for verdict in judgement.verdicts)
 
 
-def test_a_urn_that_no_entry_has_is_refused_and_other_references_are_left_to_the_upstream() -> None:
+def test_a_urn_that_no_entry_has_is_refused_and_what_was_not_looked_up_is_not() -> None:
     dangling = reading(0, device={"reference": "urn:uuid:0b0fb34f-4fd6-4e10-9d6e-0cf1a7ad2cb1"})
     stored = reading(1, device={"reference": "Device/7"})
     first, second = judged(entry(dangling), entry(stored)).verdicts

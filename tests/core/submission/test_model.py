@@ -215,6 +215,35 @@ def test_a_reference_can_mean_an_entry_by_full_url_or_type_and_id() -> None:
     assert index_by_reference(submission.entries) == {urn(1): 0, "Observation/a": 2}
 
 
+@pytest.mark.parametrize("base", ["", "https://public.example/fhir/", "https://other.example/"])
+@pytest.mark.parametrize("name", ["Patient/1", "Patient/1/_history/2", "Patient/1/", "Device/x", "Organization/1"])
+def test_an_entry_cannot_be_called_like_a_resource_of_another_type(base: str, name: str) -> None:
+    submission = submitted(entry(reading(), base + name))
+    assert [issue.rule for issue in submission.entries[0].issues] == ["entry-full-url"]
+    assert index_by_reference(submission.entries) == {}
+    assert submission.internal_references == {}
+
+
+@pytest.mark.parametrize(
+    "full_url", ["https://other.example/CGM/1", "https://other.example/readings/1", "urn:oid:1.2", "x", ""]
+)
+def test_a_full_url_that_is_no_restful_url_is_a_name(full_url: str) -> None:
+    assert submitted(entry(reading(), full_url)).entries[0].issues == ()
+
+
+def test_an_absolute_reference_to_this_server_means_what_the_relative_one_means() -> None:
+    own, foreign = "https://public.example/fhir/Observation/", "https://other.example/fhir/Observation/"
+    member = summary(f"{own}a", f"{own}b", f"{foreign}a", f"{own}b/_history/1")
+    submission = submitted(entry(reading(id="a"), urn(1)), entry(member))
+    assert submission.internal_references == {f"{own}a": 0}
+    assert dict(submission.outer_references) == {
+        PATIENT: PATIENT,
+        f"{own}b": "Observation/b",
+        f"{foreign}a": f"{foreign}a",
+        f"{own}b/_history/1": "Observation/b/_history/1",
+    }
+
+
 @pytest.mark.parametrize("wrong", [5, None, [], {}, True])
 def test_an_id_of_a_wrong_type_is_ignored(wrong: Any) -> None:
     assert index_by_reference(submitted(entry(reading(id=wrong), urn(1))).entries) == {urn(1): 0}

@@ -386,6 +386,36 @@ async def test_a_batch_that_is_refused_whole_is_narrowed() -> None:
         assert statuses(await world.submit(bundle)) == [400 if n == 4 else 201 for n in range(7)]
 
 
+async def test_the_entries_of_a_refused_transaction_are_sent_as_a_batch_which_tells_the_guilty_ones() -> None:
+    async with proxying() as world:
+        bundle = world.readings(60)
+        for n in (3, 33, 53):
+            bundle["entry"][n]["resource"]["performer"] = [{"reference": f"Practitioner/none{n}"}]
+        world.fake.always(transactions, before(422, REFUSAL))
+        assert statuses(await world.submit(bundle)) == [400 if n in {3, 33, 53} else 201 for n in range(60)]
+        assert len(world.fake.received(transactions)) == len(world.fake.received(batches)) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+async def test_where_a_batch_is_refused_whole_transactions_tell_the_guilty_entries(status: int) -> None:
+    async with proxying() as world:
+        bundle = world.readings(16)
+        wrong = bundle["entry"][4]["resource"]["effectiveDateTime"]
+        world.fake.always(batches, before(status))
+        world.fake.always(holding(wrong), before(422, REFUSAL))
+        assert statuses(await world.submit(bundle)) == [422 if n == 4 else 201 for n in range(16)]
+        assert len(world.fake.received(batches)) == 1
+
+
+@pytest.mark.parametrize("settings", [{"upstream__send": "transaction"}, {"upstream__send": "single"}])
+async def test_where_a_setting_says_how_entries_are_sent_none_is_sent_in_a_batch(settings: dict[str, Any]) -> None:
+    async with proxying(**settings) as world:
+        bundle = world.readings(8)
+        bundle["entry"][5]["resource"]["performer"] = [{"reference": "Practitioner/none"}]
+        assert statuses(await world.submit(bundle)) == [400 if n == 5 else 201 for n in range(8)]
+        assert world.fake.received(batches) == []
+
+
 @pytest.mark.parametrize("kind", ["batch", "transaction"])
 async def test_who_is_not_allowed_to_write_learns_how_to_get_allowed(kind: str) -> None:
     async with proxying() as world:
