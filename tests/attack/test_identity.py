@@ -145,6 +145,25 @@ async def test_readings_of_two_devices_with_one_value_at_one_instant_are_both_st
         assert await world.count() == 2
 
 
+async def test_a_stored_device_is_the_same_by_its_id_and_by_a_search_and_another_is_another() -> None:
+    async with proxying(listen__public_url="https://public.example/fhir") as world:
+        about = {"patient": {"reference": world.about}}
+        await world.put(device(id="d1", serialNumber="7", identifier=[{"system": SYSTEM, "value": "1"}], **about))
+        await world.put(device(id="d2", identifier=[{"system": SYSTEM, "value": "2"}], **about))
+        bundle = world.readings(1)
+        for reference, status in [
+            (f"Device?identifier={SYSTEM}|1", 201),
+            ("Device/d1", 200),
+            ("https://public.example/fhir/Device/d1", 200),
+            (f"https://public.example/fhir/Device?identifier={SYSTEM}|1", 200),
+            (f"Device?identifier={SYSTEM}|2", 201),
+            ("Device/d2", 200),
+        ]:
+            bundle["entry"][0]["resource"]["device"] = {"reference": reference}
+            assert statuses(await world.submit(bundle)) == [status]
+        assert sorted(each["device"]["reference"] for each in await world.stored()) == ["Device/d1", "Device/d2"]
+
+
 # -- one content in many forms --------------------------------------------------------------------------------------------
 
 #: References that mean the same, in each row.
