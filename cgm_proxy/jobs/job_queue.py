@@ -8,6 +8,9 @@ leaves the others to the next start.
 A submission that crashes the process would crash it again after each start. Therefore attempts are counted on the disk
 before they begin, and a submission is given up after `ATTEMPTS`. When a crash interrupts several of them, only one is the
 cause. So after a crash the interrupted ones are suspects: they run alone, one after another, before all others.
+
+On a full disk, a job ends with a short result that says so. If even that can't be stored, it is held in memory until it can,
+and the job's place is free for the next one.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -70,6 +73,8 @@ class JobQueue:
         self._suspects_done = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._in_progress: set[str] = set()
+        #: The results that could not be stored yet, each with the time when it expires.
+        self._unstored: dict[str, tuple[bytes, float]] = {}
         self._stopping = False
 
     @classmethod
@@ -110,10 +115,18 @@ class JobQueue:
 
     async def find(self, job_id: str) -> JobStatus | None:
         """Return the status of a job, or None if there is no such job. Raises `StoreFailed`."""
-        return await self._in_thread(self._store.find, _key(job_id), time.time())
+        key = _key(job_id)
+        status = await self._in_thread(self._store.find, key, time.time())
+        if status and (unstored := self._unstored.get(key)):
+            result, expires = unstored
+            return replace(status, expires=expires, size=len(result))
+        return status
 
     async def result(self, job_id: str) -> AsyncIterator[bytes]:
         """Yield a result in pieces. They end early if the result is removed meanwhile."""
+        if unstored := self._unstored.get(_key(job_id)):
+            yield unstored[0]
+            return
         place = 0
         while piece := await self._in_thread(self._store.piece, _key(job_id), place):
             yield piece
@@ -163,26 +176,55 @@ class JobQueue:
         """Work on a job when its turn comes: a suspect alone, any other one in a free slot once there are no suspects."""
         if key in self._suspects:
             async with self._suspect_lock:
-                await self._finish(key)
+                finished = await self._finish(key)
         else:
             await self._suspects_done.wait()
             async with self._slots:
-                await self._finish(key)
+                finished = await self._finish(key)
+        if not finished:
+            await self._finish_later(key)
 
-    async def _finish(self, key: str) -> None:
-        """Work on a job and store its result; if cancelled, put the job back."""
+    async def _finish(self, key: str) -> bool:
+        """Work on a job and store its result; return whether that was possible. If cancelled, put the job back."""
         self._in_progress.add(key)
         try:
             if attempts := await self._with_retries(self._store.begin, key):
                 result = await self._result(key, attempts)
-                expires = time.time() + self._limits.kept_seconds
-                await self._with_retries(self._store.finish, key, result, expires)
+                return await self._stored(key, result, time.time() + self._limits.kept_seconds)
         except asyncio.CancelledError:
-            with suppress(StoreFailed):  # then one attempt too many is counted
-                await self._in_thread(self._store.put_back, key)
+            await self._put_back(key)
             raise
         finally:
             self._in_progress.discard(key)
+        return True
+
+    async def _stored(self, key: str, result: bytes, expires: float) -> bool:
+        """Store a result, or a short one that says that it is lost; if neither is possible, hold the short one in memory."""
+        lost = _refused(async_pattern.result_not_stored())
+        reason = "no room"
+        try:
+            if await self._in_thread(self._store.finish, key, result, expires, lost):
+                return True
+        except StoreFailed as failed:
+            reason = str(failed)
+            self._unstored[key] = lost, expires
+        log("result of a kept submission lost", logging.ERROR, reason=reason)
+        return key not in self._unstored
+
+    async def _finish_later(self, key: str) -> None:
+        """Store a result that is held in memory, as soon as that is possible."""
+        result, expires = self._unstored[key]
+        try:
+            await self._with_retries(self._store.finish, key, result, expires, result)
+        except asyncio.CancelledError:
+            await self._put_back(key)
+            raise
+        finally:
+            del self._unstored[key]
+
+    async def _put_back(self, key: str) -> None:
+        with suppress(StoreFailed):  # then one attempt too many is counted
+            await self._in_thread(self._store.put_back, key)
 
     async def _result(self, key: str, attempts: int) -> bytes:
         """Return the result Bundle of a job, or one that says why there is none."""

@@ -5,6 +5,9 @@ pieces, so that they are never copied whole. Deleted data is overwritten, in the
 and patient data are gone as soon as they are no longer needed. Only the file's owner can read it (0600), and only one
 process can open it: it is locked while it is open. The file holds hashes of job ids, not the ids, so that a reader of the
 file can't fetch results.
+
+Overwriting takes as much room in the log as what is overwritten. So that a full disk does not keep jobs from being closed,
+`RESERVE` bytes stay free when a job is added, and what can't be overwritten at once is overwritten piece by piece.
 """
 
 import os
@@ -16,10 +19,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cgm_proxy.core.codec.json_body import Buffer
+from cgm_proxy.regular_files import require_regular
 from cgm_proxy.settings import loading
 
 #: Size of a piece of a body or result (bytes).
 PIECE = 2**20
+
+#: Room that stays free when a job is added (bytes): for up to 4 MiB that are in the log and not yet in the file (SQLite's
+#: default), and for the log of closing a job, which needs little more than a piece.
+RESERVE = 8 * PIECE
 
 #: How long to wait for another process to close the file (seconds); at a restart the two may overlap a little.
 BUSY_TIMEOUT = 5.0
@@ -33,6 +41,12 @@ CREATE TABLE IF NOT EXISTS piece (
     job INTEGER NOT NULL REFERENCES job ON DELETE CASCADE, place INTEGER NOT NULL, data BLOB NOT NULL,
     UNIQUE (job, place));
 """
+
+#: The pieces of bodies that could not be overwritten when their jobs were finished.
+_LEFTOVERS = "FROM piece JOIN job ON number = job WHERE expires IS NOT NULL AND place * ? >= size"
+
+#: When a job has expired that is to be removed at once (seconds since 1970).
+EXPIRED = 0.0
 
 _PRAGMAS = (
     "locking_mode = EXCLUSIVE",
@@ -100,8 +114,11 @@ class JobStore(Protocol):
     def load(self, key: str) -> tuple[bytes, bytearray]:
         """Return the request and the body of a job."""
 
-    def finish(self, key: str, result: bytes, expires: float) -> None:
-        """Replace the request and body by the result. The oldest results are removed if there is no room for it."""
+    def finish(self, key: str, result: bytes, expires: float, otherwise: bytes) -> bool:
+        """Replace the request and body by the result, or by `otherwise` (short) if the disk has no room for the result.
+
+        The oldest results are removed if there are too many bytes of them. Return whether the result itself was stored.
+        """
 
     def find(self, key: str, now: float) -> JobStatus | None:
         """Return the status of a job; None if it does not exist or its result has expired."""
@@ -124,7 +141,10 @@ class SqliteStore:
 
     def __init__(self, path: Path, limits: loading.JobSettings) -> None:
         self._limits = limits
+        self._path = path
         try:
+            with suppress(FileNotFoundError):
+                require_regular(path)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             path.chmod(0o600)
             self._db = sqlite3.connect(path, BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
@@ -148,6 +168,8 @@ class SqliteStore:
             jobs, size_of_all = self._row("SELECT count(*), total(size) FROM job WHERE expires IS NULL")
             if jobs >= self._limits.waiting or size_of_all + size > self._limits.waiting_bytes:
                 raise StoreFull
+            if not self._has_room(size):
+                raise StoreFailed("the disk is full")
             added = self._db.execute(
                 "INSERT INTO job (key, patient, format, created, size, asked) VALUES (?, ?, ?, ?, ?, ?)",
                 (job.key, job.patient, job.format, now, size, job.request),
@@ -180,19 +202,39 @@ class SqliteStore:
                 body += data
         return request, body
 
-    def finish(self, key: str, result: bytes, expires: float) -> None:
+    def finish(self, key: str, result: bytes, expires: float, otherwise: bytes) -> bool:
         """See `JobStore`."""
+        with self._faults():
+            (number,) = self._row("SELECT number FROM job WHERE key = ? AND expires IS NULL", key) or (None,)
+        if number is None:
+            return True
+        with suppress(StoreFailed):
+            self._store_result(number, result, expires)
+            return True
+        with self._transaction():  # the body stays, except its first piece
+            self._mark(number, len(otherwise), expires)
+            self._db.execute("INSERT OR REPLACE INTO piece (job, place, data) VALUES (?, 0, ?)", (number, otherwise))
+            for old in self._oldest(number, len(result)):
+                self._mark(old, 0, EXPIRED)
+        with suppress(StoreFailed):
+            self._remove_leftovers()
+            self._store_result(number, result, expires)
+            return True
+        return False
+
+    def _store_result(self, number: int, result: bytes, expires: float) -> None:
         with self._transaction():
-            row = self._row("SELECT number FROM job WHERE key = ? AND expires IS NULL", key)
-            if not row:
-                return
-            self._make_room(len(result))
-            self._db.execute("DELETE FROM piece WHERE job = ?", row)
-            self._db.execute(
-                "UPDATE job SET asked = NULL, size = ?, expires = ? WHERE number = ?", (len(result), expires, *row)
-            )
-            self._insert_pieces(row[0], result)
+            for old in self._oldest(number, len(result)):
+                self._db.execute("DELETE FROM job WHERE number = ?", (old,))
+            self._db.execute("DELETE FROM piece WHERE job = ?", (number,))
+            self._mark(number, len(result), expires)
+            self._insert_pieces(number, result)
         self._truncate_log()
+
+    def _mark(self, number: int, size: int, expires: float) -> None:
+        """Record that a job is finished: its request is no longer needed, and only pieces within `size` are its result."""
+        query = "UPDATE job SET asked = NULL, size = ?, expires = ? WHERE number = ?"
+        self._db.execute(query, (size, expires, number))
 
     def find(self, key: str, now: float) -> JobStatus | None:
         """See `JobStore`."""
@@ -207,9 +249,12 @@ class SqliteStore:
 
     def piece(self, key: str, place: int) -> bytes | None:
         """See `JobStore`."""
-        query = "SELECT data FROM piece JOIN job ON number = job WHERE key = ? AND place = ? AND expires IS NOT NULL"
+        query = (
+            "SELECT data FROM piece JOIN job ON number = job "
+            "WHERE key = ? AND place = ? AND expires IS NOT NULL AND place * ? < size"
+        )
         with self._faults():
-            row = self._row(query, key, place)
+            row = self._row(query, key, place, PIECE)
         return bytes(row[0]) if row else None
 
     def delete(self, key: str) -> bool:
@@ -218,6 +263,10 @@ class SqliteStore:
 
     def sweep(self, now: float) -> int:
         """See `JobStore`."""
+        with self._faults():
+            leftovers = self._row(f"SELECT 1 {_LEFTOVERS} LIMIT 1", PIECE)
+        if leftovers:
+            self._remove_leftovers()
         return self._delete_where("expires <= ?", now)
 
     def close(self) -> None:
@@ -225,21 +274,51 @@ class SqliteStore:
         self._db.close()
 
     def _delete_where(self, condition: str, *arguments: object) -> int:
-        with self._transaction():
-            removed = self._db.execute(f"DELETE FROM job WHERE {condition}", arguments).rowcount  # noqa: S608 -- constants
+        try:
+            removed = self._delete_at_once(condition, *arguments)
+        except StoreFailed:
+            with self._transaction():
+                query = f"SELECT number FROM job WHERE {condition}"  # noqa: S608 -- constants
+                for (number,) in self._db.execute(query, arguments).fetchall():
+                    self._mark(number, 0, EXPIRED)
+            self._remove_leftovers()
+            removed = self._delete_at_once("expires = ?", EXPIRED)
         if removed:
             self._truncate_log()
         return removed
 
-    def _make_room(self, size: int) -> None:
-        """Remove the oldest results until one of this size fits."""
-        results = self._db.execute("SELECT number, size FROM job WHERE expires IS NOT NULL ORDER BY expires").fetchall()
-        size_of_all = sum(result_size for _, result_size in results)
+    def _delete_at_once(self, condition: str, *arguments: object) -> int:
+        with self._transaction():
+            return self._db.execute(f"DELETE FROM job WHERE {condition}", arguments).rowcount  # noqa: S608 -- constants
+
+    def _oldest(self, beside: int, size: int) -> list[int]:
+        """Return the numbers of the oldest results that have to go so that one more of this size fits."""
+        query = "SELECT number, size FROM job WHERE expires IS NOT NULL AND number != ? ORDER BY expires"
+        results = self._db.execute(query, (beside,)).fetchall()
+        excess = sum(result_size for _, result_size in results) + size - self._limits.kept_bytes
+        oldest = []
         for number, result_size in results:
-            if size_of_all + size <= self._limits.kept_bytes:
+            if excess <= 0:
                 break
-            self._db.execute("DELETE FROM job WHERE number = ?", (number,))
-            size_of_all -= result_size
+            oldest.append(number)
+            excess -= result_size
+        return oldest
+
+    def _remove_leftovers(self) -> None:
+        """Remove what remains of the bodies of finished jobs one by one, which needs no more room in the log than a piece."""
+        with self._faults():
+            leftovers = self._db.execute(f"SELECT piece.rowid {_LEFTOVERS}", (PIECE,)).fetchall()
+        for leftover in leftovers:
+            with self._transaction():
+                self._db.execute("DELETE FROM piece WHERE rowid = ?", leftover)
+            self._truncate_log()
+
+    def _has_room(self, size: int) -> bool:
+        """Whether the disk has room for a body, in the file and in its log, and for closing jobs afterwards."""
+        disk = os.statvfs(self._path)
+        (unused,), (page,) = self._row("PRAGMA freelist_count"), self._row("PRAGMA page_size")
+        needed: int = size + max(0, size - unused * page) + RESERVE
+        return needed <= disk.f_bavail * disk.f_frsize
 
     def _insert_pieces(self, number: int | None, data: Buffer) -> None:
         view = memoryview(data)
@@ -266,9 +345,16 @@ class SqliteStore:
             try:
                 yield
                 self._db.execute("COMMIT")
+            except sqlite3.Error:
+                self._roll_back()
+                self._truncate_log()  # it may have filled the disk with what was rolled back
+                raise
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

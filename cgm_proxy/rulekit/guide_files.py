@@ -10,6 +10,7 @@ import msgspec
 
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.rules.rule_files import RulesError
+from cgm_proxy.regular_files import read_regular
 
 #: Largest file of a package that is read (bytes), so that a package can't fill the memory.
 LARGEST_FILE = 16 * 2**20
@@ -137,7 +138,7 @@ def unpacked(directory: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the JSON files of a directory: name and content."""
     for path in sorted(directory.glob("*.json")):
         try:
-            yield str(path), path.read_bytes()
+            yield str(path), read_regular(path)
         except OSError as error:
             raise RulesError(f"{path}: can't be read: {error.strerror}") from error
 

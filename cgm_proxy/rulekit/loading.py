@@ -15,6 +15,7 @@ from cgm_proxy.core.codec.strict_yaml import Document, YamlError, documents
 from cgm_proxy.core.r4.model import Model
 from cgm_proxy.core.rules.rule_files import Addition, Profile, RulesError, Source, merge, parse_rule_file
 from cgm_proxy.core.rules.rulebook import RuleBook
+from cgm_proxy.regular_files import read_regular
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,6 @@ def book_of(model: Model, files: Iterable[RuleFile]) -> RuleBook:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise RulesError(f"{path}: can't be read: {error.strerror}") from error

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+from contextlib import suppress
 from threading import Thread
 
 import aiohttp
@@ -162,7 +163,7 @@ async def _reload_when(changed: asyncio.Event, proxy: Proxy, settings: Settings)
 async def reload(proxy: Proxy, settings: Settings) -> None:
     """Read all rules again, in a thread, and use them; if one is faulty, log it and keep the rules in force."""
     try:
-        rules = await asyncio.to_thread(load_rules, settings.rules)
+        rules = await _load_beside(settings)
     except RulesError as error:
         metrics.RELOADS.labels("refused").inc()
         faults = str(error).splitlines()
@@ -178,6 +179,32 @@ async def reload(proxy: Proxy, settings: Settings) -> None:
     profiles, number = rules.size()
     log("rules replaced", profiles=profiles, rules=number)
     await asyncio.to_thread(gc.collect)  # the old rules are in reference cycles, and the collector seldom runs
+
+
+async def _load_beside(settings: Settings) -> RuleBook:
+    """Load the rules in a thread that does not keep the process from ending, however long it takes; raises `RulesError`."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[RuleBook] = loop.create_future()
+
+    def load() -> None:
+        outcome: RuleBook | Exception
+        try:
+            outcome = load_rules(settings.rules)
+        except Exception as error:  # noqa: BLE001 -- it is raised where the rules are awaited
+            outcome = error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, outcome)
+
+    def settle(outcome: RuleBook | Exception) -> None:
+        if loaded.cancelled():
+            return
+        if isinstance(outcome, Exception):
+            loaded.set_exception(outcome)
+        else:
+            loaded.set_result(outcome)
+
+    Thread(target=load, daemon=True).start()
+    return await loaded
 
 
 def _session(bases: BaseUrls) -> aiohttp.ClientSession:

@@ -84,7 +84,9 @@ def _rules_unreadable(settings: Settings) -> bool:
 def _certificates_unreadable(settings: Settings) -> bool:
     """Whether the URL of the shared cache names an unreadable file: the replicas would silently share nothing."""
     options = parse_qsl(urlsplit(settings.cache.shared or "").query)
-    return not all(os.access(path, os.R_OK) for option, path in options if option.startswith("ssl_"))
+    return not all(
+        Path(path).is_file() and os.access(path, os.R_OK) for option, path in options if option.startswith("ssl_")
+    )
 
 
 CONFLICTS = (

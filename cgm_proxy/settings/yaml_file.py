@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cgm_proxy.core.codec.strict_yaml import Document, YamlError, document
+from cgm_proxy.regular_files import read_regular
 from cgm_proxy.settings.schema import Key, RawValue, SettingsError, suggestion
 
 #: Deepest nesting of the file; settings need 3: sections, keys and a list.
@@ -81,7 +82,7 @@ def secret(where: str, path: Path) -> str:
 def content_of(where: str, path: Path) -> str:
     """Return the text of a file; raise SettingsError if it can't be read."""
     try:
-        return path.read_text("utf-8")
+        return read_regular(path).decode()
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise SettingsError(f"{where}: can't read {path}: {reason}; name a readable file") from None

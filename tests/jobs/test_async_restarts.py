@@ -20,7 +20,7 @@ import pytest
 from support import servers
 from support.client import JSON, Client
 from support.fake_upstream import FakeUpstream, Gate, fake_upstream, holding, transactions
-from support.later import ASYNC, files, keep, largest, result, rules, status, statuses, submission_entry
+from support.later import ASYNC, files, keep, result, rules, status, statuses, submission_entry
 from support.proxying import World
 from support.proxying import statuses as now
 
@@ -207,28 +207,28 @@ async def test_a_submitter_that_hangs_up_before_the_response_can_send_again(tmp_
         assert await world.count() == 6
 
 
-async def test_with_a_full_disk_new_submissions_are_refused_and_kept_ones_wait(tmp_path: Path) -> None:
+async def test_with_a_full_disk_new_submissions_are_refused_and_kept_ones_are_answered(tmp_path: Path) -> None:
     async with proxy_process(tmp_path, jobs__at_once=1) as proxy:
         world = proxy.world
         gate = gated(world.fake)
         path = await keep(world, world.readings(5))
+        waiting = [await keep(world, world.readings(number)) for number in (6, 7)]
         await gate.reached.wait()
         pid, unlimited = proxy.server.process.pid, resource.RLIM_INFINITY
         before = files(proxy.path)
-        resource.prlimit(
-            pid, resource.RLIMIT_FSIZE, (largest(proxy.path), unlimited)
-        )  # like a full disk: the log can't grow
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, unlimited))  # like a full disk: nothing can be written
         for size in (1, 2000):
             answer = await world.submit(world.readings(size), **ASYNC)
             assert (answer.status, answer.rules) == (503, ["async-store"])
             assert answer.headers["Retry-After"] == "5"
         assert len(files(proxy.path)) == len(before)
         gate.opened.set()
-        await asyncio.sleep(0.5)
-        assert (await world.request("GET", path)).status == 202
+        lost = await result(world, path)
+        assert (status(lost), rules(lost)) == (500, ["async-result-lost"])
         assert await world.count() == 5
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
-        assert statuses(await result(world, path)) == [201] * 5
+        assert rules(await result(world, path)) == ["async-result-lost"]
+        assert [statuses(await result(world, each)) for each in waiting] == [[200] * 5 + [201], [200] * 6 + [201]]
         assert statuses(await result(world, await keep(world, world.readings(5)))) == [200] * 5
 
 

@@ -39,7 +39,7 @@ def test_bodies_and_results_are_read_as_they_were_written(store: SqliteStore, si
     store.add(replace(JOB, body=body), 1.0)
     assert store.load("k1") == (JOB.request, body)
     assert result_of(store, "k1") == b""  # a body is no result
-    store.finish("k1", bytes(body), 10.0)
+    store.finish("k1", bytes(body), 10.0, b"lost")
     assert result_of(store, "k1") == body
 
 
@@ -48,11 +48,11 @@ def test_attempts_are_counted_until_the_job_is_finished(store: SqliteStore) -> N
     assert [store.begin("k1"), store.begin("k1")] == [1, 2]
     store.put_back("k1")
     assert store.unfinished() == [("k1", 1)]
-    store.finish("k1", b"{}", 10.0)
+    store.finish("k1", b"{}", 10.0, b"lost")
     assert store.unfinished() == []
     assert store.begin("k1") == 0
     store.put_back("k1")
-    store.finish("k1", b"another", 99.0)
+    store.finish("k1", b"another", 99.0, b"lost")
     assert result_of(store, "k1") == b"{}"
     assert store.begin("never") == 0
 
@@ -62,7 +62,7 @@ def test_jobs_are_found_in_their_order_and_until_they_expire(store: SqliteStore)
         store.add(replace(JOB, key=key), 5.0)
     assert [key for key, _ in store.unfinished()] == ["k1", "k2", "k3"]
     assert [store.find(key, 6.0).ahead for key in ("k1", "k2", "k3")] == [0, 1, 2]
-    store.finish("k1", b"{}", 10.0)
+    store.finish("k1", b"{}", 10.0, b"lost")
     assert [store.find(key, 6.0).ahead for key in ("k2", "k3")] == [0, 1]
     assert store.find("k1", 9.9).expires == 10.0
     assert store.find("k1", 10.0) is None
@@ -91,20 +91,19 @@ def test_an_operation_on_a_full_disk_leaves_nothing_behind(store: SqliteStore) -
     with pytest.raises(StoreFailed, match="SQLITE_FULL"):
         store.add(replace(JOB, key="large", body=b"x" * PIECE), 1.0)
     assert store.unfinished() == [("k1", 0)]
-    with pytest.raises(StoreFailed, match="SQLITE_FULL"):
-        store.finish("k1", b"r" * PIECE, 10.0)
-    assert store.load("k1") == (JOB.request, JOB.body)
-    store.finish("k1", b"{}", 10.0)
+    assert not store.finish("k1", b"r" * PIECE, 10.0, b"lost")
+    assert result_of(store, "k1") == b"lost"
     store.add(replace(JOB, key="small"), 1.0)
+    assert store.finish("small", b"{}", 10.0, b"lost")
 
 
 def test_the_oldest_results_make_room_but_no_unfinished_job_does(store: SqliteStore) -> None:
     for number in range(3):
         store.add(replace(JOB, key=f"k{number}"), 1.0)
-    store.finish("k1", b"1" * PIECE, 11.0)
-    store.finish("k0", b"0" * PIECE, 12.0)
+    store.finish("k1", b"1" * PIECE, 11.0, b"lost")
+    store.finish("k0", b"0" * PIECE, 12.0, b"lost")
     store.add(replace(JOB, key="k3"), 1.0)
-    store.finish("k2", b"2", 13.0)
+    store.finish("k2", b"2", 13.0, b"lost")
     assert [bool(store.find(f"k{number}", 2.0)) for number in range(4)] == [True, False, True, True]
 
 
@@ -113,7 +112,7 @@ def test_deleted_data_is_overwritten(store: SqliteStore, path: Path, size: int) 
     body = (b"valueQuantity-" * (size // 14 + 1))[:size]
     store.add(replace(JOB, body=body), 1.0)
     assert b"s3cr3t" in files(path)
-    store.finish("k1", b"location-of-one " * 10, 10.0)
+    store.finish("k1", b"location-of-one " * 10, 10.0, b"lost")
     assert b"s3cr3t" not in files(path)
     assert b"valueQuantity" not in files(path)
     assert store.delete("k1")

@@ -24,6 +24,8 @@ MAX_DEPTH = 200
 MAX_NUMBER = 100
 #: How many values the aliases of one document may repeat: ten lines of aliases can stand for 10^10 values.
 MAX_REPEATED = 100_000
+#: How many faults of one document are kept: nobody reads more of them at once.
+MAX_FAULTS = 1_000
 
 _PREFIX = "tag:yaml.org,2002:"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -187,7 +189,7 @@ class _Builder:
         for merged, line in ended.merged:
             for mapping in merged if isinstance(merged, list) else [merged]:
                 if not isinstance(mapping, dict):
-                    self.document.faults.append(Fault(ended.path, line, "`<<` merges mappings, and this is none"))
+                    self._record(ended.path, line, "`<<` merges mappings, and this is none")
                     break
                 for key, value in mapping.items():
                     ended.value.setdefault(key, value)
@@ -267,4 +269,8 @@ class _Builder:
 
     def _fault(self, event: Any, problem: str, key: Any = _NO_KEY) -> None:
         """Record a fault; return None, the value that stands for what can't be read."""
-        self.document.faults.append(Fault(self._path(key), _line(event), problem))
+        self._record(self._path(key), _line(event), problem)
+
+    def _record(self, path: Path, line: int, problem: str) -> None:
+        if len(self.document.faults) < MAX_FAULTS:
+            self.document.faults.append(Fault(path, line, problem))

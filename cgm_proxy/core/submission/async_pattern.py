@@ -100,6 +100,12 @@ def result_too_large(limit: int) -> RequestRefused:
     return refuse(500, "async-result-too-large", text, code="too-long")
 
 
+def result_not_stored() -> RequestRefused:
+    """Return the refusal that replaces a result for which the disk has no room."""
+    text = f"the submission was processed, but the disk of this receiver is full, so that its result is lost; {_SEND_AGAIN}"
+    return refuse(500, "async-result-lost", text, code="no-store")
+
+
 def result_bundle(status: int, content: JsonObject | None, headers: Mapping[str, str]) -> JsonObject:
     """Return the result of a submission, given the status, body and header fields of its synchronous response."""
     response: JsonObject = {"status": f"{status} {PHRASES.get(status, '')}".rstrip()}
