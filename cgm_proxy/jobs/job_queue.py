@@ -103,11 +103,13 @@ class JobQueue:
             self._schedule(key)
         self._sweeping = asyncio.create_task(self._sweep())
 
-    async def accept(self, patient: str, response_format: str, request: bytes, body: Buffer) -> str:
+    async def accept(
+        self, patient: str, response_format: str, request: bytes, body: Buffer, credentials: str = ""
+    ) -> str:
         """Store a submission and return its id. Raises `StoreFull` or `StoreFailed`; then nothing is stored."""
         secret = secrets.token_urlsafe(32)  # 256 bits
         job_id = f"{self._limits.replica}.{secret}" if self._limits.replica else secret
-        job = Job(_key(job_id), patient, response_format, request, body)
+        job = Job(_key(job_id), patient, response_format, request, body, owner_hash(job_id, credentials))
         await self._in_thread(self._store.add, job, time.time())
         if not self._stopping:
             self._schedule(job.key)
@@ -273,6 +275,11 @@ class JobQueue:
 
     async def _in_thread(self, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+
+def owner_hash(job_id: str, credentials: str) -> str:
+    """Return a hash of credentials, salted with the job's id, which the file does not hold."""
+    return hashlib.sha256(f"{job_id}\n{credentials}".encode()).hexdigest()
 
 
 def _pauses() -> Iterator[float]:

@@ -79,6 +79,8 @@ class Job:
     format: str
     request: bytes
     body: Buffer
+    owner: str = ""
+    """A hash of the credentials that it came with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class JobStatus:
     """Number of unfinished jobs that were accepted before this one."""
     size: int
     """Size of the body or, if the job is finished, of its result (bytes)."""
+    owner: str | None = None
+    """A hash of the credentials that it came with; None in a file of an earlier version."""
 
 
 class JobStore(Protocol):
@@ -154,6 +158,8 @@ class SqliteStore:
             for pragma in _PRAGMAS:
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
+            if "owner" not in {name for _, name, *_ in self._db.execute("PRAGMA table_info(job)").fetchall()}:
+                self._db.execute("ALTER TABLE job ADD COLUMN owner TEXT")  # a file of version 0.1.0 has none
             self._truncate_log()
         except sqlite3.Error as error:
             self._db.close()
@@ -171,8 +177,8 @@ class SqliteStore:
             if not self._has_room(size):
                 raise StoreFailed("the disk is full")
             added = self._db.execute(
-                "INSERT INTO job (key, patient, format, created, size, asked) VALUES (?, ?, ?, ?, ?, ?)",
-                (job.key, job.patient, job.format, now, size, job.request),
+                "INSERT INTO job (key, patient, format, created, size, asked, owner) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job.key, job.patient, job.format, now, size, job.request, job.owner),
             )
             self._insert_pieces(added.lastrowid, job.body)
 
@@ -238,14 +244,14 @@ class SqliteStore:
 
     def find(self, key: str, now: float) -> JobStatus | None:
         """See `JobStore`."""
-        query = "SELECT patient, format, created, expires, attempts, number, size FROM job WHERE key = ?"
+        query = "SELECT patient, format, created, expires, attempts, number, size, owner FROM job WHERE key = ?"
         with self._faults():
             row = self._row(f"{query} AND (expires IS NULL OR expires > ?)", key, now)
             if not row:
                 return None
-            patient, response_format, created, expires, attempts, number, size = row
+            patient, response_format, created, expires, attempts, number, size, owner = row
             (ahead,) = self._row("SELECT count(*) FROM job WHERE expires IS NULL AND number < ?", number)
-        return JobStatus(patient, response_format, created, expires, attempts, ahead, size)
+        return JobStatus(patient, response_format, created, expires, attempts, ahead, size, owner)
 
     def piece(self, key: str, place: int) -> bytes | None:
         """See `JobStore`."""

@@ -12,9 +12,10 @@ from email.utils import formatdate
 from aiohttp import web
 
 from cgm_proxy.core.codec import json_body
+from cgm_proxy.core.codec.bodies import Format
 from cgm_proxy.core.issues import RequestRefused, refuse
 from cgm_proxy.core.submission import async_pattern
-from cgm_proxy.jobs.job_queue import JobQueue
+from cgm_proxy.jobs.job_queue import JobQueue, owner_hash
 from cgm_proxy.jobs.sqlite_store import JobStatus, StoreFailed, StoreFull
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse
@@ -52,7 +53,9 @@ class AsyncStatus:
             return None
         result_format = response_format(request, submission.format or "json")
         try:
-            submission_id = await self._jobs.accept(patient, result_format, json_body.encode(submission), raw)
+            submission_id = await self._jobs.accept(
+                patient, result_format, json_body.encode(submission), raw, submission.requester.credentials
+            )
         except (StoreFull, StoreFailed) as fault:
             raise _not_kept(fault) from fault
         headers = {
@@ -78,7 +81,8 @@ class AsyncStatus:
                 await self._jobs.delete(submission_id)
                 return self._responses.resource(request, 202, async_pattern.deleted_outcome(), _NO_STORE)
             if status.expires is not None:
-                return await self._result(request, submission_id, status, status.expires)
+                own = status.owner == owner_hash(submission_id, requester.credentials)
+                return await self._result(request, submission_id, status, status.expires, own=own)
         except StoreFailed as fault:
             raise _not_kept(fault) from fault
         pause = async_pattern.poll_interval(time.time() - status.created)
@@ -86,17 +90,20 @@ class AsyncStatus:
         return web.Response(status=202, headers={"X-Progress": progress, "Retry-After": str(pause), **_NO_STORE})
 
     async def _result(
-        self, request: web.BaseRequest, submission_id: str, status: JobStatus, expires: float
+        self, request: web.BaseRequest, submission_id: str, status: JobStatus, expires: float, *, own: bool
     ) -> web.StreamResponse:
-        """Send a result: in JSON piece by piece as it is read from the store, in XML as a whole."""
-        chosen = response_format(request, "xml" if status.format == "xml" else "json")
+        """Send a result: in JSON piece by piece as it is read from the store; in XML, or without its resources, as a whole.
+
+        The resources are only for the credentials that the submission came with (`own`).
+        """
+        chosen: Format = response_format(request, "xml" if status.format == "xml" else "json")
         headers = {**_NO_STORE, **content_type(chosen), "Expires": formatdate(expires, usegmt=True)}
-        if chosen == "xml":
+        if chosen == "xml" or not own:
             async with self._converting:  # one at a time: it takes several times the result's size
                 data = b"".join([piece async for piece in self._jobs.result(submission_id)])
                 if len(data) < status.size:
                     raise async_pattern.unknown_status()  # it has been removed meanwhile
-                return web.Response(headers=headers, body=await offload(len(data), self._as_xml, data))
+                return web.Response(headers=headers, body=await offload(len(data), self._converted, data, chosen, own))
         response = web.StreamResponse(headers={**headers, "Content-Length": str(status.size)})
         await response.prepare(request)
         if request.method == "HEAD":
@@ -109,8 +116,9 @@ class AsyncStatus:
             request.transport.abort()
         return response
 
-    def _as_xml(self, data: bytes) -> bytes:
-        return self._responses.encode(json_body.decode(data), "xml")
+    def _converted(self, data: bytes, chosen: Format, own: bool) -> bytes:  # noqa: FBT001 -- offload passes positions
+        result = json_body.decode(data)
+        return self._responses.encode(result if own else async_pattern.without_resources(result), chosen)
 
 
 def _not_kept(fault: StoreFull | StoreFailed) -> RequestRefused:

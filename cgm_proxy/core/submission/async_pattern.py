@@ -12,7 +12,7 @@ any case: other statuses are about the status request itself.
 from collections.abc import Callable, Mapping
 
 from cgm_proxy.core.issues import Issue, RequestRefused, operation_outcome, refuse
-from cgm_proxy.core.json_values import JsonObject
+from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.submission.detection import path_segments
 from cgm_proxy.core.submission.reply import PHRASES
 
@@ -116,6 +116,21 @@ def result_bundle(status: int, content: JsonObject | None, headers: Mapping[str,
     elif content is not None:
         entry = {"resource": content, "response": response}
     return {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
+
+
+def without_resources(result: JsonObject) -> JsonObject:
+    """Return a result without the stored resources in it: statuses, locations and outcomes stay."""
+    entries = []
+    for entry in objects(result.get("entry")):
+        resource = entry.get("resource")
+        if isinstance(resource, dict) and resource.get("resourceType") == "Bundle":
+            inner = [
+                {name: each[name] for name in each if name != "resource"} for each in objects(resource.get("entry"))
+            ]
+            entries.append({**entry, "resource": {**resource, "entry": inner}})
+        else:
+            entries.append({name: entry[name] for name in entry if name != "resource"})
+    return {**result, "entry": entries}
 
 
 def refused_result_bundle(refusal: RequestRefused) -> JsonObject:

@@ -1,0 +1,20 @@
+"""Someone else's authority over updates and kept results."""
+
+import pytest
+from support.later import keep, result, submission_entry
+
+
+@pytest.mark.parametrize("accept", ["application/fhir+json", "application/fhir+xml"])
+async def test_the_resources_of_a_kept_result_are_for_the_credentials_that_it_came_with(keeping, accept: str) -> None:
+    """Another token of the same patient gets the statuses and locations alone."""
+    async with keeping() as world:
+        prefer = "respond-async, return=representation"
+        path = await keep(world, world.readings(2), Prefer=prefer, Authorization="Bearer own")
+        answers = {
+            token: submission_entry(await result(world, path, Authorization=f"Bearer {token}", Accept=accept))
+            for token in ("own", "other")
+        }
+        own, other = (answers[token]["resource"]["entry"] for token in ("own", "other"))
+        assert [entry["resource"]["resourceType"] for entry in own] == ["Observation"] * 2
+        assert [entry["response"] for entry in other] == [entry["response"] for entry in own]
+        assert not any("resource" in entry for entry in other)
