@@ -16,6 +16,10 @@ Severity = Literal["fatal", "error", "warning", "information"]
 #: System of the rule ids in `OperationOutcome.issue.details.coding`.
 RULE_SYSTEM = "urn:cgm-proxy:rule"
 
+#: Most issues that are looked for in one entry, and most that the response to a submission lists, besides one for each entry.
+MOST_ISSUES = 1_000
+MOST_ISSUES_IN_ALL = 50_000
+
 
 @dataclass(frozen=True, slots=True)
 class Issue:
@@ -67,6 +71,15 @@ def refuse(status: int, rule: str, text: str, *, code: str = "invalid", **header
     """
     issue = Issue(rule, text, severity="error", code=code)
     return RequestRefused(status, (issue,), {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def at_most(number: int, issues: tuple[Issue, ...]) -> tuple[Issue, ...]:
+    """Return that many of the issues, those that refuse first, and an issue that says that there are more."""
+    if len(issues) <= number:
+        return issues
+    kept = sorted(issues, key=lambda issue: not issue.refuses)[:number]
+    text = f"there are more issues than the {number:,} that are listed; correct these first, and send it again"
+    return (*kept, Issue("more-issues", text, severity="information", code="too-costly"))
 
 
 def release_frames(error: BaseException | None) -> None:

@@ -159,3 +159,14 @@ def test_what_a_request_held_is_free_when_it_ends(proxy: Proxy, end: Callable[[P
     while (grown := proxy.resident() - before) > GROWTH and time.monotonic() < deadline:
         time.sleep(0.1)
     assert grown <= GROWTH
+
+
+@pytest.mark.parametrize(("entries", "faults"), [(1, 200_000), (300, 1_100)])
+def test_issues_are_counted_and_not_listed_when_there_are_many(proxy: Proxy, entries: int, faults: int) -> None:
+    one = READINGS["entry"][0]
+    wrong = {**one, "resource": one["resource"] | {"note": [{}] * faults}}
+    body = encode(READINGS | {"entry": [wrong | {"fullUrl": f"urn:uuid:{number}"} for number in range(entries)]})
+    answer = proxy.answer(proxy.post(body, "Content-Type: application/fhir+json"))
+    assert answer.count(b'"422 ') == entries
+    assert b"there are more issues than the 1,000 that are listed" in answer
+    assert len(answer) < 400 * (50_000 + entries)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.issues import MOST_ISSUES, Issue
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.model import Invariant, Type
 
@@ -37,8 +37,9 @@ class Findings:
     resources: list[Node] = field(default_factory=list)
 
     def add(self, rule: str, path: str, text: str) -> None:
-        """Add an error at a path; `text` is the whole message."""
-        self.issues.append(Issue(rule, text, path))
+        """Add an error at a path; `text` is the whole message. One more than `MOST_ISSUES` are kept."""
+        if len(self.issues) <= MOST_ISSUES:
+            self.issues.append(Issue(rule, text, path))
 
     def add_fault(self, node_path: str, fault: Fault) -> None:
         """Add a fault of the node at a path."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 from weakref import WeakMethod
 
-from cgm_proxy.core.issues import Issue, Severity
+from cgm_proxy.core.issues import MOST_ISSUES, Issue, Severity
 from cgm_proxy.core.json_values import JsonObject, objects
 from cgm_proxy.core.r4.extensions import misplaced
 from cgm_proxy.core.r4.findings import Findings, Node, relative_path
@@ -86,7 +86,7 @@ class Examination:
         issues = list(found.issues)
         nodes: list[Node] = []
         examination, plain = self, None
-        if not any(issue.rule in MALFORMED for issue in issues):
+        if len(issues) <= MOST_ISSUES and not any(issue.rule in MALFORMED for issue in issues):
             for node in found.extensions:
                 issues.extend(self._extension(node))
             if (root := without_companions(resource)) is not resource:

@@ -7,10 +7,11 @@ reports in this order: base validity (`core/r4/validator.py`), extensions, invar
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from cgm_proxy.core.codec.json_body import decode
-from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.issues import MOST_ISSUES, Issue, at_most
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.invariants import NATIVE
 from cgm_proxy.core.r4.model import Model
@@ -116,7 +117,7 @@ class RuleBook:
         self, resource: JsonObject, profiles: Sequence[str], resolve: ReferenceResolver, dialect: str | None
     ) -> tuple[Issue, ...]:
         found = Examination(self, Scope(resource, resolve), dialect).examine(resource, profiles)
-        return tuple(dict.fromkeys(found))
+        return at_most(MOST_ISSUES, tuple(dict.fromkeys(islice(found, MOST_ISSUES + 1))))
 
     def _examine_and_cache(
         self, cache: VerdictCache, key: Any, resource: JsonObject, stand_in: JsonObject, resolve: ReferenceResolver

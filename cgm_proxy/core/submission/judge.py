@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 
 import msgspec
 
-from cgm_proxy.core.issues import Issue
+from cgm_proxy.core.issues import MOST_ISSUES, MOST_ISSUES_IN_ALL, Issue, at_most
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver
 from cgm_proxy.core.submission import order_policies, references
@@ -55,12 +55,15 @@ class IncrementalJudge:
         self._verdicts: dict[int, Verdict] = {}
         self._present_profiles: set[str] = set()
         self._refused: set[int] = set()
+        self._spare_issues = MOST_ISSUES_IN_ALL
 
     def judge(self, entries: Iterable[Entry]) -> list[Verdict]:
         """Return the verdicts on the next part's entries."""
         context = self._context
         faults = self._reference_faults
-        verdicts = [_judge_entry(entry, self.submission, context, self._resolve, faults) for entry in entries]
+        verdicts = [
+            self._bounded(_judge_entry(entry, self.submission, context, self._resolve, faults)) for entry in entries
+        ]
         if self._schedules:
             verdicts = list(order_policies.check_entries(verdicts, self._schedules, context))
         verdicts = self._refuse_by_references(verdicts)
@@ -75,6 +78,14 @@ class IncrementalJudge:
     @cached_property
     def _reference_faults(self) -> Mapping[str, Issue]:
         return references.faults(self.submission, self._context)
+
+    def _bounded(self, verdict: Verdict) -> Verdict:
+        """Return a verdict with no more issues than the response has room for, but at least one."""
+        if not verdict.issues:
+            return verdict
+        spare = max(self._spare_issues, 1)
+        self._spare_issues = max(self._spare_issues - len(verdict.issues), 0)
+        return msgspec.structs.replace(verdict, issues=at_most(spare, verdict.issues))
 
     @property
     def acceptance_is_final(self) -> bool:
@@ -238,7 +249,7 @@ def _reference_issues(entry: Entry, faults: Mapping[str, Issue]) -> Iterator[Iss
     faulty = [reference for reference in entry.references if reference in faults] if faults else ()
     if faulty:
         paths = reference_paths(entry)
-        for reference in faulty:
+        for reference in faulty[: MOST_ISSUES + 1]:
             yield replace(faults[reference], expression=paths.get(reference, entry.type))
 
 
