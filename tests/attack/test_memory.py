@@ -64,6 +64,11 @@ class Proxy:
         """Return the resident size of the process in bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def peak(self) -> int:
+        """Return the largest resident size of the process so far in bytes."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
@@ -170,3 +175,23 @@ def test_issues_are_counted_and_not_listed_when_there_are_many(proxy: Proxy, ent
     assert answer.count(b'"422 ') == entries
     assert b"there are more issues than the 1,000 that are listed" in answer
     assert len(answer) < 400 * (50_000 + entries)
+
+
+@pytest.mark.parametrize(
+    ("head", "element", "tail"),
+    [
+        (b'{"resourceType":"Bundle","type":"batch","x":[', b"[],", b"[]]}"),
+        (b'{"resourceType":"Bundle","type":"batch","entry":[', b"0,", b"0]}"),
+        (b'<Bundle xmlns="http://hl7.org/fhir">', b"<a/>", b"</Bundle>"),
+    ],
+    ids=["lists", "entries", "xml"],
+)
+def test_a_small_body_with_millions_of_elements_is_refused_before_it_is_parsed(
+    proxy: Proxy, head: bytes, element: bytes, tail: bytes
+) -> None:
+    before = proxy.peak()
+    body = gzip.compress(head + element * (60 * 2**20 // len(element)) + tail, 6)
+    answer = proxy.answer(proxy.post(body, "Content-Encoding: gzip"))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"too-many-elements" in answer
+    assert proxy.peak() - before < 200 * 2**20
