@@ -83,7 +83,7 @@ class IncrementalJudge:
         """Return a verdict with no more issues than the response has room for, but at least one."""
         if not verdict.issues:
             return verdict
-        spare = max(self._spare_issues, 1)
+        spare = max(min(self._spare_issues, MOST_ISSUES), 1)
         self._spare_issues = max(self._spare_issues - len(verdict.issues), 0)
         return msgspec.structs.replace(verdict, issues=at_most(spare, verdict.issues))
 

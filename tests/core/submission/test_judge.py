@@ -335,4 +335,6 @@ def test_an_issues_path_does_not_repeat_a_made_up_element_name() -> None:
     (verdict,) = judged(
         entry(reading(0, **{"x; rm": {"reference": urns[0]}, "y": [{"reference": u} for u in urns]}))
     ).verdicts
-    assert {issue.expression for issue in verdict.issues} == {f"Observation.y[{n}].reference" for n in range(20_000)}
+    *found, more = verdict.issues
+    assert {issue.expression for issue in found} == {f"Observation.y[{n}].reference" for n in range(1_000)}
+    assert more.rule == "more-issues"
