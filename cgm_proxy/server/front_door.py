@@ -6,6 +6,7 @@
 import asyncio
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_plus
@@ -179,6 +180,8 @@ class FrontDoor:
         self._xml = xml
         self._responses = responses
         self._async_status = async_status
+        #: The profiles that the CapabilityStatement lists, by resource type.
+        self.profiles: Mapping[str, Sequence[str]] = {}
         self._bodies = RequestBodies(settings)
         self._in_flight: set[asyncio.Task[web.StreamResponse]] = set()
         self._unattended: set[asyncio.Task[web.StreamResponse]] = set()
@@ -318,7 +321,7 @@ class FrontDoor:
             except RequestRefused:
                 pass  # a faulty statement is passed on unchanged
             else:
-                statement = add_receiver(statement, asynchronous=self._async_status is not None)
+                statement = add_receiver(statement, asynchronous=self._async_status is not None, profiles=self.profiles)
                 data = self._responses.encode(statement, sent_format)
         fields = {name: headers[name] for name in _METADATA_FIELDS if name in headers}
         return web.Response(status=status, headers=fields, body=data)

@@ -104,6 +104,7 @@ class Proxy:
     def use(self, rules: RuleBook) -> None:
         """Judge by `rules` from now on; a submission in flight keeps the rules with which it began."""
         self._rules = self._receiver.rules = rules
+        self._front_door.profiles = rules.supported(self._settings.allow)
         metrics.RULES.set(rules.size()[1])
         Thread(target=rules.warm, daemon=True).start()
 

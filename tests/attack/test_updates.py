@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.later import keep, result, submission_entry
+from support.proxying import proxying
 
 
 @pytest.mark.parametrize("accept", ["application/fhir+json", "application/fhir+xml"])
@@ -38,3 +39,14 @@ async def test_a_restart_and_a_file_of_an_earlier_version_keep_whose_a_result_is
             assert ["resource" in entry for entry in answer["resource"]["entry"]] == [known]
         with closing(sqlite3.connect(jobs_path)) as file:
             file.execute("ALTER TABLE job DROP COLUMN owner")
+
+
+async def test_metadata_lists_the_guides_profiles() -> None:
+    async with proxying() as world:
+        (rest,) = (await world.request("GET", "metadata")).body["rest"]
+        listed = {each["type"]: each.get("supportedProfile", []) for each in rest["resource"]}
+        base = "http://hl7.org/fhir/uv/cgm/StructureDefinition"
+        assert f"{base}/cgm-sensor-reading-mass-per-volume" in listed["Observation"]
+        assert f"{base}/cgm-summary-pdf" in listed["DiagnosticReport"]
+        assert f"{base}/cgm-device" in listed["Device"]
+        assert not any("us-core" in url for urls in listed.values() for url in urls)

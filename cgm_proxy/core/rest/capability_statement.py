@@ -1,6 +1,6 @@
 """What the proxy changes in the upstream's CapabilityStatement: the public base, and that it receives CGM data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject
@@ -33,10 +33,13 @@ def _replaced(value: Any, path: tuple[str, ...], public: Callable[[str], str]) -
     return public(value) if not path and isinstance(value, str) else value
 
 
-def add_receiver(statement: JsonObject, *, asynchronous: bool = False) -> JsonObject:
+def add_receiver(
+    statement: JsonObject, *, asynchronous: bool = False, profiles: Mapping[str, Sequence[str]] | None = None
+) -> JsonObject:
     """Return the statement with `instantiates` and the operation added once; any other resource is returned unchanged.
 
-    `asynchronous` is whether the operation can also be answered later.
+    `asynchronous` is whether the operation can also be answered later. `profiles` are added to the supported profiles of the
+    resource types that they are of.
     """
     if statement.get("resourceType") != "CapabilityStatement":
         return statement
@@ -49,7 +52,7 @@ def add_receiver(statement: JsonObject, *, asynchronous: bool = False) -> JsonOb
     }
     operation: JsonObject = {"name": OPERATION.removeprefix("$"), "definition": OPERATION_DEFINITION}
     operation |= {"extension": [EITHER]} if asynchronous else {}
-    rest = [_with_operation(part, operation) for part in _listed(statement.get("rest"))]
+    rest = [_with_profiles(_with_operation(part, operation), profiles or {}) for part in _listed(statement.get("rest"))]
     return added | ({"rest": rest} if rest else {})
 
 
@@ -60,6 +63,18 @@ def _with_operation(rest: Any, operation: JsonObject) -> Any:
     if any(isinstance(known, dict) and known.get("definition") == OPERATION_DEFINITION for known in operations):
         return rest
     return {**rest, "operation": [*operations, operation]}
+
+
+def _with_profiles(rest: Any, profiles: Mapping[str, Sequence[str]]) -> Any:
+    if not isinstance(rest, dict) or rest.get("mode") != "server" or "resource" not in rest:
+        return rest
+    resources = []
+    for each in _listed(rest["resource"]):
+        added = profiles.get(str(each.get("type")), ()) if isinstance(each, dict) else ()
+        known = _listed(each.get("supportedProfile")) if added else []
+        new = [url for url in added if url not in known]
+        resources.append({**each, "supportedProfile": [*known, *new]} if new else each)
+    return {**rest, "resource": resources}
 
 
 def _listed(value: Any) -> list[Any]:

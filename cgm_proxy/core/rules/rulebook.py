@@ -62,6 +62,14 @@ class RuleBook:
         """Return the numbers of profiles and rules."""
         return len(self._all), sum(len(profile.rules) for profile in self._all.values())
 
+    def supported(self, types: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Return the canonicals of the guide's profiles by resource type, without those that it builds on."""
+        found: dict[str, dict[str, None]] = {type_: {} for type_ in types}
+        for profile in self._all.values():
+            if profile.type in found and not profile.parent:
+                found[profile.type][profile.url] = None
+        return {type_: tuple(urls) for type_, urls in found.items()}
+
     def warm(self) -> None:
         """Parse all expressions before a resource needs them, which takes seconds in all."""
         for profile in self._all.values():
