@@ -36,7 +36,7 @@ first keeps the submission in a file, and a worker later hands it to the same in
 | `receiver/` | the story of a submission, and one path from its accepted entries to what the upstream holds |
 | `upstream/` | the FHIR server: client, negotiation of what it can do, rate limiter, faults |
 | `cache/` | what is cached, in this process or in Valkey |
-| `offload.py` | long work in threads, throttled while other requests stream |
+| `offload.py` | long work in threads, in turns, and throttled while other requests stream |
 | `regular_files.py` | reading of the files that an operator names |
 | `observability/`, `settings/` | metrics, logs and statistics of streams; the settings file and the environment |
 | `rulekit/` | rule files: loading, linting, testing, importing |

@@ -126,7 +126,12 @@ class Checker:
             submission = model.submission_from_resource(document, dialect, _unchanged, None)
 
         context = JudgingContext(
-            self._rules, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth
+            self._rules,
+            settings.policies,
+            settings.allow,
+            datetime.now(UTC),
+            settings.limits.depth,
+            settings.limits.elements,
         )
         judgement = judge(submission, context)
         for issue in judgement.issues:

@@ -17,8 +17,9 @@ from cgm_proxy.cache.writes import affected_by_bundle
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.submission.model import Entry, Submission
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, PassedThrough, Refused, Stored
-from cgm_proxy.core.submission.plan import AcceptedEntry, Plan, Planner
+from cgm_proxy.core.submission.plan import AcceptedEntry, Plan, Planner, size_of
 from cgm_proxy.core.submission.verdicts import JudgingContext, Verdict
+from cgm_proxy.offload import offload
 from cgm_proxy.receiver.forwarding.chunks import Delivery
 from cgm_proxy.receiver.forwarding.waves import forward
 from cgm_proxy.receiver.pass_through import batch_of, pass_through, unanswered, unjudged
@@ -82,7 +83,7 @@ class Storing:
                 if search.failure:
                     failures.append(search.failure)
                     passing = []
-                if plan := self._plan(part.accepted, search):
+                if plan := await self._plan(part.accepted, search):
                     plans.append(plan)
                     after = first if plan.earlier else None
                     task = sending.create_task(self._send(plan, search.generation, passing, after=after))
@@ -93,7 +94,7 @@ class Storing:
         while postponed:  # entries that share a condition: each round decides at least one of them
             search = await self._search(postponed, failures)
             failures += [search.failure] if search.failure else []
-            if plan := self._plan(postponed, search):
+            if plan := await self._plan(postponed, search):
                 plans.append(plan)
                 await self._send(plan, search.generation)
             postponed = list(plan.postponed) if plan else []
@@ -120,9 +121,9 @@ class Storing:
             settled = dict.fromkeys((each.entry.index for each in accepted), _not_sent(failure))
             return Search(settled, failure=RequestRefused(failure.status, failure.issues, failure.headers))
 
-    def _plan(self, accepted: Sequence[AcceptedEntry], search: Search) -> Plan | None:
+    async def _plan(self, accepted: Sequence[AcceptedEntry], search: Search) -> Plan | None:
         """Plan the entries that are not settled; an atomic submission with a refused entry has no plan."""
-        plan = self._planner.plan(accepted, search.settled)
+        plan = await offload(size_of(accepted), self._planner.plan, accepted, search.settled)
         if self._submission.atomic and any(isinstance(outcome, Refused) for outcome in plan.settled.values()):
             self._ledger.record(plan.settled)
             return None

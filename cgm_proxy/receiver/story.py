@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TypeVar
 
 from cgm_proxy.cache.cache import Cache, Orders
+from cgm_proxy.core.issues import Issue, RequestRefused
 from cgm_proxy.core.submission import reply
 from cgm_proxy.core.submission.batching import parts
 from cgm_proxy.core.submission.dialects import ORDER_TOKENS
@@ -24,7 +26,7 @@ from cgm_proxy.core.submission.references import as_stored
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules
 from cgm_proxy.observability import metrics
 from cgm_proxy.observability.stream_stats import StreamStats
-from cgm_proxy.offload import Throttle
+from cgm_proxy.offload import StoppedError, Throttle, Turns
 from cgm_proxy.receiver.duplicates import DuplicateFinder
 from cgm_proxy.receiver.forwarding.chunks import Delivery
 from cgm_proxy.receiver.forwarding.gone import GoneReferences
@@ -40,11 +42,18 @@ from cgm_proxy.upstream.faults import within
 #: Entries that are judged, and then stored, together.
 PART = 1000
 
-#: Threads that judge: more would only wait for one another and for the threads that parse bodies.
+#: Threads that judge at once: more would only wait for one another and for the threads that parse bodies.
 JUDGES = 2
 
-#: Submissions with more entries than this are judged and answered in a thread, so that streamed traffic stays fast.
-JUDGED_IN_THREAD = 250
+#: Most threads that judge or wait for their turn to judge.
+MOST_THREADS = 256
+
+#: There was no time to judge an entry, or all of them.
+UNJUDGED = Issue(
+    "judging-timeout",
+    "this receiver had no time to judge the entry; send it again, with fewer or smaller entries beside it",
+    code="timeout",
+)
 
 T = TypeVar("T")
 
@@ -79,21 +88,24 @@ class Receiver:
         """The rules for submissions that begin from now on; replaced when the rules are reloaded."""
         self._cache = cache
         self._stats = stats
-        self._judges = ThreadPoolExecutor(JUDGES, "judge")
+        submissions = settings.limits.in_flight + settings.jobs.at_once
+        self._judges = ThreadPoolExecutor(min(submissions, MOST_THREADS), "judge")
+        self._turns = Turns(JUDGES)
         self._localize = settings.bases.localize
 
     async def receive(self, submission: Submission, requester: Requester, preferred: reply.Return) -> Receipt:
         """Judge a submission and store its accepted entries, part by part.
 
-        Raises `RequestRefused` if the whole submission is refused, or if the upstream fails before anything was sent.
+        Raises `RequestRefused` if the whole submission is refused, if the upstream fails before anything was sent, or if
+        there is no time to judge it.
         """
+        loop = asyncio.get_running_loop()
         async with within(self._settings.limits.seconds):
             context = await self._judging_context(submission, requester)
         judge = IncrementalJudge(submission, context)
-        judged = aclosing(_one_ahead(self._judge(judge, context)))
-        async with self._cache.patient_lock(submission.patient or "") as lock, judged as parts_in_order:
+        async with self._cache.patient_lock(submission.patient or "") as lock:
             settings, upstream, cache = self._settings, self._upstream, self._cache
-            deadline = asyncio.get_running_loop().time() + settings.limits.seconds
+            deadline = loop.time() + settings.limits.seconds
             delivery = Delivery(
                 Sender(upstream, requester, preferred),
                 DuplicateFinder(upstream, cache, requester, submission.patient or ""),
@@ -105,10 +117,11 @@ class Receiver:
             stored_form = as_stored(context.resolved_references, self._localize)
             planner = Planner(submission, settings.limits.atomic_entries, stored_form)
             storing = Storing(submission, context, planner, delivery, cache)
-            outcomes = await storing.store(parts_in_order)
-        if len(submission.entries) > JUDGED_IN_THREAD:
-            return await asyncio.to_thread(_reply, judge, outcomes)
-        return _reply(judge, outcomes)
+            async with aclosing(_one_ahead(self._judge(judge, context, deadline))) as parts_in_order:
+                outcomes = await storing.store(parts_in_order)
+        if not judge.is_complete:
+            raise RequestRefused(503, (UNJUDGED,))
+        return await loop.run_in_executor(self._judges, _reply, judge, outcomes)
 
     async def _judging_context(self, submission: Submission, requester: Requester) -> JudgingContext:
         """Find what the verdicts depend on: the patient's orders, the resources that entries reference, the last submission."""
@@ -123,6 +136,7 @@ class Receiver:
             allowed_types=self._settings.allow,
             now=datetime.now(UTC),
             max_depth=self._settings.limits.depth,
+            max_elements=self._settings.limits.elements,
             patient_known=orders is not None,
             orders=orders or (),
             stored_resources=referenced.resources,
@@ -149,27 +163,35 @@ class Receiver:
 
         return await self._cache.orders(patient, requester.credentials, search)
 
-    async def _judge(self, judge: IncrementalJudge, context: JudgingContext) -> AsyncGenerator[Part, None]:
-        """Yield the judged parts; none before it is certain that the submission is not refused as a whole."""
+    async def _judge(
+        self, judge: IncrementalJudge, context: JudgingContext, deadline: float
+    ) -> AsyncGenerator[Part, None]:
+        """Yield the judged parts; none before it is certain that the submission is not refused as a whole.
+
+        A thread judges them, whatever they cost. What is not judged at the `deadline` (event loop time) is not stored.
+        """
         submission = judge.submission
         resolve = reference_resolver(submission, context.stored_resources)
         stored_form = as_stored(context.resolved_references, self._localize)
-        throttle = Throttle(self._stats)
+        throttle = Throttle(self._stats, self._turns, submission.patient)
         first: Mapping[int, AcceptedEntry] | None = None
 
         def judge_part(entries: Iterable[Entry], earlier: Mapping[int, AcceptedEntry]) -> Part:
-            verdicts = judge.judge(entries)
-            return Part(verdicts, identify(verdicts, submission, resolve, stored_form, earlier))
+            with throttle.turn():
+                verdicts = judge.judge(entries, throttle)
+                return Part(verdicts, identify(verdicts, submission, resolve, stored_form, earlier))
 
-        waiting = Part()
+        loop, waiting = asyncio.get_running_loop(), Part()
+        expiry = loop.call_at(deadline, throttle.stop)
+        remaining = parts(submission, PART)
         try:
-            for entries in parts(submission, PART):
-                if len(entries) > JUDGED_IN_THREAD:
-                    part = await asyncio.get_running_loop().run_in_executor(
-                        self._judges, judge_part, throttle.over(entries), first or {}
-                    )
-                else:
-                    part = judge_part(entries, first or {})
+            for entries in remaining:
+                try:
+                    part = await loop.run_in_executor(self._judges, judge_part, entries, first or {})
+                except StoppedError:
+                    if judge.acceptance_is_final:
+                        yield waiting + Part(judge.give_up((*entries, *chain.from_iterable(remaining)), UNJUDGED))
+                    return
                 if first is None:  # it holds all entries that entries of other parts may reference
                     first = {each.entry.index: each for each in part.accepted}
                 waiting += part
@@ -177,6 +199,7 @@ class Receiver:
                     yield waiting
                     waiting = Part()
         finally:
+            expiry.cancel()
             throttle.stop()
 
 

@@ -168,6 +168,14 @@ class LimitSettings(Section, frozen=True):
         ),
     ] = 500
     depth: Annotated[int, Meta(ge=16, le=256, description="Deepest nesting of JSON or XML")] = 64
+    elements: Annotated[
+        int,
+        Meta(
+            ge=100,
+            le=10_000_000,
+            description="Most elements in one entry: values in its JSON, and tags and attributes in its narrative",
+        ),
+    ] = 20_000
     in_flight: Annotated[
         int, Meta(ge=1, le=10_000, description="Most submissions in progress; others get 503 with Retry-After")
     ] = 8

@@ -51,7 +51,8 @@ def measure(runs: Runs, readings: int) -> None:
 
 def _judge(book: RuleBook, submitted: Submission, part: Sequence[Entry]) -> float:
     settings = Settings()
-    context = JudgingContext(book, settings.policies, settings.allow, datetime.now(UTC), settings.limits.depth)
+    limits = settings.limits
+    context = JudgingContext(book, settings.policies, settings.allow, datetime.now(UTC), limits.depth, limits.elements)
     judging = IncrementalJudge(submitted, context)
     before = time.thread_time()
     judging.judge(part)

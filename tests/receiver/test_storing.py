@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -18,9 +18,8 @@ from cgm_proxy.sandbox.simulation.submissions import standing_orders
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut submissions into parts of 20 entries, each judged in a thread."""
+    """Cut submissions into parts of 20 entries."""
     monkeypatch.setattr(story, "PART", 20)
-    monkeypatch.setattr(story, "JUDGED_IN_THREAD", 1)
 
 
 @pytest.fixture
@@ -29,11 +28,11 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     let_go = threading.Event()
     judge = IncrementalJudge.judge
 
-    def slow(self: IncrementalJudge, entries: Iterable[Entry]) -> list[Verdict]:
+    def slow(self: IncrementalJudge, entries: Iterable[Entry], between: Callable[[], None]) -> list[Verdict]:
         listed = list(entries)
         if listed and listed[0].index > 50:
             assert let_go.wait(10), "nothing left before all was judged"
-        return judge(self, listed)
+        return judge(self, listed, between)
 
     monkeypatch.setattr(IncrementalJudge, "judge", slow)
     return let_go

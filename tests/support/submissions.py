@@ -1,6 +1,6 @@
 """Small resources, submissions and rules for the tests of the core; each is easy to change in one place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from cgm_proxy.core.http.base_urls import BaseUrls
 from cgm_proxy.core.issues import Issue
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver
+from cgm_proxy.core.r4.validator import do_not_pause
 from cgm_proxy.core.submission.dialects import DIALECTS_BY_ID
 from cgm_proxy.core.submission.judge import judge, reference_resolver
 from cgm_proxy.core.submission.model import Submission, submission_from_bundle
@@ -140,8 +141,10 @@ class FakeRules:
         *,
         dialect: str,
         encoded: bytes | None = None,
+        between: Callable[[], None] = do_not_pause,
     ) -> tuple[Issue, ...]:
         del resolve, dialect, encoded
+        between()
         self.examined.append((resource, profiles))
         fault = self.faults.get(str(resource.get("id")))
         return (fault,) if fault else ()
@@ -154,6 +157,7 @@ def context(**more: Any) -> JudgingContext:
         "allowed_types": ("Observation", "DiagnosticReport", "Device"),
         "now": NOW,
         "max_depth": 64,
+        "max_elements": 20_000,
     }
     return JudgingContext(**{**fields, **more})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject, nested_objects, objects
 from cgm_proxy.core.r4.findings import Fault
-from cgm_proxy.core.r4.primitives import base64_fault, fault, show
+from cgm_proxy.core.r4.primitives import STEP, base64_fault, fault, show
 from cgm_proxy.core.r4.uris import SEARCH, SYSTEMS, UUID, absolute
 
 #: The beginning of a full URI, an absolute URL, and a URL that ends with a resource's type and id.
@@ -30,16 +30,24 @@ def _attachment(data: JsonObject) -> Iterator[Fault]:
     """
     for name in ("data", "hash"):
         text = data.get(name)
-        if isinstance(text, str) and text and not fault("base64Binary", text) and (expected := base64_fault(text)):
+        if isinstance(text, str) and text and (expected := base64_fault(text)) and not fault("base64Binary", text):
             yield "r4-value", name, f"is {show(text)}; R4 requires {expected}"
     text = data.get("data")
-    if not isinstance(text, str) or not text or base64_fault(text):
+    if not isinstance(text, str) or not text or not data.keys() & {"size", "hash"} or base64_fault(text):
         return
-    raw = base64.b64decode(text)
-    if "size" in data and data["size"] != len(raw):
-        yield "r4-attachment-size", "size", f"is {show(data['size'])}; the data has {len(raw)} bytes"
-    if "hash" in data and data["hash"] != base64.b64encode(hashlib.sha1(raw, usedforsecurity=False).digest()).decode():
+    size = len(text) // 4 * 3 - text.count("=", -2)
+    if "size" in data and data["size"] != size:
+        yield "r4-attachment-size", "size", f"is {show(data['size'])}; the data has {size} bytes"
+    if "hash" in data and data["hash"] != _sha_1(text):
         yield "r4-attachment-hash", "hash", "is not the SHA-1 of the data in base64"
+
+
+def _sha_1(text: str) -> str:
+    """Return the SHA-1 of the bytes that `text` encodes in base64, in base64, too."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for start in range(0, len(text), STEP):
+        digest.update(base64.b64decode(text[start : start + STEP]))
+    return base64.b64encode(digest.digest()).decode()
 
 
 def _bundle(data: JsonObject) -> Iterator[Fault]:
@@ -69,14 +77,15 @@ def _links(data: JsonObject) -> Iterator[Fault]:
 
     https://hl7.org/fhir/R4/bundle.html
     """
-    paged, seen = data.get("type") in ("searchset", "history"), list[Any]()
+    paged, seen = data.get("type") in ("searchset", "history"), set[str]()
     for index, link in enumerate(objects(data.get("link"))):
         relation, path = link.get("relation"), f"link[{index}].relation"
         if relation in PAGES and not paged:
             yield "r4-link", path, f"is {show(relation)}; only a searchset or history has pages"
         elif relation in ("self", *PAGES) and relation in seen:
             yield "r4-link", path, f"is {show(relation)} a second time; leave one of them out"
-        seen.append(relation)
+        if isinstance(relation, str):
+            seen.add(relation)
 
 
 def _relative_references(index: int, resource: Any, *, posted: bool) -> Iterator[Fault]:

@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/references.html and https://hl7.org/fhir/R4/bundle.html#
 
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from cgm_proxy.core.json_values import JsonObject, objects
@@ -33,8 +34,10 @@ class Scope:
 
     def __init__(self, root: JsonObject, resolve: ReferenceResolver = resolve_nothing) -> None:
         self.root = root
-        self._resolve = resolve
+        self._resolve = cache(resolve)
         self._containers: dict[int, JsonObject] = {}
+        #: The contained resources by id, of each container by its id(); with the container, so that it stays alive.
+        self._contained: dict[int, tuple[JsonObject, dict[str, JsonObject]]] = {}
         self._entries: dict[str, JsonObject] = {}
         self._add_contained(root)
         if root.get("resourceType") == "Bundle":
@@ -45,9 +48,15 @@ class Scope:
         """Return the scope of another form of the root, with the same resources outside it."""
         return Scope(root, self._resolve)
 
-    def _add_contained(self, resource: JsonObject) -> None:
-        for contained in objects(resource.get("contained")):
-            self._containers[id(contained)] = resource
+    def _add_contained(self, resource: JsonObject) -> dict[str, JsonObject]:
+        """Return the contained resources of a resource by id; the first time it is seen, they are found."""
+        if id(resource) not in self._contained:
+            held: dict[str, JsonObject] = {}
+            for contained in objects(resource.get("contained")):
+                self._containers[id(contained)] = resource
+                held.setdefault(str(contained.get("id")), contained)
+            self._contained[id(resource)] = resource, held
+        return self._contained[id(resource)][1]
 
     def _add_entry(self, entry: JsonObject) -> None:
         resource, url = entry.get("resource"), entry.get("fullUrl")
@@ -68,7 +77,7 @@ class Scope:
             container, name = self.container(within), reference[1:]
             if not name:
                 return container
-            return next((held for held in objects(container.get("contained")) if held.get("id") == name), None)
+            return self._add_contained(container).get(name)
         plain = reference.split("/_history/")[0]
         found = self._entries.get(plain)
         if found is None and (literal := LITERAL.fullmatch(plain)):

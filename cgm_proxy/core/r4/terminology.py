@@ -59,9 +59,10 @@ class CodeChecks:
     def _concept(self, element: ElementDefinition, codings: list[JsonObject], path: str) -> None:
         binding = element.binding or element.weak_binding
         allowed = self._model.value_set(binding) if binding else None
-        for index, coding in enumerate(codings):
-            if self._model.has_code(coding) is False and not any(self._counts(c, allowed) for c in codings):
-                self._add_unknown(coding, f"{path}.coding[{index}]")
+        unknown = [index for index, coding in enumerate(codings) if self._model.has_code(coding) is False]
+        if unknown and not any(self._counts(coding, allowed) for coding in codings):
+            for index in unknown:
+                self._add_unknown(codings[index], f"{path}.coding[{index}]")
 
     def _counts(self, coding: JsonObject, allowed: ValueSet | None) -> bool:
         """Whether a coding excuses the unknown codes of its concept."""

@@ -18,7 +18,8 @@ WHITE = (
 #: The HL7 validator does not take text of only these characters for a value; it warns and checks no further.
 BLANK = re.compile(r"[\t-\x0b\r\x1c-\x20\u1680\u2000-\u2006\u2008-\u200a\u2028\u2029\u205f\u3000]+")
 
-OID = re.compile(r"[0-2](?:\.(?:0|[1-9][0-9]*))+")
+# Repeated groups are possessive (`*+`): otherwise each repetition takes 100 bytes of memory, in case another way is needed.
+OID = re.compile(r"[0-2](?:\.(?:0|[1-9][0-9]*+))++")
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SCHEME = re.compile(r"[a-z][a-z0-9_\[\]]*")
 
@@ -26,7 +27,7 @@ SCHEME = re.compile(r"[a-z][a-z0-9_\[\]]*")
 SYSTEMS = ("http:", "https:", "urn:")
 
 #: A conditional reference: a search that must find exactly one resource (https://hl7.org/fhir/R4/http.html#trules).
-SEARCH = re.compile(r"[A-Za-z]+\?[_a-zA-Z][_a-zA-Z0-9.:-]*=[^=&]*(?:&[_a-zA-Z][_a-zA-Z0-9.:]*=[^=&]*)*")
+SEARCH = re.compile(r"[A-Za-z]+\?[_a-zA-Z][_a-zA-Z0-9.:-]*=[^=&]*+(?:&[_a-zA-Z][_a-zA-Z0-9.:]*+=[^=&]*+)*+")
 
 
 def absolute(url: str) -> bool:

@@ -10,7 +10,7 @@ and take 30 times as long. Everything that they refuse is refused here.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,9 +59,18 @@ PRIMITIVE_KINDS = {
 }
 
 
-def validate(model: Model, scope: Scope, resource: JsonObject, path: str) -> Findings:
-    """Return the findings for one resource; `path` is what the paths of its issues begin with."""
-    walk = _Walk(model, scope)
+def do_not_pause() -> None:
+    """Do nothing between two steps of an examination."""
+
+
+def validate(
+    model: Model, scope: Scope, resource: JsonObject, path: str, between: Callable[[], None] = do_not_pause
+) -> Findings:
+    """Return the findings for one resource; `path` is what the paths of its issues begin with.
+
+    `between` is called before each of its objects.
+    """
+    walk = _Walk(model, scope, between)
     walk.resource(resource, path)
     return walk.findings
 
@@ -69,13 +78,15 @@ def validate(model: Model, scope: Scope, resource: JsonObject, path: str) -> Fin
 class _Walk:
     """One walk over one resource."""
 
-    def __init__(self, model: Model, scope: Scope) -> None:
+    def __init__(self, model: Model, scope: Scope, between: Callable[[], None]) -> None:
         self.findings = Findings()
         self._model = model
         self._scope = scope
+        self._between = between
         self._codes = CodeChecks(model, self.findings)
         self._ids: set[tuple[int, str]] = set()
         """The ids of elements, each with the identity of its resource."""
+        self._all_ids: frozenset[str] | None = None
 
     def resource(self, data: JsonObject, path: str, parent: str | None = None) -> None:
         """Check a resource: the outermost one, a contained one or that of an entry."""
@@ -96,6 +107,7 @@ class _Walk:
 
     def _object(self, node: Node) -> None:
         """Check an object: its members, what is missing, and the rules of its type."""
+        self._between()
         if not node.data:
             self.findings.add_fault(node.path, ("r4-empty", "", "is an empty object; leave it out or fill it"))
             return
@@ -252,7 +264,7 @@ class _Walk:
                 self._codes.missing(element, path)
                 return
         if type_ == "xhtml":
-            ids = self._all_ids() if '"#' in str(value) else frozenset[str]()
+            ids = self._ids_to_link() if '"#' in str(value) else frozenset[str]()
             expected = fault("string", value) or narrative_fault(value, ids)
         else:
             expected = fault("id" if is_resource_id else type_, value)
@@ -266,7 +278,7 @@ class _Walk:
     def _canonical_fault(self, element: ElementDefinition, url: str) -> str | None:
         """Return what R4 requires instead of a canonical that refers to nothing, or to a resource of another type."""
         if url.startswith("#"):
-            return None if url[1:] in self._all_ids() else "the # and id of something in the resource"
+            return None if url[1:] in self._ids_to_link() else "the # and id of something in the resource"
         allowed, plain = element.types["canonical"], url.partition("|")[0]
         if not allowed or "Resource" in allowed or ":" not in plain:
             return None
@@ -275,9 +287,11 @@ class _Walk:
                 return f"the URL of a {' or '.join(allowed)}, not of a {kind}"
         return None
 
-    def _all_ids(self) -> frozenset[str]:
+    def _ids_to_link(self) -> frozenset[str]:
         """Return the ids of all elements and resources."""
-        return frozenset(str(item["id"]) for item in nested_objects(self._scope.root) if "id" in item)
+        if self._all_ids is None:
+            self._all_ids = frozenset(str(item["id"]) for item in nested_objects(self._scope.root) if "id" in item)
+        return self._all_ids
 
     def _companion(self, node: Node, key: str, element: ElementDefinition, type_: str, path: str) -> None:
         """Check `_name`, which holds the id and extensions of a primitive."""

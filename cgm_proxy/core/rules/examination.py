@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 from weakref import WeakMethod
@@ -16,7 +16,7 @@ from cgm_proxy.core.r4.findings import Findings, Node, relative_path
 from cgm_proxy.core.r4.model import CORE, Model
 from cgm_proxy.core.r4.primitives import show
 from cgm_proxy.core.r4.reference_scope import Scope
-from cgm_proxy.core.r4.validator import validate
+from cgm_proxy.core.r4.validator import do_not_pause, validate
 from cgm_proxy.core.rules import fhirpath
 from cgm_proxy.core.rules.fhirpath import Expressions, FhirPathError, data_of
 from cgm_proxy.core.rules.rule_files import Profile, Rule
@@ -51,8 +51,15 @@ class BaseVerdict:
 class Examination:
     """Examines a resource together with the resources that it refers to, each of them once."""
 
-    def __init__(self, book: ProfileSource, scope: Scope, dialect: str | None) -> None:
+    def __init__(
+        self,
+        book: ProfileSource,
+        scope: Scope,
+        dialect: str | None,
+        between: Callable[[], None] = do_not_pause,
+    ) -> None:
         self.book = book
+        self._between = between
         self.model = book.model(dialect)
         self.scope = scope
         self.dialect = dialect
@@ -62,6 +69,8 @@ class Examination:
         #: Keeps those resources alive, so that no other object gets the same id().
         self._examined: list[JsonObject] = []
         self._base_verdicts: dict[int, BaseVerdict] = {}
+        #: The paths of the objects in the resource that was searched last.
+        self._paths: tuple[Any, dict[int, str]] = (None, {})
         #: The resources that are being examined, the innermost last: references are resolved from there.
         self._within: list[JsonObject] = [scope.root]
         self._functions = fhirpath.functions(
@@ -82,7 +91,7 @@ class Examination:
 
     def _base_verdict(self, resource: JsonObject) -> "BaseVerdict":
         path = str(resource.get("resourceType", "resource"))
-        found = validate(self.model, self.scope, resource, path)
+        found = validate(self.model, self.scope, resource, path, self._between)
         issues = list(found.issues)
         nodes: list[Node] = []
         examination, plain = self, None
@@ -90,8 +99,8 @@ class Examination:
             for node in found.extensions:
                 issues.extend(self._extension(node))
             if (root := without_companions(resource)) is not resource:
-                examination = plain = Examination(self.book, self.scope.with_root(root), self.dialect)
-                found = validate(self.model, examination.scope, root, path)
+                examination = plain = Examination(self.book, self.scope.with_root(root), self.dialect, self._between)
+                found = validate(self.model, examination.scope, root, path, self._between)
             issues.extend(examination._invariants(found))
             nodes = found.resources
         verdict = BaseVerdict(resource, tuple(issues), nodes, plain)
@@ -100,6 +109,7 @@ class Examination:
 
     def _invariants(self, found: Findings) -> Iterator[Issue]:
         for node, rule in found.invariants:
+            self._between()
             self._within.append(node.resource)
             start = fhirpath.node_at(node.data, node.type.name, node.path)
             variables = self._variables(node.resource)
@@ -169,6 +179,7 @@ class Examination:
             if rule.at not in selected:
                 selected[rule.at] = self._expressions(rule.at).nodes(root, self._functions, variables)
             for node in selected[rule.at]:
+                self._between()
                 if not self._expressions(rule.expression).holds(node, self._functions, variables):
                     yield self._issue(profile, rule, root, node, path)
         except FhirPathError as error:
@@ -178,7 +189,7 @@ class Examination:
     def _issue(self, profile: Profile, rule: Rule, root: Any, node: Any, path: str) -> Issue:
         """Return the issue of a rule that a node breaks; it quotes the value that the rule `shows`, if that is no object."""
         data = data_of(node)
-        where = path + locate(data_of(root), data) if isinstance(data, dict) else path
+        where = path + self._locate(data_of(root), data) if isinstance(data, dict) else path
         shown = self._expressions(rule.shows).nodes(node, self._functions, {}) if rule.shows else []
         values = [data_of(item) for item in shown]
         simple = re.fullmatch(r"\w+", rule.shows)
@@ -190,10 +201,17 @@ class Examination:
             text = f"{relative_path(at if values else where)}: {profile.name} requires {rule.text}"
         return Issue(rule.key, text, at if values else where, cast("Severity", rule.severity))
 
+    def _locate(self, root: Any, target: JsonObject) -> str:
+        """Return the path of an object in another (`.component[1].valueQuantity`); "" if it is not there."""
+        if self._paths[0] is not root:
+            self._paths = root, object_paths(root)
+        return self._paths[1].get(id(target), "")
+
     def _variables(self, resource: JsonObject) -> JsonObject:
         return {"resource": resource, "rootResource": self.scope.container(resource)}
 
     def _resolve(self, item: Any) -> JsonObject | None:
+        self._between()
         text = item.get("reference") if isinstance(item, dict) else item
         return self.scope.find(text, self._within[-1]) if isinstance(text, str) else None
 
@@ -287,18 +305,15 @@ def without_companions(value: Any) -> Any:
     return value
 
 
-def locate(root: Any, target: Any, path: str = "") -> str:
-    """Return the path of an object in another (`.component[1].valueQuantity`), found by identity; "" if it is not there."""
-    if root is target:
-        return path
-    steps: Iterable[tuple[str, Any]] = ()
-    if isinstance(root, dict):
-        steps = ((f"{path}.{key}", value) for key, value in root.items())
-    elif isinstance(root, list):
-        steps = ((f"{path}[{index}]", value) for index, value in enumerate(root))
-    for at, value in steps:
-        if value is target:
-            return at
-        if isinstance(value, dict | list) and (found := locate(value, target, at)):
-            return found
-    return ""
+def object_paths(root: Any) -> dict[int, str]:
+    """Return the paths of all objects in a value, by their id()."""
+    paths: dict[int, str] = {}
+    remaining: list[tuple[str, Any]] = [("", root)]
+    while remaining:
+        path, value = remaining.pop()
+        if isinstance(value, dict):
+            paths[id(value)] = path
+            remaining += ((f"{path}.{key}", item) for key, item in value.items() if isinstance(item, dict | list))
+        elif isinstance(value, list):
+            remaining += ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    return paths

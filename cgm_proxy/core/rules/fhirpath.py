@@ -19,6 +19,7 @@ from antlr4.InputStream import InputStream
 from antlr4.Token import Token
 from antlr4.tree.Tree import ParseTreeWalker
 from fhirpathpy import apply_parsed_path
+from fhirpathpy.engine.invocations import filtering
 from fhirpathpy.engine.nodes import ResourceNode
 from fhirpathpy.models import models
 from fhirpathpy.parser.ASTPathListener import ASTPathListener
@@ -29,6 +30,16 @@ from cgm_proxy.core.r4.uris import BLANK
 
 R4 = models["r4"]
 Functions = Mapping[str, Mapping[str, Any]]
+
+
+def _first_result(criterion: Callable[[Any], Any], item: Any) -> Any:
+    """Return the first result of a criterion of `where()` or `exists()`, evaluated once."""
+    results = criterion(item)
+    return results[0] if results else False
+
+
+# fhirpathpy evaluates a criterion twice on each item, and so a criterion within a criterion four times.
+filtering.check_macro_expr = _first_result
 
 
 class FhirPathError(ValueError):

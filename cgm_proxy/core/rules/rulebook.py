@@ -5,7 +5,7 @@ reports in this order: base validity (`core/r4/validator.py`), extensions, invar
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -16,6 +16,7 @@ from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.invariants import NATIVE
 from cgm_proxy.core.r4.model import Model
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver, Scope, resolve_nothing
+from cgm_proxy.core.r4.validator import do_not_pause
 from cgm_proxy.core.rules.examination import Examination
 from cgm_proxy.core.rules.fhirpath import Expressions, FhirPathError
 from cgm_proxy.core.rules.rule_files import Profile
@@ -101,34 +102,48 @@ class RuleBook:
         *,
         dialect: str | None = None,
         encoded: bytes | None = None,
+        between: Callable[[], None] = do_not_pause,
     ) -> tuple[Issue, ...]:
         """Return the issues of a resource by base R4, by `profiles` and by those that it claims; () if it is valid.
 
         `dialect` selects the version of a canonical that several dialects share; without it the profile's own is taken
         (`url|dialect`, or the newest). `resolve` finds resources outside of this one. A resource whose shape is known costs
         microseconds (`verdict_cache.py`). `encoded` is the JSON of the resource, if the caller has it; its length shows early
-        that a resource is too large for the cache.
+        that a resource is too large for the cache. `between` is called again and again during a long examination.
         """
         dialect = dialect or next((found.dialect for url in profiles if (found := self.profile(url))), None)
         cache = self.verdict_cache
         if cache is None or resource.get("resourceType") == "Bundle" or len(encoded or b"") > LARGEST_SHAPE:
-            return self._examine(resource, profiles, resolve, dialect)
+            return self._examine(resource, profiles, resolve, dialect, between)
         demanded = tuple(profiles)
         skeleton, stand_in = shape(resource, self._stand_ins_for(resource, demanded, dialect))
         if len(skeleton) > LARGEST_SHAPE:
-            return self._examine(resource, profiles, resolve, dialect)
+            return self._examine(resource, profiles, resolve, dialect, between)
         key = (dialect, demanded, skeleton)
         cached = cache.get(key, resolve)
-        return cached if cached is not None else self._examine_and_cache(cache, key, resource, stand_in, resolve)
+        if cached is not None:
+            return cached
+        return self._examine_and_cache(cache, key, resource, stand_in, resolve, between)
 
     def _examine(
-        self, resource: JsonObject, profiles: Sequence[str], resolve: ReferenceResolver, dialect: str | None
+        self,
+        resource: JsonObject,
+        profiles: Sequence[str],
+        resolve: ReferenceResolver,
+        dialect: str | None,
+        between: Callable[[], None],
     ) -> tuple[Issue, ...]:
-        found = Examination(self, Scope(resource, resolve), dialect).examine(resource, profiles)
+        found = Examination(self, Scope(resource, resolve), dialect, between).examine(resource, profiles)
         return at_most(MOST_ISSUES, tuple(dict.fromkeys(islice(found, MOST_ISSUES + 1))))
 
     def _examine_and_cache(
-        self, cache: VerdictCache, key: Any, resource: JsonObject, stand_in: JsonObject, resolve: ReferenceResolver
+        self,
+        cache: VerdictCache,
+        key: Any,
+        resource: JsonObject,
+        stand_in: JsonObject,
+        resolve: ReferenceResolver,
+        between: Callable[[], None],
     ) -> tuple[Issue, ...]:
         dialect, profiles, _ = key
         looked_up: dict[str, JsonObject | None] = {}
@@ -137,10 +152,10 @@ class RuleBook:
             looked_up[reference] = found = resolve(reference)
             return found
 
-        issues = self._examine(resource, profiles, recording, dialect)
+        issues = self._examine(resource, profiles, recording, dialect, between)
         if issues and not cache.seen(key):
             return issues
-        if not issues or self._examine(stand_in, profiles, recording, dialect) == issues:
+        if not issues or self._examine(stand_in, profiles, recording, dialect, between) == issues:
             cache.put(key, issues, looked_up.items())
         return issues
 

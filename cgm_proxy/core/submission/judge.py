@@ -4,21 +4,27 @@ An entry is checked against the allow-list, its profiles' rules, and what its re
 is an issue of its verdict; `Judgement.issues` are faults of the whole submission. Stored resources and the time are arguments.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from itertools import chain
+from typing import Any
 
 import msgspec
 
 from cgm_proxy.core.issues import MOST_ISSUES, MOST_ISSUES_IN_ALL, Issue, at_most
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.r4.reference_scope import ReferenceResolver
+from cgm_proxy.core.r4.validator import do_not_pause
 from cgm_proxy.core.submission import order_policies, references
 from cgm_proxy.core.submission.model import Entry, Submission, preview, reference_paths
 from cgm_proxy.core.submission.verdicts import Judgement, JudgingContext, Rules, Verdict
 
 #: Referenced entries that stay parsed while a submission is judged. Usually all entries reference the same Device.
 PARSED_TARGETS = 64
+
+#: The fewest bytes of an element in JSON: a digit and a comma.
+LEAST_BYTES = 2
 
 
 def reference_resolver(submission: Submission, stored: Mapping[str, JsonObject] | None = None) -> ReferenceResolver:
@@ -57,20 +63,30 @@ class IncrementalJudge:
         self._refused: set[int] = set()
         self._spare_issues = MOST_ISSUES_IN_ALL
 
-    def judge(self, entries: Iterable[Entry]) -> list[Verdict]:
-        """Return the verdicts on the next part's entries."""
-        context = self._context
-        faults = self._reference_faults
-        verdicts = [
-            self._bounded(_judge_entry(entry, self.submission, context, self._resolve, faults)) for entry in entries
-        ]
+    def judge(self, entries: Iterable[Entry], between: Callable[[], None] = do_not_pause) -> list[Verdict]:
+        """Return the verdicts on the next part's entries; `between` is called again and again, also within one entry.
+
+        If it raises, nothing of the part is judged.
+        """
+        context, faults, verdicts = self._context, self._reference_faults, list[Verdict]()
+        for entry in entries:
+            between()
+            verdict = _judge_entry(entry, self.submission, context, self._resolve, faults, between)
+            verdicts.append(self._bounded(verdict))
         if self._schedules:
             verdicts = list(order_policies.check_entries(verdicts, self._schedules, context))
         verdicts = self._refuse_by_references(verdicts)
         if self._schedules:
             for verdict in verdicts:
                 self._present_profiles.update(verdict.profiles or self._profiles_of_refused(verdict.entry))
-        if context.observe:
+        return self._record(verdicts)
+
+    def give_up(self, entries: Iterable[Entry], reason: Issue) -> list[Verdict]:
+        """Return verdicts on entries that are not judged."""
+        return self._record([Verdict(entry, (), (reason,)) for entry in entries])
+
+    def _record(self, verdicts: list[Verdict]) -> list[Verdict]:
+        if self._context.observe:
             verdicts = [msgspec.structs.replace(v, issues=_as_warnings(v.issues)) if v.issues else v for v in verdicts]
         self._verdicts.update((verdict.entry.index, verdict) for verdict in verdicts)
         return verdicts
@@ -88,13 +104,18 @@ class IncrementalJudge:
         return msgspec.structs.replace(verdict, issues=at_most(spare, verdict.issues))
 
     @property
+    def is_complete(self) -> bool:
+        """Whether there is a verdict on every entry."""
+        return len(self._verdicts) == len(self.submission.entries)
+
+    @property
     def acceptance_is_final(self) -> bool:
         """Whether the entries accepted so far stay accepted, whatever the remaining ones are like.
 
         An atomic submission is final when all of it is judged; any other when no issue of the whole refuses it.
         """
         if self.submission.atomic:
-            return len(self._verdicts) == len(self.submission.entries) and self.judgement().accepted
+            return self.is_complete and self.judgement().accepted
         return not any(issue.refuses for issue in self._submission_issues())
 
     def judgement(self) -> Judgement:
@@ -152,6 +173,7 @@ def _judge_entry(
     context: JudgingContext,
     resolve: ReferenceResolver,
     reference_faults: Mapping[str, Issue],
+    between: Callable[[], None],
 ) -> Verdict:
     """Judge an entry on its own; a structural fault or the allow-list refuses it before its profiles are looked at."""
     refusals = entry.issues or tuple(_allow_list_issues(entry, submission, context))
@@ -165,7 +187,7 @@ def _judge_entry(
             "correct its code or leave the entry out"
         )
         return Verdict(entry, (), (Issue("profile-unknown", text, f"{entry.type}.code", code="business-rule"),))
-    issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded)
+    issues = context.rules.examine(resource, profiles, resolve, dialect=dialect, encoded=entry.encoded, between=between)
     return Verdict(entry, profiles, (*issues, *_reference_issues(entry, reference_faults)))
 
 
@@ -202,9 +224,7 @@ def _allow_list_issues(entry: Entry, submission: Submission, context: JudgingCon
         text = f"fullUrl is {preview(entry.full_url)}, a stored resource; give the new entry a urn:uuid of its own"
         yield Issue("entry-full-url", text, "fullUrl", code="value")
     yield from _subject_issues(entry, submission, context)
-    if _is_nested_deeper(entry, context.max_depth):
-        text = f"the resource is nested more than {context.max_depth} levels deep; flatten it"
-        yield Issue("too-deep", text, "resource", code="structure")
+    yield from _size_issues(entry, context)
 
 
 def _subject_issues(entry: Entry, submission: Submission, context: JudgingContext) -> Iterator[Issue]:
@@ -227,21 +247,33 @@ def _subject_issues(entry: Entry, submission: Submission, context: JudgingContex
         yield Issue("subject-unknown", text, path, code="not-found")
 
 
-def _is_nested_deeper(entry: Entry, limit: int) -> bool:
-    """Whether a resource is nested deeper than `limit`; it is parsed only if it has more brackets than that."""
-    encoded = entry.encoded
-    if encoded.count(b"{") + encoded.count(b"[") <= limit:
-        return False
-    level: list[object] = [entry.resource]
-    for _ in range(limit):
-        children: list[object] = []
-        for value in level:
-            members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            children += [member for member in members if isinstance(member, dict | list)]
-        if not children:
-            return False
-        level = children
-    return True
+def _size_issues(entry: Entry, context: JudgingContext) -> Iterator[Issue]:
+    """Check that a resource is neither nested too deep nor has too many elements.
+
+    It is parsed only if it has more brackets than levels are allowed, or enough bytes for too many elements.
+    """
+    encoded, elements = entry.encoded, 0
+    nested = encoded.count(b"{") + encoded.count(b"[") > context.max_depth
+    if not nested and len(encoded) <= LEAST_BYTES * context.max_elements:
+        return
+    level: list[Any] = [entry.resource]
+    for _ in range(context.max_depth):
+        elements += sum(map(_size, level))
+        if elements > context.max_elements:
+            text = f"the resource has more than {context.max_elements:,} elements; divide it among several entries"
+            yield Issue("too-many-elements", text, "resource", code="too-costly")
+            return
+        members = chain.from_iterable(value.values() if isinstance(value, dict) else value for value in level)
+        level = [member for member in members if isinstance(member, dict | list)]
+    if level:
+        text = f"the resource is nested more than {context.max_depth} levels deep; flatten it"
+        yield Issue("too-deep", text, "resource", code="structure")
+
+
+def _size(value: JsonObject | list[Any]) -> int:
+    """Return the number of values in an object or array; the tags and attributes of a narrative count as well."""
+    div = value.get("div") if isinstance(value, dict) else None
+    return len(value) + (div.count("<") + div.count("=") if isinstance(div, str) else 0)
 
 
 def _reference_issues(entry: Entry, faults: Mapping[str, Issue]) -> Iterator[Issue]:

@@ -27,8 +27,10 @@ Interaction = Literal["batch", "transaction", "operation", "create"]
 #: `Bundle.type` values that each endpoint accepts, the usual one first.
 BUNDLE_TYPES: dict[str, tuple[str, ...]] = {"base": ("batch", "transaction"), "operation": ("transaction", "batch")}
 
-#: A literal reference in a compact serialisation. An unescaped `"reference":` is always a member's name there.
-REFERENCE_MEMBER = re.compile(rb'"reference":"([^"\\]*(?:\\.[^"\\]*)*)"')
+#: A literal reference in a compact serialisation. An unescaped `"reference":` is always a member's name there. The number of
+#: escapes is limited, and the quantifiers are possessive, because each repetition would take 140 bytes otherwise.
+REFERENCE_MEMBER = re.compile(rb'"reference":"([^"\\]*+(?:\\.[^"\\]*+){0,255}+)"')
+REFERENCE_START = b'"reference":"'
 
 #: Names of JSON members that may appear in an issue's path; a submitter's made-up name is not echoed in a response.
 ELEMENT_NAME = re.compile(r"[A-Za-z]{1,64}")
@@ -210,10 +212,12 @@ def parse_entry(index: int, item: Any, localize: Callable[[str], str], previous:
     members = resource if isinstance(resource, dict) else {}
     resource_type, resource_id = members.get("resourceType"), members.get("id")
     encoded = encode(members)
+    references = REFERENCE_MEMBER.findall(encoded)
     sound = (
         isinstance(resource_type, str)
         and isinstance(request, dict)
         and (full_url is None or (isinstance(full_url, str) and not _names_another_type(full_url, resource_type)))
+        and len(references) == encoded.count(REFERENCE_START)
     )
     return Entry(
         index=index,
@@ -223,8 +227,8 @@ def parse_entry(index: int, item: Any, localize: Callable[[str], str], previous:
         full_url=full_url if isinstance(full_url, str) else None,
         request=request if isinstance(request, dict) else {},
         subject=_shared(previous.subject if previous else None, _subject(members, localize)),
-        references=_shared(previous.references if previous else None, literal_references(encoded)),
-        issues=() if sound else tuple(_structural_issues(item, resource, request, full_url)),
+        references=_shared(previous.references if previous else None, _distinct(references)),
+        issues=() if sound else tuple(_structural_issues(item, resource, request, full_url, encoded)),
     )
 
 
@@ -239,7 +243,7 @@ def _subject(resource: JsonObject, localize: Callable[[str], str]) -> str | None
     return local if PATIENT_REFERENCE.fullmatch(local) else None
 
 
-def _structural_issues(item: Any, resource: Any, request: Any, full_url: Any) -> Iterator[Issue]:
+def _structural_issues(item: Any, resource: Any, request: Any, full_url: Any, encoded: bytes) -> Iterator[Issue]:
     if not isinstance(item, dict):
         text = f"the entry is {preview(item)}; it must be an object with a resource and a request"
         yield Issue("entry-object", text, code="structure")
@@ -256,6 +260,9 @@ def _structural_issues(item: Any, resource: Any, request: Any, full_url: Any) ->
     elif full_url and isinstance(resource, dict) and _names_another_type(full_url, resource.get("resourceType")):
         text = f"fullUrl is {preview(full_url)}, the URL of a resource of another type; give the entry a urn:uuid of its own"
         yield Issue("entry-full-url", text, "fullUrl", code="value")
+    if len(REFERENCE_MEMBER.findall(encoded)) != encoded.count(REFERENCE_START):
+        text = "a reference has hundreds of quotes, backslashes or control characters; it must be a URL, which has none"
+        yield Issue("entry-reference", text, "resource", code="value")
 
 
 def _names_another_type(full_url: str, resource_type: Any) -> bool:
@@ -285,10 +292,9 @@ def _refuse_repeated_full_urls(entries: Collection[Entry]) -> tuple[Entry, ...]:
     return tuple(checked)
 
 
-def literal_references(encoded: bytes) -> tuple[str, ...]:
-    """Return the distinct literal references in a compact serialisation, except those to contained resources."""
-    found = dict.fromkeys(REFERENCE_MEMBER.findall(encoded))
-    return tuple([unescape(text) for text in found if text[:1] != b"#"])
+def _distinct(references: Iterable[bytes]) -> tuple[str, ...]:
+    """Return distinct literal references, given as in JSON, except those to contained resources."""
+    return tuple([unescape(text) for text in dict.fromkeys(references) if text[:1] != b"#"])
 
 
 def unescape(text: bytes) -> str:

@@ -62,6 +62,11 @@ class AcceptedEntry(msgspec.Struct, frozen=True, gc=False):
         return given if given.startswith("urn:uuid:") else self.identity
 
 
+def size_of(entries: Iterable[AcceptedEntry]) -> int:
+    """Return the number of bytes of the entries' resources."""
+    return sum(len(each.entry.encoded) for each in entries)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do with the accepted entries of one part of a submission; entries are named by their index."""

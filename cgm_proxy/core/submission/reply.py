@@ -37,7 +37,7 @@ RESPONSE_TYPES: dict[Interaction, str] = {
 
 #: The status of an entry that was refused before its profile was looked at, by the FHIR issue type of its first issue; 400 for
 #: any other type.
-UNJUDGED = {"forbidden": 403, "business-rule": 422}
+UNJUDGED = {"forbidden": 403, "business-rule": 422, "timeout": 503}
 
 
 class EntryResponse(msgspec.Struct, frozen=True, gc=False):

@@ -4,7 +4,7 @@
 submission, `Verdict` is the result for an entry, and `Judgement` the result for a submission.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
@@ -49,8 +49,12 @@ class Rules(Protocol):
         *,
         dialect: str,
         encoded: bytes | None = None,
+        between: Callable[[], None] = ...,
     ) -> tuple[Issue, ...]:
-        """Return what is wrong with a resource by base R4 and by `profiles`; `encoded` is the serialised resource."""
+        """Return what is wrong with a resource by base R4 and by `profiles`; `encoded` is the serialised resource.
+
+        `between` is called again and again.
+        """
 
 
 class Policies(Protocol):
@@ -88,6 +92,8 @@ class JudgingContext:
     now: datetime
     max_depth: int
     """How deep a resource may be nested."""
+    max_elements: int
+    """How many elements a resource may have."""
     patient_known: bool = True
     """Whether the upstream has the submission's patient."""
     orders: tuple[StandingOrder, ...] = ()

@@ -17,7 +17,8 @@ from cgm_proxy.core.rest.responses import (
     read_single_response,
 )
 from cgm_proxy.core.rest.strategy import Strategy
-from cgm_proxy.core.submission.plan import AcceptedEntry
+from cgm_proxy.core.submission.plan import AcceptedEntry, size_of
+from cgm_proxy.offload import offload
 from cgm_proxy.upstream.client import JSON, Requester, UpstreamClient
 
 Results = Sequence[EntryResult] | UpstreamRefusal | Retry
@@ -54,7 +55,8 @@ class Sender:
     async def _bundled(
         self, entries: Sequence[AcceptedEntry], locations: Mapping[str, str], strategy: Strategy
     ) -> Results:
-        response = await self._request("POST", "", create_requests.bundle(entries, locations, strategy), {})
+        body = await offload(size_of(entries), create_requests.bundle, entries, locations, strategy)
+        response = await self._request("POST", "", body, {})
         if isinstance(response, Retry):
             return response
         return read_bundle_response(response, len(entries), whole=strategy.sending.whole)
@@ -65,7 +67,8 @@ class Sender:
         """Send entries one after another; once the server is busy or gone, the others are not sent."""
         results: list[EntryResult] = []
         for each in entries:
-            request, fields, resource = create_requests.single(each, locations, strategy)
+            written = await offload(size_of([each]), create_requests.single, each, locations, strategy)
+            request, fields, resource = written
             response = await self._request(request["method"], f"/{request['url']}", resource, fields)
             result = response if isinstance(response, Retry) else read_single_response(response, each.entry.type)
             results.append(result)

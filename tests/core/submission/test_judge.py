@@ -149,6 +149,27 @@ def test_nesting_is_limited(depth: int, expected: list[str]) -> None:
     assert rules_for(entry(nested(depth)), max_depth=20) == expected
 
 
+#: Members of a reading with the number of elements that they add.
+WIDE: dict[str, tuple[dict[str, Any], int]] = {
+    "an object": ({f"x{n}": n for n in range(150)}, 150),
+    "an array": ({"x": [1] * 150}, 151),
+    "empty arrays": ({"x": [[]] * 150}, 151),
+    "text with commas and brackets": ({"x": ",[{" * 150}, 1),
+    "an attachment": ({"content": {"data": "A" * 400}}, 2),
+    "tags": ({"text": {"div": "<p>x</p>" * 75}}, 152),
+    "attributes": ({"text": {"div": "<p " + "a='x' " * 149 + "/>"}}, 152),
+    "text with tags outside of a narrative": ({"x": "<p>" * 150}, 1),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_elements_are_limited(name: str) -> None:
+    more, number = WIDE[name]
+    most = 15 + number  # a plain reading has 15
+    assert rules_for(entry(reading(**more)), max_elements=most) == []
+    assert rules_for(entry(reading(**more)), max_elements=most - 1) == ["too-many-elements"]
+
+
 def test_an_entry_without_claimed_or_implied_profile_is_refused() -> None:
     assert rules_for(entry(observation("8480-6"))) == ["profile-unknown"]
 
@@ -332,9 +353,8 @@ def test_a_urn_that_no_entry_has_is_refused_and_what_was_not_looked_up_is_not() 
 def test_an_issues_path_does_not_repeat_a_made_up_element_name() -> None:
     """A resource with thousands of dangling references must not take long either."""
     urns = [f"urn:uuid:{number}" for number in range(20_000)]
-    (verdict,) = judged(
-        entry(reading(0, **{"x; rm": {"reference": urns[0]}, "y": [{"reference": u} for u in urns]}))
-    ).verdicts
+    dangling = reading(0, **{"x; rm": {"reference": urns[0]}, "y": [{"reference": u} for u in urns]})
+    (verdict,) = judged(entry(dangling), max_elements=50_000).verdicts
     *found, more = verdict.issues
     assert {issue.expression for issue in found} == {f"Observation.y[{n}].reference" for n in range(1_000)}
     assert more.rule == "more-issues"

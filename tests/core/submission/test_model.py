@@ -24,7 +24,7 @@ from support.submissions import (
     urn,
 )
 
-from cgm_proxy.core.codec.json_body import decode, encode
+from cgm_proxy.core.codec.json_body import decode
 from cgm_proxy.core.issues import RequestRefused
 from cgm_proxy.core.rest.create_requests import bundle as written
 from cgm_proxy.core.rest.strategy import Strategy
@@ -34,7 +34,6 @@ from cgm_proxy.core.submission.judge import judge, reference_resolver
 from cgm_proxy.core.submission.model import (
     Submission,
     index_by_reference,
-    literal_references,
     operation_bundle,
     submission_from_bundle,
     submission_from_resource,
@@ -124,6 +123,9 @@ def test_only_a_tagged_transaction_is_atomic(kind: str, endpoint: str, expected:
             for wrong in WRONG
             if wrong is not None and not isinstance(wrong, str)
         ],
+        ({"resource": reading(device={"reference": '"' * 255}), "request": {}}, []),
+        ({"resource": reading(device={"reference": '"' * 256}), "request": {}}, ["entry-reference"]),
+        ({"resource": reading(note='"reference":"' * 300), "request": {}}, []),
         ({"resource": reading(), "request": {}, "fullUrl": ""}, []),
         ({"resource": reading(), "request": {}, "fullUrl": None}, []),
     ],
@@ -200,7 +202,7 @@ def test_the_submissions_patient_is_the_one_most_entries_are_about() -> None:
 def test_literal_references_are_found_at_any_depth_and_unescaped(
     resource: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
-    assert literal_references(encode(resource)) == expected
+    assert submitted(entry(resource)).entries[0].references == expected
 
 
 def test_escapes_in_a_reference_and_its_name_are_resolved() -> None:
