@@ -166,7 +166,7 @@ def test_what_a_request_held_is_free_when_it_ends(proxy: Proxy, end: Callable[[P
     assert grown <= GROWTH
 
 
-@pytest.mark.parametrize(("entries", "faults"), [(1, 200_000), (300, 1_100)])
+@pytest.mark.parametrize(("entries", "faults"), [(1, 9_000), (300, 1_100)])
 def test_issues_are_counted_and_not_listed_when_there_are_many(proxy: Proxy, entries: int, faults: int) -> None:
     one = READINGS["entry"][0]
     wrong = {**one, "resource": one["resource"] | {"note": [{}] * faults}}
