@@ -178,8 +178,8 @@ ENTRIES: list[tuple[str, Callable[[dict[str, Any]], Any], str, str]] = [
     (
         "a reference to a resource that is not stored",
         resource(device={"reference": "Device/none-such"}),
-        "400",
-        "upstream-refused",
+        "422",
+        "reference-unknown",
     ),
 ]
 

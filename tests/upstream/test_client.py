@@ -264,7 +264,7 @@ async def test_a_strange_answer_to_a_search_finds_nothing(page: Any) -> None:
         bundle["entry"][1]["request"]["ifNoneExist"] = "status=final"
         bundle["entry"][2]["request"]["ifNoneExist"] = "identifier=a|b"
         found = statuses(await world.submit(bundle, Prefer="return=representation"))
-        assert found[0] == 400  # no such Device
+        assert found[0] == 422  # no such Device
         assert set(found[3:]) == {201}
 
 
