@@ -19,7 +19,7 @@ This docstring is the architecture. `docs/architecture.md` shows it as a page, a
 | reply | verdicts, outcomes | a response Bundle in the entries' order | `core/submission/reply.py` |
 
 `receiver/story.py` tells this story in one function, and `receiver/storing.py` the part from finding duplicates to settling.
-Judging, planning and replying are pure; finding orders, finding duplicates and sending are the only awaits. A submission is
+Judging, planning and replying do no I/O; finding orders, finding duplicates and sending are the only awaits. A submission is
 judged in parts: as soon as it is certain that it is not refused as a whole, parts are sent while later ones are judged.
 
 `receiver/intake.py` takes a submission from its request to its answer, without HTTP. With `Prefer: respond-async`, `jobs/`

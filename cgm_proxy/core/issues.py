@@ -10,6 +10,9 @@ from typing import Literal
 
 from cgm_proxy.core.json_values import JsonObject
 
+#: Seconds after which a client may repeat a request that was refused with 503.
+RETRY_AFTER = 5
+
 #: FHIR's issue severities (https://hl7.org/fhir/R4/valueset-issue-severity.html).
 Severity = Literal["fatal", "error", "warning", "information"]
 
@@ -71,6 +74,11 @@ def refuse(status: int, rule: str, text: str, *, code: str = "invalid", **header
     """
     issue = Issue(rule, text, severity="error", code=code)
     return RequestRefused(status, (issue,), {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def unavailable(rule: str, text: str, *, code: str = "transient") -> RequestRefused:
+    """Return a 503 with Retry-After, for a request that can succeed when it is repeated."""
+    return refuse(503, rule, text, code=code, Retry_After=str(RETRY_AFTER))
 
 
 def at_most(number: int, issues: tuple[Issue, ...]) -> tuple[Issue, ...]:

@@ -6,7 +6,7 @@ that is missed here is found by the conditional create of the entry. Duplicates 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -19,13 +19,18 @@ from cgm_proxy.core.submission.if_none_exist import Parameters, one_identifier, 
 from cgm_proxy.core.submission.outcomes import UNKNOWN, Outcome, Refused, Stored, refused
 from cgm_proxy.core.submission.plan import AcceptedEntry, forged
 from cgm_proxy.observability.metrics import DUPLICATES
-from cgm_proxy.upstream.client import NOT_ALLOWED, REJECTED, SEARCHED, Requester, UpstreamClient
+from cgm_proxy.upstream.client import (
+    CONCURRENT_SEARCHES,
+    NOT_ALLOWED,
+    REJECTED,
+    SEARCHED,
+    Requester,
+    UpstreamClient,
+    search_all,
+)
 
 #: How many entries of a submission are searched for, to find out whether it is sent again.
 PROBES = 32
-
-#: Searches of one submission that run at the same time.
-CONCURRENT_SEARCHES = 4
 
 #: The elements that a search for a condition asks for.
 SHOWN = "identifier,subject,patient"
@@ -91,7 +96,7 @@ class DuplicateFinder:
         self._cache = cache
         self._requester = requester
         self._patient = patient
-        self._searches = asyncio.Semaphore(CONCURRENT_SEARCHES)
+        self._limit = asyncio.Semaphore(CONCURRENT_SEARCHES)
 
     async def find(self, accepted: Sequence[AcceptedEntry]) -> dict[int, Outcome]:
         """Return the outcome of entries, by index, that are stored already or can't be stored.
@@ -163,9 +168,9 @@ class DuplicateFinder:
         unknown = [each for each in entries if each.identity not in known]
         if len(unknown) > PROBES:
             probes = unknown[:: len(unknown) // PROBES]
-            found = await self._stored_if_allowed(probes)
+            found = await self._stored_if_allowed(probes) or {}
             if found and len(probes) < len(unknown):
-                found = await self._stored_if_allowed(unknown)
+                found = await self._stored_if_allowed(unknown) or {}
             DUPLICATES.labels("search").inc(len(found))
             await self._cache.add_stored_entries(found, generation)
             known |= found
@@ -174,37 +179,35 @@ class DuplicateFinder:
     async def _still_stored(self, cached: Sequence[AcceptedEntry]) -> bool | None:
         """Search for a few cached entries: others than this proxy may have deleted them, or restored a backup.
 
-        Return None for a submitter who may not search. It is not answered from the cache, which would tell it what others have
-        stored: its entries are sent, and the upstream decides on them.
+        Return None for a submitter who may not search. The cache would reveal what others have stored, so it is not used: the
+        entries are sent, and the upstream decides on them.
         """
         probes = cached[:: -(-len(cached) // PROBES) or 1]
-        try:
-            return (await self._stored(probes)).keys() >= {each.identity for each in probes}
-        except RequestRefused as refusal:
-            if refusal.status not in NOT_ALLOWED:
-                raise
-            return None
+        found = await self._stored_if_allowed(probes)
+        return None if found is None else found.keys() >= {each.identity for each in probes}
 
-    async def _stored_if_allowed(self, entries: Sequence[AcceptedEntry]) -> dict[str, Stored]:
+    async def _stored_if_allowed(self, entries: Sequence[AcceptedEntry]) -> dict[str, Stored] | None:
+        """Search for entries by identity; return None if the submitter may not search."""
         try:
             return await self._stored(entries)
         except RequestRefused as refusal:
             if refusal.status not in NOT_ALLOWED:
                 raise
-            return {}
+            return None
 
     async def _stored(self, entries: Iterable[AcceptedEntry]) -> dict[str, Stored]:
         """Search for entries that are stored as resources about the patient, by identity."""
-        found = await self._all(
+        searches = (
             partial(self._upstream.stored, resource_type, [e.identity for e in batch], self._patient, self._requester)
             for resource_type, listed in _by_type(entries).items()
             for batch in _batches(listed)
         )
+        found = await search_all(searches, self._limit)
         return {identity: stored for batch in found for identity, stored in batch.items()}
 
     def _outcome(self, holders: Sequence[JsonObject]) -> Outcome:
         """Return the outcome of an entry whose identity these resources have; only those about the patient count."""
-        mine = [each for each in holders if self._upstream.about(each) in {None, self._patient}]
+        mine = [each for each in holders if self._upstream.may_concern(each, self._patient)]
         places = [place for each in mine if (place := location_of(each))]
         return IDENTITY_AMBIGUOUS if len(places) > 1 else places[0] if places else IDENTITY_TAKEN
 
@@ -226,7 +229,7 @@ class DuplicateFinder:
             match matches[resource_type, condition] if condition else CONDITION_INVALID:
                 case Refused() as refusal:
                     outcomes[index] = refusal
-                case [only] if self._upstream.about(only) not in {None, self._patient}:
+                case [only] if not self._upstream.may_concern(only, self._patient):
                     outcomes[index] = CONDITION_OF_ANOTHER
                 case [only] if place := location_of(only):
                     outcomes[index] = place
@@ -242,7 +245,7 @@ class DuplicateFinder:
         others = [condition for condition in listed if condition not in tokens]
         try:
             found: dict[tuple[str, Parameters], Matches] = dict(await self._match_identifiers(tokens))
-            matched = await self._all(partial(self._match, kind, condition) for kind, condition in others)
+            matched = await search_all((partial(self._match, *condition) for condition in others), self._limit)
         except RequestRefused as refusal:
             if refusal.status not in NOT_ALLOWED:
                 raise
@@ -259,7 +262,7 @@ class DuplicateFinder:
         by_type: dict[str, list[str]] = {}
         for (resource_type, _), token in tokens.items():
             by_type.setdefault(resource_type, []).append(token)
-        found = await self._all(
+        searches = (
             partial(
                 self._upstream.search,
                 resource_type,
@@ -270,6 +273,7 @@ class DuplicateFinder:
             for resource_type, listed in by_type.items()
             for batch in _batches(listed)
         )
+        found = await search_all(searches, self._limit)
         by_token: dict[tuple[str, str], dict[str, JsonObject]] = {}
         for resource in (resource for batch in found for resource in batch):
             for identifier in objects(resource.get("identifier")):
@@ -280,7 +284,7 @@ class DuplicateFinder:
         if any(resource["id"] not in matched for batch in found for resource in batch):
             # The server compares tokens differently (case, white space): let it decide on each that seems unmatched.
             unmatched = [key for key, listed in matches.items() if not listed]
-            again = await self._all(partial(self._match, *key) for key in unmatched)
+            again = await search_all((partial(self._match, *key) for key in unmatched), self._limit)
             matches |= {key: listed for key, listed in zip(unmatched, again, strict=True) if isinstance(listed, list)}
         return matches
 
@@ -292,13 +296,6 @@ class DuplicateFinder:
             if refusal.issues[0].rule != REJECTED:
                 raise
             return CONDITION_REJECTED
-
-    async def _all(self, searches: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-        async def limited(search: Callable[[], Awaitable[T]]) -> T:
-            async with self._searches:
-                return await search()
-
-        return await asyncio.gather(*(limited(search) for search in searches))
 
 
 def _by_type(entries: Iterable[AcceptedEntry]) -> dict[str, list[AcceptedEntry]]:

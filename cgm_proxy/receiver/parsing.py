@@ -8,15 +8,12 @@ from threading import Lock
 from cgm_proxy.core.codec import bodies
 from cgm_proxy.core.codec.fhir_xml import FhirXml
 from cgm_proxy.core.codec.json_body import Buffer
-from cgm_proxy.core.issues import refuse
+from cgm_proxy.core.issues import RETRY_AFTER, refuse, unavailable
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission import reader
 from cgm_proxy.observability.stream_stats import StreamStats
 from cgm_proxy.offload import IN_THREAD_BYTES, Throttle
 from cgm_proxy.settings.loading import Settings
-
-#: Seconds after which a client may repeat a request for which there was no room.
-RETRY_AFTER = 5
 
 #: Bytes of memory that each element of a document takes while it is parsed: an empty list takes 80, an object with one member 250,
 #: and both have two of the characters that are counted.
@@ -86,7 +83,7 @@ class BodyParser:
         with self._lock:
             if needed > self._room:
                 text = f"too many large bodies are being read; send this one again in {RETRY_AFTER} seconds"
-                raise refuse(503, "busy", text, code="throttled", Retry_After=str(RETRY_AFTER))
+                raise unavailable("busy", text, code="throttled")
             self._room -= needed
         try:
             yield

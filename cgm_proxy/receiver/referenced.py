@@ -8,6 +8,7 @@ submitter's own authority, and what is stored is the reference to the resource t
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from cgm_proxy.core.issues import RequestRefused
@@ -15,16 +16,13 @@ from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.core.submission.if_none_exist import parameters
 from cgm_proxy.core.submission.model import Submission
 from cgm_proxy.core.submission.references import PATIENT_ELEMENTS, belongs_to, conditionals, literals
-from cgm_proxy.upstream.client import NOT_ALLOWED, REJECTED, Requester, UpstreamClient
+from cgm_proxy.upstream.client import CONCURRENT_SEARCHES, NOT_ALLOWED, REJECTED, Requester, UpstreamClient, search_all
 
 #: The number of stored resources that one submission may reference; one search finds 200 of them.
 LITERALS = 1000
 
 #: The number of conditional references that one submission may have; each is a search.
 CONDITIONALS = 50
-
-#: Conditional references that are searched for at the same time.
-CONCURRENT_SEARCHES = 4
 
 #: The types whose content a verdict or an identity depends on. Of others, only the patient is read.
 READ_WHOLE = frozenset({"Observation", "Device", "DiagnosticReport"})
@@ -86,7 +84,6 @@ def _literal(resource: JsonObject) -> str:
 
 async def _matches(references: Sequence[str], upstream: UpstreamClient, requester: Requester) -> dict[str, JsonObject]:
     """Search for conditional references; return the resource of each that matches exactly one."""
-    searches = asyncio.Semaphore(CONCURRENT_SEARCHES)
 
     async def match(reference: str) -> list[JsonObject]:
         resource_type = reference.partition("?")[0]
@@ -94,12 +91,12 @@ async def _matches(references: Sequence[str], upstream: UpstreamClient, requeste
         if condition is None:
             return []
         try:
-            async with searches:
-                return await upstream.search(resource_type, (*condition, ("_count", "2")), requester, pages=1, own=True)
+            return await upstream.search(resource_type, (*condition, ("_count", "2")), requester, pages=1, own=True)
         except RequestRefused as refusal:
             if refusal.status not in NOT_ALLOWED and refusal.issues[0].rule != REJECTED:
                 raise
             return []
 
-    matches = await asyncio.gather(*map(match, references))
+    limit = asyncio.Semaphore(CONCURRENT_SEARCHES)
+    matches = await search_all((partial(match, reference) for reference in references), limit)
     return {reference: found[0] for reference, found in zip(references, matches, strict=True) if len(found) == 1}

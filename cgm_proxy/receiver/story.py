@@ -1,10 +1,10 @@
 """The story of a submission: find orders → judge → find duplicates → plan → send → settle → reply.
 
-Judging, planning and replying are pure; finding orders, finding duplicates and sending are the only awaits.
+Judging, planning and replying do no I/O; finding orders, finding duplicates and sending are the only awaits.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ class Receiver:
             stored_form = as_stored(context.resolved_references, self._localize)
             planner = Planner(submission, settings.limits.atomic_entries, stored_form)
             storing = Storing(submission, context, planner, delivery, cache)
-            async with aclosing(_one_ahead(self._judge(judge, context, deadline))) as parts_in_order:
+            async with aclosing(_one_ahead(self._judge(judge, context, stored_form, deadline))) as parts_in_order:
                 outcomes = await storing.store(parts_in_order)
         if not judge.is_complete:
             raise RequestRefused(503, (UNJUDGED,))
@@ -164,7 +164,7 @@ class Receiver:
         return await self._cache.orders(patient, requester.credentials, search)
 
     async def _judge(
-        self, judge: IncrementalJudge, context: JudgingContext, deadline: float
+        self, judge: IncrementalJudge, context: JudgingContext, stored_form: Callable[[str], str], deadline: float
     ) -> AsyncGenerator[Part, None]:
         """Yield the judged parts; none before it is certain that the submission is not refused as a whole.
 
@@ -172,7 +172,6 @@ class Receiver:
         """
         submission = judge.submission
         resolve = reference_resolver(submission, context.stored_resources)
-        stored_form = as_stored(context.resolved_references, self._localize)
         throttle = Throttle(self._stats, self._turns, submission.patient)
         first: Mapping[int, AcceptedEntry] | None = None
 

@@ -13,13 +13,13 @@ from aiohttp import web
 
 from cgm_proxy.core.codec import json_body
 from cgm_proxy.core.codec.bodies import Format
-from cgm_proxy.core.issues import RequestRefused, refuse
+from cgm_proxy.core.issues import RequestRefused, refuse, unavailable
 from cgm_proxy.core.submission import async_pattern
 from cgm_proxy.jobs.job_queue import JobQueue, owner_hash
 from cgm_proxy.jobs.sqlite_store import JobStatus, StoreFailed, StoreFull
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionRequest, SubmissionResponse
-from cgm_proxy.server.fhir_responses import FhirResponses, content_type, response_format, unavailable
+from cgm_proxy.server.fhir_responses import FhirResponses, content_type, response_format
 from cgm_proxy.server.peers import Replicas
 from cgm_proxy.upstream.client import Requester, UpstreamClient
 

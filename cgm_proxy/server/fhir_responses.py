@@ -11,13 +11,10 @@ from aiohttp import web
 from cgm_proxy.core.codec import bodies, json_body
 from cgm_proxy.core.codec.bodies import CONTENT_TYPES, Format
 from cgm_proxy.core.codec.fhir_xml import FhirXml
-from cgm_proxy.core.issues import RequestRefused, operation_outcome, refuse, release_frames
+from cgm_proxy.core.issues import RETRY_AFTER, RequestRefused, operation_outcome, release_frames, unavailable
 from cgm_proxy.core.json_values import JsonObject
 from cgm_proxy.offload import offload
 from cgm_proxy.receiver.intake import SubmissionResponse
-
-#: Seconds after which a client may repeat a request that was refused with 503.
-RETRY_AFTER: Final = 5
 
 #: Values of `_format` that are not media types (https://hl7.org/fhir/R4/http.html#parameters).
 _FORMAT_NAMES: Final[Mapping[str, Format]] = {"json": "json", "xml": "xml"}
@@ -27,11 +24,6 @@ _ANY_TYPE: Final = frozenset({"*/*", "application/*"})
 #: How many media ranges of a request are read; browsers send about ten.
 _MEDIA_RANGES: Final = 64
 _WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
-
-
-def unavailable(rule: str, text: str, *, code: str = "transient") -> RequestRefused:
-    """Return a 503 with Retry-After, for a request that can succeed when it is repeated."""
-    return refuse(503, rule, text, code=code, Retry_After=str(RETRY_AFTER))
 
 
 def busy() -> RequestRefused:

@@ -13,8 +13,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from cgm_proxy.core.issues import unavailable
 from cgm_proxy.core.submission import async_pattern
-from cgm_proxy.server.fhir_responses import unavailable
 from cgm_proxy.settings import loading
 from cgm_proxy.upstream.client import Requester
 

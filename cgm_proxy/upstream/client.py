@@ -5,10 +5,11 @@ writes always use the submitter's.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -43,6 +44,9 @@ NOT_ALLOWED = frozenset({401, 403})
 #: Identities in one search; the form in its body stays below 64 KiB.
 SEARCHED = 200
 
+#: Searches of one submission that run at the same time.
+CONCURRENT_SEARCHES = 4
+
 #: The longest response that is read, in multiples of the largest submission: a representation holds more than what was sent.
 LARGEST = 4
 
@@ -58,6 +62,9 @@ LARGE_BODY = 2**20
 #: The content coding that is asked for. HAPI 8.8 writes an uncompressed response in pieces of some 40 bytes and sends each
 #: piece by itself: a response to 64 creates is 650 of them (60 kB), and reading it takes five times as long as inflating 3 kB.
 CODING = "gzip"
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,7 @@ class UpstreamClient:
             identity: place
             for identity, resources in holders.items()
             for resource in resources
-            if self.about(resource) in {None, patient} and (place := responses.location_of(resource))
+            if self.may_concern(resource, patient) and (place := responses.location_of(resource))
         }
 
     async def holders(
@@ -197,10 +204,10 @@ class UpstreamClient:
                 found.setdefault(identity, []).append(resource)
         return found
 
-    def about(self, resource: JsonObject) -> str | None:
-        """Return the patient whom a stored resource is about, as `Patient/id`."""
+    def may_concern(self, resource: JsonObject, patient: str) -> bool:
+        """Whether a stored resource is about the patient (`Patient/id`), or about nobody."""
         reference = responses.subject_of(resource)
-        return reference and self._localize(reference).partition("/_history/")[0]
+        return reference is None or self._localize(reference).partition("/_history/")[0] == patient
 
     async def metadata(self, query: str, accept: str, requester: Requester) -> tuple[int, Mapping[str, str], bytes]:
         """Request the CapabilityStatement in the submitter's format; return status, header fields and body."""
@@ -280,6 +287,16 @@ class UpstreamClient:
             raise refusal from error
         UPSTREAM_SECONDS.observe(clock() - started)
         return response.status, response.headers, bytes(data)
+
+
+async def search_all(searches: Iterable[Callable[[], Awaitable[T]]], limit: asyncio.Semaphore) -> list[T]:
+    """Carry out searches, as many at the same time as the limit allows; return their results in order."""
+
+    async def limited(search: Callable[[], Awaitable[T]]) -> T:
+        async with limit:
+            return await search()
+
+    return await asyncio.gather(*map(limited, searches))
 
 
 def _require_success(status: int, headers: Mapping[str, str], purpose: str) -> None:

@@ -7,7 +7,6 @@ after which pauses a chunk is sent again. This module carries it out.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from cgm_proxy.cache.backends import PatientLock
 from cgm_proxy.core.rest.reactions import REACTIONS
@@ -138,7 +137,8 @@ class Chunks:
         if existing:
             not_confirmed = await self._delivery.duplicates.not_confirmed([self._plan.creates[i] for i in existing])
             self._ledger.record({**existing, **not_confirmed})
-        for index, refusal in islice(refusals.items(), 1):
+        if refusals:  # one shows it, if entries are refused for the same missing reference
+            index, refusal = next(iter(refusals.items()))
             await self._delivery.gone.learn(refusal, self._sent_references([index]))
 
     def _report(self, retries: Mapping[int, Retry], began: float) -> None:
