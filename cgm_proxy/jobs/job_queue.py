@@ -1,6 +1,6 @@
 """The queue of kept submissions: stored first, then worked on a few at a time, whatever happens to the process meanwhile.
 
-A submission is on the disk before its submitter is told that it was accepted. After a crash the next start works on it
+A submission is on the disk before the proxy answers that it was accepted. After a crash the next start works on it
 again. That stores nothing twice upstream, because each create is conditional on its entry's identity; entries that the
 first attempt created answer 200 instead of 201. A regular stop lets the jobs in progress end, within a time limit, and
 leaves the others to the next start.

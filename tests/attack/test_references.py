@@ -1,5 +1,7 @@
-"""References that would store something under the wrong patient, link to another patient's data, tell whether it exists, or
-cost the upstream hundreds of requests."""
+"""Attacks by references: the wrong patient, links to another patient's data, finding out what exists, and cost.
+
+None of them may be stored, reveal whether a resource exists, or take hundreds of requests to the upstream.
+"""
 
 from copy import deepcopy
 from typing import Any

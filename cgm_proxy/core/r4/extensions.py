@@ -34,7 +34,7 @@ def misplaced(url: str, allowed: Collection[str], contexts: frozenset[str]) -> F
 def extension_faults(
     definition: ExtensionDefinition, data: JsonObject, contexts: frozenset[str], *, modifier: bool
 ) -> Iterator[Fault]:
-    """Yield the faults of an extension by its definition; `modifier` tells whether it is among the modifier extensions."""
+    """Yield the faults of an extension by its definition; `modifier` is whether it is a modifier extension."""
     allowed = [context.partition(":")[2] for context in definition.contexts]
     if fault := misplaced(definition.url, allowed, contexts):
         yield fault

@@ -80,7 +80,7 @@ class UpstreamRefusal(msgspec.Struct, frozen=True, gc=False):
         )
 
     def as_refused(self) -> Refused:
-        """Return what the submitter is told: the server's words, cut short, without the status of a redirect."""
+        """Return the refusal for the submitter, with the server's words, shortened; a redirect becomes 502."""
         texts = [issue.get("diagnostics") for issue in objects(self.outcome.get("issue"))]
         given = [text for text in texts if isinstance(text, str)] or ["it gave no reason"]
         issues = [

@@ -136,7 +136,8 @@ def _value_and_unit(resource: JsonObject) -> tuple[str, str] | None:
 def _device_key(resource: JsonObject, scope: IdentityScope) -> str:
     """Return what identifies a reading's device, however it is named; "" without a device.
 
-    A device that nothing identifies is told apart by its content if it is contained, otherwise by what the reference means.
+    A device without serial number and identifier is identified by its content if it is contained, and otherwise by what the
+    reference means.
     """
     element = resource.get("device")
     if not isinstance(element, dict) or not element:
