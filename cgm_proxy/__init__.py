@@ -78,7 +78,7 @@ A fault of one entry is a value (`Issue` in `core/issues.py`); an exception (`Re
 
 | to add | goes to |
 |---|---|
-| a version of the guide (dialect) | rows in `core/submission/dialects.py` and `sandbox/simulation/`, a folder in `rules/`, no branch |
+| a version of the guide (dialect) | rows in `core/submission/dialects.py` and `sandbox/simulation/`, and a folder in `rules/` |
 | a rule | YAML with its samples in `rules/`; a hospital's own beside them |
 | a policy about orders | a field in `settings/sections.py` and a finding in `core/submission/order_policies.py` |
 | a way to send entries, or to create each once | a row in `core/rest/strategy.py` |
